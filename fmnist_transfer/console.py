@@ -1,0 +1,157 @@
+"""What a user sees in the terminal, and the frame every command runs in. Imports no torch and no mlflow.
+
+A command is `run_command(Settings, main)`: parse the flags of a dataclass, call `main(settings)`, turn a `UserError`
+into its one line and its exit status.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fmnist_transfer.errors import StoreError, UsageError, UserError
+
+
+class CommandSettings(Protocol):
+    """What every command's settings hold."""
+
+    debug: bool
+
+
+S = TypeVar("S", bound=CommandSettings)
+
+
+def run_command(settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None) -> int:
+    """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
+
+    Args:
+        settings_type: a dataclass whose fields are the flags and whose field docstrings are their help; it checks its
+            values in `__post_init__` by raising UsageError.
+        module: what the user calls after `python -m`.
+    """
+    import tyro
+
+    debug = "--debug" in (sys.argv[1:] if args is None else args)
+    try:
+        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=settings_type.__doc__, args=args)
+        _quiet_libraries()
+        return main(settings)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except Exception as error:  # whatever else went wrong is one line too
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}. Finished work is kept; --debug shows where.", file=sys.stderr)
+        return UserError.exit_status
+
+
+def _quiet_libraries() -> None:
+    """Before mlflow is imported: no telemetry unless the user turned it on, and no word of its internals."""
+    if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def check_range(flag: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise UsageError unless low <= value <= high (NaN never is)."""
+    if not low <= value <= high:
+        allowed = f"{low} or more" if high == float("inf") else f"{low} to {high}"
+        raise UsageError(f"{flag} {value}: must be {allowed}")
+
+
+def check_distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raise UsageError for an empty or a repeating list."""
+    if not values:
+        raise UsageError(f"{flag}: give at least one value")
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise UsageError(f"{flag}: {', '.join(repeated)} is given twice")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Plain aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        say("  ".join(cells).rstrip())
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 05 s`, `1 h 02 min`."""
+    minutes, s = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+class Progress:
+    """A bar with the time left on a terminal; silent elsewhere. A context manager."""
+
+    def __init__(self, what: str, total: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        console = Console(stderr=True)
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=total, note="")
+        self._running: dict[object, float] = {}
+        self._done = 0
+
+    def __enter__(self) -> "Progress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def working(self, task: object, share: float, note: str) -> None:
+        """`task` is under way: `share` in [0, 1] of it is done."""
+        self._running[task] = share
+        self._update(note)
+
+    def finished(self, task: object, note: str = "") -> None:
+        self._running.pop(task, None)
+        self._done += 1
+        self._update(note)
+
+    def _update(self, note: str) -> None:
+        self._progress.update(self._task, completed=self._done + sum(self._running.values()), note=note)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write `result` atomically. Numbers that are not finite become null. Raises StoreError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
+            json.dump(result, stream, indent=2, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; the runs themselves are in the store") from error

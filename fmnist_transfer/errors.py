@@ -1,0 +1,51 @@
+"""The errors a user meets, each with the exit status of its kind.
+
+A `UserError` is printed as its message alone (no traceback without `--debug`). Every message says what failed,
+which object, what survives, and what to do.
+"""
+
+import signal
+
+
+class UserError(Exception):
+    """Base of everything a command reports in one line; 1: finished, but some cells or trials failed."""
+
+    exit_status = 1
+
+
+class UsageError(UserError):
+    """A flag has a value that cannot work."""
+
+    exit_status = 2
+
+
+class DataError(UserError):
+    """Fashion-MNIST is missing, truncated or altered."""
+
+    exit_status = 3
+
+
+class ModelError(UserError):
+    """A model is unknown, malformed, or does not fit."""
+
+    exit_status = 3
+
+
+class StoreError(UserError):
+    """The tracking store or the study database cannot be used."""
+
+    exit_status = 4
+
+
+class BusyError(UserError):
+    """Another process owns this sweep or this study."""
+
+    exit_status = 5
+
+
+class Interrupted(UserError):
+    """A signal ended the work; finished work is kept."""
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT):
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

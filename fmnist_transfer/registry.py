@@ -1,0 +1,270 @@
+"""Save, register, resolve and load CNN2 models in MLflow's registry.
+
+    version = register(store, run_id, "cnn2", RegisteredModel(...), tags={...}, description="...")
+    model = load(store, resolve(store, "models:/cnn2/best"))
+
+What MLflow serves is a `pt2` program. What this package loads is `weights.safetensors` and `cnn2.json` beside it and
+nothing else: nothing from a registry is ever unpickled, imported or run.
+"""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import safetensors.torch
+import torch
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.types import Schema, TensorSpec
+
+from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
+from fmnist_transfer.errors import ModelError
+from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.split import Split
+from fmnist_transfer.tracking import Store, masked
+
+BEST = "best"
+FORMAT = 1
+WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
+MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network as it passes from the search to the sweep."""
+
+    spec: CNN2Spec
+    recipe: Recipe
+    split: Split
+    """The network was trained on `split.source`."""
+    state: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+    """Where it comes from and how good it is: study, scores, seed, data sha256. Plain JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "spec": self.spec.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "split": str(self.split),
+            "source_classes": list(self.split.source),
+            "pixel_mean": PIXEL_MEAN,
+            "pixel_std": PIXEL_STD,
+            "weights_digest": weights_digest(self.state),
+            "facts": self.facts,
+        }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model URI stands for, pinned so that it cannot change half-way."""
+
+    asked: str
+    pinned: str
+    """`models:/NAME/VERSION`, or `models:/MODEL_ID` for a model without a version."""
+    location: str
+    """Of its artifacts."""
+
+
+def register(
+    store: Store, run_id: str, name: str, model: TrainedModel, *, tags: dict[str, Any], description: str
+) -> ModelVersion:
+    """Log `model` to the run and register it as the next version of `name`. The alias is moved by `set_best`."""
+    network = CNN2(model.spec)
+    network.load_state_dict(model.state)
+    network.eval()  # a module exported in training mode would keep its dropout for ever
+    images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("float32"), (-1, 1, IMAGE_SIZE, IMAGE_SIZE))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, model.spec.n_classes))]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights, spec_file = Path(folder) / WEIGHTS_FILE, Path(folder) / SPEC_FILE
+        safetensors.torch.save_file({key: value.contiguous() for key, value in model.state.items()}, weights)
+        content = model.to_dict() | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        spec_file.write_text(json.dumps(content, indent=2))
+        info = mlflow.pytorch.log_model(
+            network,
+            name=name,
+            run_id=run_id,
+            signature=signature,
+            input_example=images,
+            serialization_format="pt2",
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+            extra_files=[str(weights), str(spec_file)],
+            metadata=content,
+            params={f"spec.{key}": value for key, value in model.spec.to_dict().items()}
+            | {f"recipe.{key}": value for key, value in model.recipe.to_dict().items()}
+            | {"split": str(model.split)},
+        )
+    if name not in {found.name for found in store.client.search_registered_models(f"name = '{name}'")}:
+        store.client.create_registered_model(
+            name,
+            description=f"CNN2 trained on Fashion-MNIST classes {model.split.source}. Load it with "
+            f"`python -m sweeps.transfer --model-uri models:/{name}/{BEST}`.",
+        )
+    return store.client.create_model_version(
+        name,
+        info.model_uri,
+        run_id,
+        tags={key: str(value) for key, value in tags.items()},
+        description=description,
+        model_id=info.model_id,
+    )
+
+
+def best_version(store: Store, name: str) -> ModelVersion | None:
+    """The version that alias `best` of `name` points to."""
+    try:
+        return store.client.get_model_version_by_alias(name, BEST)
+    except MlflowException:
+        return None
+
+
+def set_best(store: Store, version: ModelVersion) -> None:
+    store.client.set_registered_model_alias(version.name, BEST, version.version)
+
+
+def resolve(store: Store, uri: str) -> Reference:
+    """Find the model that `uri` names and pin it.
+
+    Takes `models:/NAME/ALIAS` (which MLflow itself reads as a stage), `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
+    `models:/NAME/latest`, `models:/MODEL_ID` and `runs:/RUN_ID/NAME`. Raises ModelError, saying what there is.
+    """
+    scheme, _, rest = uri.partition(":/")
+    try:
+        if scheme == "runs" and rest.count("/") == 1:
+            return _resolve_run(store, uri, *rest.split("/"))
+        if scheme == "models" and rest.startswith("m-") and "/" not in rest:
+            return Reference(uri, uri, store.client.get_logged_model(rest).artifact_location)
+        name, _, suffix = rest.replace("@", "/", 1).partition("/")
+        if scheme == "models" and name and suffix and "/" not in suffix:
+            return _resolve_version(store, uri, name, suffix)
+    except MlflowException as error:
+        raise ModelError(f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}") from error
+    raise ModelError(
+        f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME. "
+        f"{_known(store)}"
+    )
+
+
+def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Reference:
+    versions = {v.version: v for v in store.client.search_model_versions(f"name = '{name}'")}
+    number = suffix
+    if suffix == "latest":
+        number = max(versions, key=int, default="")
+    elif not suffix.isdecimal():
+        aliases = store.client.get_registered_model(name).aliases if versions else {}
+        if suffix not in aliases:
+            raise ModelError(
+                f"no alias {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}; "
+                "run python -m tuning.search first"
+            )
+        number = aliases[suffix]
+    version = {str(key): value for key, value in versions.items()}.get(str(number))
+    if version is None:
+        raise ModelError(f"no version {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}")
+    model_id = version.model_id or str(version.source).removeprefix("models:/")
+    return Reference(uri, f"models:/{name}/{version.version}", store.client.get_logged_model(model_id).artifact_location)
+
+
+def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
+    experiment = store.client.get_run(run_id).info.experiment_id
+    models = store.client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{name}'")
+    if not models:
+        raise ModelError(f"run {run_id} has no model {name!r}. {_known(store)}")
+    return Reference(uri, models[0].model_uri, models[0].artifact_location)
+
+
+def _known(store: Store) -> str:
+    """Every model with its versions and aliases, in one phrase."""
+    models = []
+    for model in store.client.search_registered_models():
+        versions = sorted(int(v.version) for v in store.client.search_model_versions(f"name = '{model.name}'"))
+        aliases = store.client.get_registered_model(model.name).aliases
+        models.append(
+            f"{model.name} (versions {', '.join(map(str, versions)) or 'none'}; "
+            f"aliases {', '.join(f'{alias} -> {number}' for alias, number in aliases.items()) or 'none'})"
+        )
+    return f"Known: {'; '.join(models) or 'no model'}"
+
+
+def load(reference: Reference) -> TrainedModel:
+    """Read the two files of the model, check size, digests, names, shapes, types and finiteness.
+
+    Raises ModelError for anything that is not as `register` writes it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        content = _read_json(_fetch(reference, SPEC_FILE, Path(folder)), reference)
+        weights = _fetch(reference, WEIGHTS_FILE, Path(folder)).read_bytes()
+    try:
+        if content["format"] != FORMAT:
+            raise ModelError(f"{reference.pinned} has format {content['format']!r}; this version reads {FORMAT}")
+        found = hashlib.sha256(weights).hexdigest()
+        if found != content["weights_sha256"]:
+            raise ModelError(
+                f"{reference.pinned}: {WEIGHTS_FILE} has sha256 {found}, expected {content['weights_sha256']}"
+            )
+        spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
+        split = Split(tuple(content["source_classes"]))
+        if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
+            raise ModelError(f"{reference.pinned}: its network would not fit into {WEIGHTS_FILE}'s limit")
+        state = safetensors.torch.load(weights)
+        facts = dict(content["facts"])
+    except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{reference.pinned} is not a CNN2 model as this package writes it: {error!r}") from error
+    check_state(state, spec, reference.pinned)
+    return TrainedModel(spec, recipe, split, state, facts)
+
+
+def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
+    """Raise ModelError unless `state` fits the spec's network exactly: a listing of what is missing (-) or extra (+)."""
+    with torch.device("meta"):
+        wanted = {name: _describe(tensor) for name, tensor in CNN2(spec).state_dict().items()}
+    found = {name: _describe(tensor) for name, tensor in state.items()}
+    if wanted != found:
+        missing = [f"- {name} {shape}" for name, shape in wanted.items() if found.get(name) != shape]
+        extra = [f"+ {name} {shape}" for name, shape in found.items() if wanted.get(name) != shape]
+        raise ModelError(f"the weights of {what} do not fit its network:\n" + "\n".join(missing + extra))
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{what}: {name} holds NaN or infinite values")
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _fetch(reference: Reference, name: str, folder: Path) -> Path:
+    path = f"{FILES_FOLDER}/{name}"
+    try:
+        repository = get_artifact_repository(reference.location)
+        sizes = {file.path: file.file_size or 0 for file in repository.list_artifacts(FILES_FOLDER)}
+        if path not in sizes:
+            raise ModelError(
+                f"{reference.pinned} has no {path} in {masked(reference.location)}: it was not registered by this package, "
+                "or its files were moved or deleted"
+            )
+        if sizes[path] > MAX_BYTES[name]:
+            raise ModelError(f"{reference.pinned}: {name} has {sizes[path]} bytes, more than {MAX_BYTES[name]}")
+        return Path(repository.download_artifacts(path, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise ModelError(f"cannot read {path} of {reference.pinned}: {error}") from error
+
+
+def _read_json(path: Path, reference: Reference) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{reference.pinned}: {SPEC_FILE} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{reference.pinned}: {SPEC_FILE} holds no object")
+    return content

@@ -1,0 +1,34 @@
+"""One independent random stream per purpose, derived from (root seed, replicate, purpose) and from nothing else.
+
+Neither the fraction, the init, the order of the cells nor the worker enters, so that within a replicate every init
+sees the same subset, classifier, batch order, augmentation and dropout.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout"]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one replicate.
+
+    Args:
+        root_seed: what the user's `--seed` sets.
+        replicate: 0-based number of the set of draws.
+    """
+
+    root_seed: int
+    replicate: int = 0
+
+    def seed(self, purpose: Purpose) -> int:
+        """A 63-bit seed."""
+        text = f"{self.root_seed}/{self.replicate}/{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def generator(self, purpose: Purpose, device: torch.device | str = "cpu") -> torch.Generator:
+        return torch.Generator(device).manual_seed(self.seed(purpose))

@@ -1,0 +1,63 @@
+"""Which five classes are the source half (FMNIST-2) and which the target half (FMNIST-1). Imports no torch."""
+
+from dataclasses import dataclass
+
+from fmnist_transfer.errors import UsageError
+
+CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_NAMED = {"0-4": "01234", "5-9": "56789", "even": "02468", "odd": "13579"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Two disjoint halves of the ten classes, each five digits in ascending order.
+
+    Labels of a half are renumbered 0-4 in this order. `str(split)` is the canonical form: `01234/56789`.
+    """
+
+    source: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.source)) != 5 or not set(self.source) <= set(range(10)):
+            raise UsageError(f"a half is five different classes of 0-9, not {self.source}")
+        object.__setattr__(self, "source", tuple(sorted(self.source)))
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(10)) - set(self.source)))
+
+    @property
+    def suffix(self) -> str:
+        """What model and study names carry for this split: nothing for the default, else `-s56789`."""
+        return "" if self == DEFAULT_SPLIT else "-s" + digits(self.source)
+
+    def __str__(self) -> str:
+        return f"{digits(self.source)}/{digits(self.target)}"
+
+
+DEFAULT_SPLIT = Split((0, 1, 2, 3, 4))
+
+
+def digits(classes: tuple[int, ...]) -> str:
+    return "".join(map(str, classes))
+
+
+def parse_split(text: str) -> Split:
+    """Read SOURCE/TARGET: `0-4/5-9`, `5-9/0-4`, `even/odd`, `odd/even`, ten digits `01234/56789`, or `random:S`.
+
+    `random:S` takes the first five of a permutation of 0-9 seeded with S as the source. Raises UsageError.
+    """
+    problem = UsageError(
+        f"--split {text}: write SOURCE/TARGET with all ten classes, such as 0-4/5-9, even/odd, 01234/56789, or random:S"
+    )
+    kind, colon, seed = text.partition(":")
+    if kind == "random" and colon:
+        if not seed.isdecimal():
+            raise problem
+        import numpy as np  # 0.1 s: only this form needs it
+
+        return Split(tuple(int(c) for c in np.random.default_rng(int(seed)).permutation(10)[:5]))
+    halves = [_NAMED.get(half, half) for half in text.split("/")]
+    if len(halves) != 2 or sorted("".join(halves)) != list("0123456789") or len(halves[0]) != 5:
+        raise problem
+    return Split(tuple(map(int, halves[0])))
