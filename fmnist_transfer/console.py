@@ -57,6 +57,7 @@ def _quiet_libraries() -> None:
     if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

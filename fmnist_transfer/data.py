@@ -7,6 +7,7 @@
 Pixels stay uint8 until a batch is on its device.
 """
 
+import dataclasses
 import hashlib
 import os
 import struct
@@ -76,6 +77,10 @@ class Half:
     test: Examples
     data_sha256: str
     """Of the four files together."""
+
+    def to(self, device: torch.device | str) -> Self:
+        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return dataclasses.replace(self, **parts)
 
     def share_memory(self) -> Self:
         for examples in (self.train, self.val, self.test):

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from fmnist_transfer.seeding import Streams
+
 IMAGE_SIZE = 28
 CLASSIFIER = "fc3"
 
@@ -107,6 +109,14 @@ class CNN2(nn.Module):
     def reset_classifier(self, generator: torch.Generator) -> None:
         """Draw the classifier anew and leave everything else, buffers included, as it is."""
         _reset(self.get_submodule(CLASSIFIER), generator)
+
+
+def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
+    """A network drawn from the streams `trunk` and `classifier`."""
+    network = CNN2(spec)
+    network.reset_trunk(streams.generator("trunk"))
+    network.reset_classifier(streams.generator("classifier"))
+    return network
 
 
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:

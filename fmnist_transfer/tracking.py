@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fmnist_transfer.data import Half
+    from fmnist_transfer.training import Epoch, Result
 
 TUNING, TRANSFER = "fmnist-tuning", "fmnist-transfer"  # experiments
 PROJECT = Path(__file__).resolve().parent.parent
@@ -278,6 +279,27 @@ def _probe(uri: str) -> None:
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise StoreError(f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again") from error
+
+
+def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
+    """The epoch curves of a training, step = epoch."""
+    return [
+        row
+        for e in epochs
+        for row in (
+            ("train/loss", e.train_loss, e.epoch),
+            ("val/loss", e.val_loss, e.epoch),
+            ("val/accuracy", e.val_accuracy, e.epoch),
+            ("learning_rate", e.learning_rate, e.epoch),
+            ("epoch_seconds", e.seconds, e.epoch),
+        )
+    ]
+
+
+def score_rows(result: "Result") -> list[MetricRow]:
+    """`final/...`, `best/...` and `test/...` of a finished training, one value each."""
+    groups = result.to_dict().items()
+    return [(f"{group}/{key}", value, 0) for group, scores in groups for key, value in scores.items()]
 
 
 @functools.cache

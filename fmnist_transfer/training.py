@@ -4,17 +4,19 @@ Examples and a `Recipe` in, a `History` out, the network trained in place; each 
 nothing of MLflow, Optuna or command lines, and uses no global random state.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmnist_transfer.augmentation import augment, normalise
-from fmnist_transfer.data import Examples
+from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
@@ -65,6 +67,34 @@ class History:
     @property
     def best(self) -> Epoch:
         return self.epochs[self.best_epoch - 1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training: its history, and the scores of the final and of the best epoch's weights.
+
+    `final` and `best` hold `train` (evaluation mode, the training subset) and `val`; `test` is of the final weights.
+    """
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    final: dict[str, Scores]
+    best: dict[str, Scores]
+    test: Scores
+    final_state: State
+    seconds: float
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """`final`, `best` and `test` as plain numbers: train_loss, train_accuracy, val_loss, val_accuracy, epoch."""
+        return {
+            "final": _flat(self.final) | {"epoch": self.epochs[-1].epoch},
+            "best": _flat(self.best) | {"epoch": self.best_epoch},
+            "test": dataclasses.asdict(self.test),
+        }
+
+
+def _flat(scores: dict[str, Scores]) -> dict[str, float]:
+    return {f"{part}_{key}": value for part, s in scores.items() for key, value in dataclasses.asdict(s).items()}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -162,6 +192,27 @@ def fit(
     return History(tuple(epochs), best_epoch, best_state)
 
 
+def fit_and_score(network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any) -> Result:
+    """`fit` on the device of `train`, then score once: training subset and validation at both epochs, test at the end.
+
+    Args:
+        half: whose validation and test images are scored; on the same device.
+        options: those of `fit`.
+    """
+    start = time.perf_counter()
+    history = fit(network, train, half.val, recipe, streams, **options)
+    final_state = copy_state(network)
+    final = {"train": evaluate(network, train), "val": Scores(history.final.val_loss, history.final.val_accuracy)}
+    test = evaluate(network, half.test)
+    best = final
+    if history.best_epoch != len(history.epochs):
+        network.load_state_dict(history.best_state)
+        best = {"train": evaluate(network, train), "val": Scores(history.best.val_loss, history.best.val_accuracy)}
+        network.load_state_dict(final_state)
+    seconds = time.perf_counter() - start
+    return Result(history.epochs, history.best_epoch, final, best, test, final_state, seconds)
+
+
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
@@ -197,7 +248,8 @@ def evaluate(network: nn.Module, examples: Examples) -> Scores:
     """Mean cross-entropy and accuracy over all of `examples`, without smoothing, dropout or augmentation."""
     logits = predict(network, examples)
     loss = F.cross_entropy(logits, examples.labels)
-    return Scores(float(loss), float((logits.argmax(1) == examples.labels).float().mean()))
+    n_correct = int((logits.argmax(1) == examples.labels).sum())
+    return Scores(float(loss), n_correct / len(examples))
 
 
 @torch.no_grad()

@@ -1,0 +1,45 @@
+"""The plan of a sweep as plain data: cells, and the order in which they run. Imports no torch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Init = Literal["pretrained", "random"]
+INITS: tuple[Init, ...] = get_args(Init)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training run: `percent` of the target's training images, a way to start, a set of random draws."""
+
+    percent: int
+    init: Init
+    replicate: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.init} {self.percent:03d}% r{self.replicate}"
+
+
+def cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
+    """Breadth first: a replicate of every cell before the next one; coarse to fine; the inits of a pair together."""
+    return [
+        Cell(percent, init, replicate)
+        for replicate in range(n_replicates)
+        for percent in coarse_to_fine(percents)
+        for init in inits
+    ]
+
+
+def coarse_to_fine(percents: Iterable[int]) -> list[int]:
+    """Largest, smallest, then the middles of ever smaller parts: 100, 5, 50, 25, 75 ..."""
+    ordered = sorted(percents)
+    order = [ordered[-1], *ordered[:1]] if len(ordered) > 1 else ordered[:]
+    parts = [(0, len(ordered) - 1)]
+    while parts:
+        low, high = parts.pop(0)
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(ordered[middle])
+            parts += [(low, middle), (middle, high)]
+    return order

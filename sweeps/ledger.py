@@ -1,0 +1,111 @@
+"""Which cell is done, and what to redo: the sweep's parent run is its ledger.
+
+A run's params are write-once, so a cell is claimed by creating its run and then logging param `cell.KEY.ATTEMPT` =
+run id on the parent. Only the run that a cell's highest attempt names counts, and only if it is FINISHED, which is set
+last. Everything is read back from the store; nothing else remembers.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.entities import Run
+
+from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows
+from fmnist_transfer.training import Result
+from sweeps.grid import Cell
+from sweeps.table import Row
+
+DIVERGED = "Diverged"  # would diverge again, so it is not redone
+
+
+def identity_key(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits, equal for equal contents in any order."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """The ledger of one sweep. The caller owns the sweep, so runs that still count as RUNNING died.
+
+    Args:
+        identity: all that a cell's result depends on but fraction, init and replicate; the params of the parent.
+        name: of the parent run where it has to be created.
+        tags: of the parent, set anew each time (which model was asked for, which grid).
+    """
+
+    def __init__(self, store: Store, identity: Mapping[str, Any], *, name: str, tags: Mapping[str, Any]):
+        self._store = store
+        self._identity = dict(identity)
+        self.key = identity_key(identity)
+        parents = store.find(TRANSFER, role="sweep", sweep_key=self.key)
+        if parents:
+            self.run_id = str(parents[-1].info.run_id)
+            store.reopen(self.run_id)
+            store.log(self.run_id, tags=tags)
+        else:
+            all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
+            self.run_id = store.start(TRANSFER, name, params=identity, tags=all_tags)
+        self._attempts = self._read_attempts()
+        self._runs = {str(run.info.run_id): run for run in store.find(TRANSFER, role="cell", parent=self.run_id)}
+        for run_id, run in self._runs.items():
+            if run.info.status == "RUNNING":
+                store.end(run_id, "KILLED")
+
+    def _read_attempts(self) -> dict[str, tuple[int, str]]:
+        """Cell key -> its highest attempt and the run that this names."""
+        attempts: dict[str, tuple[int, str]] = {}
+        for param, run_id in self._store.client.get_run(self.run_id).data.params.items():
+            if param.startswith("cell."):
+                _, cell_key, number = param.split(".")
+                attempts[cell_key] = max(attempts.get(cell_key, (0, "")), (int(number), run_id))
+        return attempts
+
+    def cell_key(self, cell: Cell, n_train: int) -> str:
+        """The images count, not the percent they were written as."""
+        what = {"sweep": self.key, "n_train": n_train, "init": cell.init, "replicate": cell.replicate}
+        return identity_key(what)
+
+    def row(self, cell: Cell, n_train: int) -> Row:
+        """What the ledger knows of the cell; status `open` if it has to be run."""
+        _, run_id = self._attempts.get(self.cell_key(cell, n_train), (0, ""))
+        run = self._runs.get(run_id)
+        status = "open"
+        if run is not None and run.info.status == "FINISHED":
+            status = "finished"
+        elif run is not None and run.data.tags.get("reason", "").startswith(DIVERGED):
+            status = "failed"
+        scores = run.data.metrics if run is not None and status == "finished" else {}
+        return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
+
+    def claim(self, cell: Cell, n_train: int) -> str:
+        """Create the cell's run and name it in the ledger; the run's id."""
+        key = self.cell_key(cell, n_train)
+        attempt = self._attempts.get(key, (0, ""))[0] + 1
+        labels = {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate}
+        params = self._identity | labels | {"n_train": n_train}
+        tags = labels | {"role": "cell", "parent": self.run_id, "cell_key": key, "attempt": attempt}
+        run_id = self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
+        self._store.log(self.run_id, params={f"cell.{key}.{attempt}": run_id})
+        self._attempts[key] = (attempt, run_id)
+        return run_id
+
+    def finish(self, run_id: str, result: Result, weights_digest: str) -> None:
+        """Log every result in one batch, then FINISHED."""
+        rows = [*curve_rows(result.epochs), *score_rows(result), ("seconds", result.seconds, 0)]
+        self._store.log(run_id, metrics=rows, tags={"weights_digest": weights_digest})
+        self._end(run_id, "FINISHED")
+
+    def fail(self, run_id: str, reason: str) -> None:
+        self._store.log(run_id, tags={"reason": reason[:5_000]})
+        self._end(run_id, "FAILED")
+
+    def interrupt(self, run_id: str) -> None:
+        self._end(run_id, "KILLED")
+
+    def _end(self, run_id: str, status: str) -> None:
+        self._store.end(run_id, status)
+        self._runs[run_id] = self._store.client.get_run(run_id)
+
+
+GROUPS = ("final", "best", "test")

@@ -1,0 +1,57 @@
+"""Figures of a search: optimisation history, parameter importances, slices, expected best against trials."""
+
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optuna.visualization.matplotlib as optuna_figures
+from matplotlib.figure import Figure
+from optuna import Study
+from optuna.trial import TrialState
+
+FEWEST_TRIALS = 4  # completed ones, below which there is nothing to show
+
+
+def search_figures(study: Study) -> dict[str, Figure]:
+    """File name -> figure; empty with fewer than four completed trials."""
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(completed) < FEWEST_TRIALS:
+        return {}
+    figures = {"figures/expected_best.png": expected_best_figure([trial.value or 0.0 for trial in completed])}
+    for name, plot in (
+        ("history", optuna_figures.plot_optimization_history),
+        ("importances", optuna_figures.plot_param_importances),
+        ("slices", optuna_figures.plot_slice),
+    ):
+        axes = plot(study)
+        figure = (axes if isinstance(axes, matplotlib.axes.Axes) else np.asarray(axes).flat[0]).figure
+        if name == "slices":
+            figure.set_size_inches(2.6 * len(figure.axes), 4)
+        else:
+            figure.tight_layout()
+        figures[f"figures/{name}.png"] = figure
+    return figures
+
+
+def expected_best(scores: Sequence[float]) -> np.ndarray:
+    """Expected maximum of n = 1 ... N draws with replacement from N scores, [N] (Dodge et al. 2019).
+
+    Exact for independent trials, such as a random search's; an approximation for TPE's, which depend on each other.
+    """
+    ordered = np.sort(np.asarray(scores, float))
+    n = len(ordered)
+    cumulative = (np.arange(n + 1) / n)[None, :] ** np.arange(1, n + 1)[:, None]
+    return np.diff(cumulative, axis=1) @ ordered
+
+
+def expected_best_figure(scores: Sequence[float]) -> Figure:
+    figure, axes = plt.subplots(figsize=(6, 4))
+    axes.plot(np.arange(1, len(scores) + 1), 100 * expected_best(scores), marker="o")
+    axes.set(xlabel="completed trials", ylabel="expected best validation accuracy (%)")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure

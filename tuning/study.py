@@ -1,0 +1,174 @@
+"""The Optuna study: opening and resuming it, and running one of its trials in a worker.
+
+Everything about a finished trial is in the study itself (its epochs too, as a user attribute), so that `study_log.py`
+can log it at any later time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_transfer.data import Half, nested_order
+from fmnist_transfer.errors import Interrupted, StoreError, UsageError
+from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.tracking import create_once, masked, sqlite_uri
+from fmnist_transfer.training import Diverged, Epoch, fit
+from tuning.space import first_trial, suggest
+
+SETTINGS, EPOCHS, INTERRUPTED, AGAIN, REASON = "settings", "epochs", "interrupted", "again", "reason"  # user attributes
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What every trial of a study shares; sent to each worker once."""
+
+    storage: str
+    study_name: str
+    seed: int
+    epochs: int
+    max_mflops: float | None
+    device: str
+    half: Half
+
+
+def storage_uri(asked: str | None, folder: Path) -> str:
+    """`--storage`, else `optuna.db` in `folder`; a sqlite file is created whole or not at all. Raises StoreError."""
+    uri = asked or sqlite_uri((folder / "optuna.db").absolute())
+    if "://" not in uri:
+        uri = sqlite_uri(Path(uri).absolute())
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        create_once(database, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
+    return uri
+
+
+@functools.cache
+def _storage(uri: str) -> optuna.storages.RDBStorage:
+    try:
+        return optuna.storages.RDBStorage(uri)
+    except Exception as error:  # SQLAlchemy and its drivers raise many kinds
+        reason = str(error).strip().splitlines()[0].replace(uri, masked(uri))
+        raise StoreError(f"cannot open the study database {masked(uri)}: {reason}") from error
+
+
+def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
+    """Create the study, or go on with it.
+
+    The caller owns the study, so trials that still count as running died: they fail, and they and interrupted ones
+    are enqueued again. Raises UsageError if the study was begun with other settings.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=name, storage=_storage(uri), direction="maximize", load_if_exists=True)
+    before = study.user_attrs.get(SETTINGS)
+    if before is None:
+        study.set_user_attr(SETTINGS, settings)
+        study.enqueue_trial(first_trial(settings["max_mflops"]))
+        return study
+    differing = [key for key in settings if settings[key] != before.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in differing)
+        raise UsageError(
+            f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to go "
+            "on with it, or another --study-name to begin anew"
+        )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        _storage(uri).set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+        study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    enqueued_again = {trial.user_attrs.get(AGAIN) for trial in trials}
+    for trial in trials:
+        if INTERRUPTED in trial.user_attrs and trial.params and trial.number not in enqueued_again:
+            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+    return study
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that count towards `--trials`: completed, pruned, or failed of themselves; not interrupted ones."""
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
+
+
+def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> int:
+    """Run the study's next trial and return its number.
+
+    Args:
+        ordinal: how many trials came before it. With the seed it seeds the sampler, so that a stopped and resumed
+            study does not repeat its first trials, and with one worker equals an uninterrupted one.
+        report: receives (epoch, validation accuracy).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.load_study(
+        study_name=plan.study_name,
+        storage=_storage(plan.storage),
+        sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan.seed, ordinal), n_startup_trials=N_STARTUP_TRIALS),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
+        ),
+    )
+    numbers: list[int] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        numbers.append(trial.number)
+        try:
+            return _train_trial(plan, trial, report, should_stop)
+        except Interrupted:
+            trial.set_user_attr(INTERRUPTED, True)
+            raise
+        except (Diverged, torch.OutOfMemoryError) as error:
+            trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
+            raise
+
+    study.optimize(objective, n_trials=1, catch=(Diverged, torch.OutOfMemoryError))
+    return numbers[0]
+
+
+def _sampler_seed(seed: int, ordinal: int) -> int:
+    return Streams(seed, ordinal).seed("trunk") % 2**32
+
+
+def _train_trial(
+    plan: TrialPlan, trial: optuna.Trial, report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> float:
+    """Validation accuracy of the final epoch. Every trial draws from the same streams: only its parameters differ."""
+    spec, recipe = suggest(trial, epochs=plan.epochs, max_mflops=plan.max_mflops)
+    trial.set_user_attr("spec", spec.to_dict())
+    trial.set_user_attr("recipe", recipe.to_dict())
+    streams = Streams(plan.seed)
+    half = plan.half.to(plan.device)
+    epochs: list[Epoch] = []
+
+    def on_epoch(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        trial.report(epoch.val_accuracy, epoch.epoch)
+        report((epoch.epoch, epoch.val_accuracy))
+        if epoch.epoch < plan.epochs and trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        history = fit(
+            fresh_network(spec, streams).to(plan.device),
+            half.train.take(nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)),
+            half.val,
+            recipe,
+            streams,
+            on_epoch=on_epoch,
+            should_stop=should_stop,
+        )
+    finally:
+        trial.set_user_attr(EPOCHS, [dataclasses.asdict(epoch) for epoch in epochs])
+    return history.final.val_accuracy
+
+
+def spec_and_recipe(trial: FrozenTrial) -> tuple[CNN2Spec, Recipe]:
+    return CNN2Spec.from_dict(trial.user_attrs["spec"]), Recipe.from_dict(trial.user_attrs["recipe"])

@@ -1,0 +1,57 @@
+"""A study as MLflow runs: one parent for the study, one child for each finished trial, with its epoch curve."""
+
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fmnist_transfer.tracking import TUNING, Store, curve_rows
+from fmnist_transfer.training import Epoch
+from tuning.study import EPOCHS, REASON, finished
+
+PARENT = "mlflow_run_id"  # user attribute of the study
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+
+
+class StudyLog:
+    """Logs trials as they finish, and those that an earlier run of the command finished but could not log."""
+
+    def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any]):
+        self._store, self._study = store, study
+        known = {run.info.run_id for run in store.find(TUNING, role="study", study=study.study_name)}
+        self.run_id: str = study.user_attrs.get(PARENT, "")
+        if self.run_id in known:
+            store.reopen(self.run_id)
+        else:
+            tags = {"role": "study", "study": study.study_name}
+            self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
+            study.set_user_attr(PARENT, self.run_id)
+        self._logged = {int(run.data.tags["trial"]) for run in store.find(TUNING, role="trial", parent=self.run_id)}
+
+    def log_finished(self) -> None:
+        """Log every finished trial that is not yet logged, in order of number."""
+        for trial in finished(self._study):
+            if trial.number not in self._logged:
+                self._log(trial)
+                self._logged.add(trial.number)
+
+    def _log(self, trial: FrozenTrial) -> None:
+        epochs = [Epoch(**fields) for fields in trial.user_attrs.get(EPOCHS, [])]
+        params = {f"spec.{key}": value for key, value in trial.user_attrs.get("spec", {}).items()}
+        params |= {f"recipe.{key}": value for key, value in trial.user_attrs.get("recipe", {}).items()}
+        tags = {"role": "trial", "trial": trial.number, "parent": self.run_id, "optuna.state": trial.state.name}
+        if trial.state == TrialState.PRUNED:
+            tags["optuna.pruned_step"] = epochs[-1].epoch
+        if REASON in trial.user_attrs:
+            tags["reason"] = trial.user_attrs[REASON]
+        name = f"trial {trial.number:03d}"
+        run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags)
+        metrics = curve_rows(epochs)
+        if trial.state == TrialState.COMPLETE:
+            metrics.append(("val_accuracy", trial.value or 0.0, 0))
+        if trial.duration:
+            metrics.append(("seconds", trial.duration.total_seconds(), 0))
+        self._store.log(run_id, metrics=metrics)
+        self._store.end(run_id, STATUS[trial.state])
+        if any(t.state == TrialState.COMPLETE for t in finished(self._study)):
+            self._store.log(self.run_id, metrics=[("best_value", self._study.best_value, trial.number)])
