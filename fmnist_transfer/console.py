@@ -19,13 +19,16 @@ from fmnist_transfer.errors import StoreError, UsageError, UserError
 class CommandSettings(Protocol):
     """What every command's settings hold."""
 
-    debug: bool
+    @property
+    def debug(self) -> bool: ...
 
 
 S = TypeVar("S", bound=CommandSettings)
 
 
-def run_command(settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None) -> int:
+def run_command(
+    settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None
+) -> int:
     """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
 
     Args:

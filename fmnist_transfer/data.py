@@ -164,24 +164,27 @@ def ensure_files(data_dir: Path) -> Path:
     missing = [file for file in FILES if not (raw / file.name).exists()]
     for file in FILES:
         if file not in missing:
-            _verify(raw / file.name, file)
+            _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
     if missing:
         _fetch(raw, missing)
     return raw
 
 
-def _verify(path: Path, file: IdxFile) -> None:
-    advice = f"Delete {path} and run the same command again to fetch it anew."
+def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
     try:
         n_bytes = path.stat().st_size
         if n_bytes != file.n_bytes:
-            raise DataError(f"{path}: expected {file.n_bytes} bytes, found {n_bytes}: truncated or altered. {advice}")
+            raise DataError(
+                f"{path}: expected {file.n_bytes} bytes, found {n_bytes}: truncated or altered. {advice}".rstrip()
+            )
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if found != file.sha256:
-        raise DataError(f"{path}: expected sha256 {file.sha256}, found {found}: altered or mislabelled. {advice}")
+        raise DataError(
+            f"{path}: expected sha256 {file.sha256}, found {found}: altered or mislabelled. {advice}".rstrip()
+        )
 
 
 def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
@@ -197,7 +200,7 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
                     for file in missing:
                         _verify(found / file.name, file)
                 except Exception as error:  # any failure of a source is its reason in the one message below
-                    reasons.append(f"{name}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
+                    reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                     continue
                 for file in missing:
                     _put_in_place(found / file.name, raw / file.name)

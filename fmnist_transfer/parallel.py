@@ -9,6 +9,7 @@ memory are not copied. A worker that dies takes only its own task with it.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from fmnist_transfer.errors import Interrupted, UsageError
 
@@ -110,23 +110,37 @@ def run_tasks(
 
     After a signal no further task is started; the running ones end as `interrupted`.
     """
+    job = _Job(function, shared, stop, on_report, on_start)
     if n_workers == 1:
-        yield from _run_here(function, shared, tasks, stop, on_report, on_start)
+        yield from _run_here(job, iter(tasks))
     else:
-        yield from _run_on_processes(function, shared, tasks, n_workers, stop, on_report, on_start)
+        yield from _run_on_processes(job, iter(tasks), n_workers)
 
 
-def _run_here(function, shared, tasks, stop, on_report, on_start):  # type: ignore[no-untyped-def]
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks of a `run_tasks` share."""
+
+    function: TaskFunction
+    shared: Any
+    stop: StopSignal
+    on_report: Callable[[Any, Any], None]
+    on_start: Callable[[Any], None]
+
+
+def _run_here(job: _Job, tasks: Iterator[Task]) -> Iterator[Outcome[Task, Any]]:
     from fmnist_transfer.training import prepare_process
 
     prepare_process()
-    iterator = iter(tasks)
-    while not stop.event.is_set() and (task := next(iterator, None)) is not None:
-        on_start(task)
-        yield _attempt(function, shared, task, lambda report, task=task: on_report(task, report), stop.event.is_set)
+    should_stop = job.stop.event.is_set
+    while not should_stop() and (task := next(tasks, None)) is not None:
+        job.on_start(task)
+        yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
 
-def _attempt(function: TaskFunction, shared: Any, task: Any, report: Report, should_stop: Callable[[], bool]) -> Outcome:
+def _attempt(
+    function: TaskFunction, shared: Any, task: Task, report: Report, should_stop: Callable[[], bool]
+) -> Outcome[Task, Any]:
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
     except Interrupted as error:
@@ -135,71 +149,76 @@ def _attempt(function: TaskFunction, shared: Any, task: Any, report: Report, sho
         return Outcome(task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc())
 
 
-@dataclass
 class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    task: Any = None
+    """A process and our end of its pipe; `task` is what it works on, None while it is idle."""
+
+    def __init__(self, job: _Job):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.task: Any = None
+        self.process = context.Process(
+            target=_work, args=(job.function, job.shared, theirs, job.stop.event), daemon=True
+        )
+        self.process.start()
+        theirs.close()  # so that its death is the end of the pipe
+
+    def hand_out(self, task: Any) -> None:
+        self.task = task
+        with contextlib.suppress(BrokenPipeError):  # it died while idle, which `receive` finds
+            self.connection.send(task)
+
+    def receive(self, job: _Job) -> Outcome[Any, Any] | None:
+        """The outcome of the task, or None after a mere report. A dead worker's task has failed."""
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return Outcome(
+                self.task, "failed", reason=f"the worker process died ({_death(self.process.exitcode or 0)})"
+            )
+        if kind == "report":
+            job.on_report(self.task, content)
+            return None
+        self.task = None
+        return content
+
+    def leave(self) -> None:
+        self.connection.close()  # an idle worker then leaves by itself
+        self.process.join(5)
+        self.process.kill()
 
 
-def _run_on_processes(function, shared, tasks, n_workers, stop, on_report, on_start):  # type: ignore[no-untyped-def]
-    context = multiprocessing.get_context("spawn")
-
-    def start_worker() -> _Worker:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(function, shared, theirs, stop.event), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    iterator = iter(tasks)
-    exhausted = False
+def _run_on_processes(job: _Job, tasks: Iterator[Task], n_workers: int) -> Iterator[Outcome[Task, Any]]:
     workers: list[_Worker] = []
     try:
         while True:
-            while not exhausted and not stop.event.is_set():
-                idle = next((worker for worker in workers if worker.task is None), None)
-                if idle is None and len(workers) == n_workers:
+            idle = [worker for worker in workers if worker.task is None]
+            while (idle or len(workers) < n_workers) and not job.stop.event.is_set():
+                if (task := next(tasks, None)) is None:
                     break
-                task = next(iterator, None)
-                if task is None:
-                    exhausted = True
-                    break
-                if idle is None:
-                    workers.append(idle := start_worker())
-                idle.task = task
-                on_start(task)
-                with contextlib.suppress(BrokenPipeError):  # died while idle: seen below as the end of its pipe
-                    idle.connection.send(task)
+                if not idle:
+                    workers.append(_Worker(job))
+                    idle = workers[-1:]
+                job.on_start(task)
+                idle.pop().hand_out(task)
             busy = {worker.connection: worker for worker in workers if worker.task is not None}
             if not busy:
                 return
             for connection in wait(list(busy), POLL_SECONDS):
-                worker = busy[connection]  # type: ignore[index]
-                try:
-                    kind, content = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    worker.process.join()
-                    workers.remove(worker)
-                    yield Outcome(worker.task, "failed", reason=_death(worker.process))
-                    continue
-                if kind == "report":
-                    on_report(worker.task, content)
-                else:
-                    worker.task = None
-                    yield content
+                worker = busy[cast(Any, connection)]
+                if (outcome := worker.receive(job)) is not None:
+                    if worker.task is not None:  # it died
+                        workers.remove(worker)
+                    yield outcome
     finally:
         for worker in workers:
-            worker.connection.close()  # an idle worker leaves by itself
-        for worker in workers:
-            worker.process.join(5)
-            worker.process.kill()
+            worker.leave()
 
 
-def _death(process: SpawnProcess) -> str:
-    code = process.exitcode or 0
-    how = f"signal {-code}" + (", out of memory?" if code == -signal.SIGKILL else "") if code < 0 else f"status {code}"
-    return f"the worker process died ({how})"
+def _death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
 
 
 def _work(function: TaskFunction, shared: Any, connection: Connection, stop_event: Any) -> None:
@@ -214,8 +233,10 @@ def _work(function: TaskFunction, shared: Any, connection: Connection, stop_even
     def should_stop() -> bool:
         return stop_event.is_set() or os.getppid() != parent
 
+    def report(news: Any) -> None:
+        connection.send(("report", news))
+
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            task = connection.recv()
-            outcome = _attempt(function, shared, task, lambda report: connection.send(("report", report)), should_stop)
+            outcome = _attempt(function, shared, connection.recv(), report, should_stop)
             connection.send(("outcome", outcome))

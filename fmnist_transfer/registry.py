@@ -25,11 +25,12 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
+from fmnist_transfer.database import masked
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import Store, masked
+from fmnist_transfer.tracking import Store
 
 BEST = "best"
 FORMAT = 1
@@ -151,8 +152,8 @@ def resolve(store: Store, uri: str) -> Reference:
     except MlflowException as error:
         raise ModelError(f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}") from error
     raise ModelError(
-        f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME. "
-        f"{_known(store)}"
+        f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or "
+        f"runs:/RUN_ID/NAME. {_known(store)}"
     )
 
 
@@ -173,7 +174,9 @@ def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Referenc
     if version is None:
         raise ModelError(f"no version {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}")
     model_id = version.model_id or str(version.source).removeprefix("models:/")
-    return Reference(uri, f"models:/{name}/{version.version}", store.client.get_logged_model(model_id).artifact_location)
+    return Reference(
+        uri, f"models:/{name}/{version.version}", store.client.get_logged_model(model_id).artifact_location
+    )
 
 
 def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
@@ -226,7 +229,7 @@ def load(reference: Reference) -> TrainedModel:
 
 
 def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
-    """Raise ModelError unless `state` fits the spec's network exactly: a listing of what is missing (-) or extra (+)."""
+    """Raise ModelError, listing what is missing (-) and extra (+), unless `state` fits the spec's network exactly."""
     with torch.device("meta"):
         wanted = {name: _describe(tensor) for name, tensor in CNN2(spec).state_dict().items()}
     found = {name: _describe(tensor) for name, tensor in state.items()}
@@ -250,8 +253,8 @@ def _fetch(reference: Reference, name: str, folder: Path) -> Path:
         sizes = {file.path: file.file_size or 0 for file in repository.list_artifacts(FILES_FOLDER)}
         if path not in sizes:
             raise ModelError(
-                f"{reference.pinned} has no {path} in {masked(reference.location)}: it was not registered by this package, "
-                "or its files were moved or deleted"
+                f"{reference.pinned} has no {path} in {masked(reference.location)}: it was not registered by this "
+                "package, or its files were moved or deleted"
             )
         if sizes[path] > MAX_BYTES[name]:
             raise ModelError(f"{reference.pinned}: {name} has {sizes[path]} bytes, more than {MAX_BYTES[name]}")

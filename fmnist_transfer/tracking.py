@@ -14,26 +14,25 @@ import io
 import logging
 import os
 import socket
-import sqlite3
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_uri
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 TUNING, TRANSFER = "fmnist-tuning", "fmnist-transfer"  # experiments
 PROJECT = Path(__file__).resolve().parent.parent
-BATCH = {"metrics": 1_000, "params": 100, "tags": 100}  # MLflow's limits of one call
+METRICS_A_CALL, TEXTS_A_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
 HEALTH_SECONDS = 5.0
 
 MetricRow = tuple[str, float, int]  # key, value, step
@@ -110,19 +109,18 @@ class Store:
     ) -> None:
         """Log everything in as few calls as MLflow allows."""
         now = int(time.time() * 1_000)
-        rows: dict[str, list[Any]] = {
-            "metrics": [Metric(key, float(value), now, step) for key, value, step in metrics],
-            "params": [Param(key, str(value)) for key, value in (params or {}).items()],
-            "tags": [RunTag(key, str(value)) for key, value in (tags or {}).items()],
-        }
-        while any(rows.values()):
-            self.client.log_batch(run_id, **{kind: some[: BATCH[kind]] for kind, some in rows.items()})
-            rows = {kind: some[BATCH[kind] :] for kind, some in rows.items()}
+        values = [Metric(key, float(value), now, step) for key, value, step in metrics]
+        texts = [Param(key, str(value)) for key, value in (params or {}).items()]
+        labels = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+        while values or texts or labels:
+            self.client.log_batch(run_id, values[:METRICS_A_CALL], texts[:TEXTS_A_CALL], labels[:TEXTS_A_CALL])
+            values, texts, labels = values[METRICS_A_CALL:], texts[TEXTS_A_CALL:], labels[TEXTS_A_CALL:]
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Name the half of Fashion-MNIST that the run used; `role` is `source` or `target`."""
         name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
-        dataset = MetaDataset(LocalArtifactDatasetSource("FashionMNIST/raw"), name=name, digest=half.data_sha256[:16])
+        source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
+        dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
         tag = InputTag("mlflow.data.context", role)
         self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
 
@@ -200,18 +198,20 @@ def open_store(tracking_uri: str | None) -> Store:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would beat the parent of every run
     asked = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
-    if "://" not in asked:
-        asked = f"sqlite:///{Path(asked).absolute()}" if asked.endswith(".db") else asked
+    if "://" not in asked and asked.endswith(".db"):
+        asked = f"{SQLITE}{Path(asked).absolute()}"
     folder = default_folder()
-    if asked.startswith("sqlite:///"):
-        database = Path(asked.removeprefix("sqlite:///")).absolute()
+    if asked.startswith(SQLITE):
+        database = Path(asked.removeprefix(SQLITE)).absolute()
         asked, folder = sqlite_uri(database), database.parent
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / "artifacts").as_uri()
         create_once(database, lambda path: _create_database(path, folder))
     elif asked.startswith(("http://", "https://")):
         _probe(asked)
     elif not asked.startswith(("postgresql", "mysql", "mssql")):
-        raise StoreError(f"{masked(asked)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://")
+        raise StoreError(
+            f"{masked(asked)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
+        )
     try:
         mlflow.set_tracking_uri(asked)
         client = MlflowClient(asked)
@@ -220,47 +220,6 @@ def open_store(tracking_uri: str | None) -> Store:
         reason = str(error).strip().splitlines()[0].replace(asked, masked(asked))
         raise StoreError(f"cannot open the tracking store {masked(asked)}: {reason}") from error
     return Store(asked, folder, client)
-
-
-def masked(uri: str) -> str:
-    """The URI without its user information."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@", 1) if "@" in parts.netloc else uri
-
-
-def sqlite_uri(path: Path) -> str:
-    """The URI of an absolute path. Raises StoreError for one that sqlite URIs cannot hold."""
-    import sqlalchemy
-
-    if any(character in str(path) for character in "?%"):
-        raise StoreError(f"{path}: a path with ? or % cannot be written as a sqlite URI; use another folder")
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def create_once(database: Path, create: Callable[[Path], None]) -> None:
-    """Make a sqlite file by `create(temporary path)`, under a lock, and rename it into place when it is whole.
-
-    Racing processes and kills leave either no file or a good one. Raises StoreError for what is not sqlite.
-    """
-    import filelock
-
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        if not database.exists():
-            with filelock.FileLock(f"{database}.lock"):
-                if not database.exists():
-                    temporary = database.with_name(f".{database.name}.new")
-                    temporary.unlink(missing_ok=True)
-                    create(temporary)
-                    with contextlib.closing(sqlite3.connect(temporary)) as connection:
-                        connection.execute("PRAGMA journal_mode=WAL")
-                    os.replace(temporary, database)
-        with database.open("rb") as stream:
-            header = stream.read(16)
-        if header and header != b"SQLite format 3\0":
-            raise StoreError(f"{database} is not a sqlite database; move it away, or use another store")
-    except OSError as error:
-        raise StoreError(f"cannot write {database}: {error.strerror}") from error
 
 
 def _create_database(path: Path, folder: Path) -> None:
@@ -272,13 +231,16 @@ def _create_database(path: Path, folder: Path) -> None:
 
 def _probe(uri: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_SECONDS):
+        address = masked(uri).replace("***@", "").rstrip("/")
+        with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_SECONDS):
             pass
     except urllib.error.HTTPError:
         pass  # it answers; whether it lets us in is seen at the first call
     except OSError as error:
         reason = getattr(error, "reason", error)
-        raise StoreError(f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again") from error
+        raise StoreError(
+            f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again"
+        ) from error
 
 
 def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:

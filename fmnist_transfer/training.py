@@ -106,7 +106,9 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps") from error
-    if not there.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if not there.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise UsageError(f"--device {name}: not on this machine; --device auto takes what there is")
     return device
 
@@ -192,7 +194,9 @@ def fit(
     return History(tuple(epochs), best_epoch, best_state)
 
 
-def fit_and_score(network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any) -> Result:
+def fit_and_score(
+    network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
+) -> Result:
     """`fit` on the device of `train`, then score once: training subset and validation at both epochs, test at the end.
 
     Args:
@@ -215,10 +219,13 @@ def fit_and_score(network: nn.Module, train: Examples, half: Half, recipe: Recip
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+    learning_rate, weight_decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **settings)
+        return torch.optim.SGD(
+            parameters, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -234,7 +241,9 @@ def _check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         i = int(bad[0])
-        raise Diverged(f"training loss is {float(losses[i])} at epoch {epoch}, step {(epoch - 1) * steps_per_epoch + i + 1}")
+        raise Diverged(
+            f"training loss is {float(losses[i])} at epoch {epoch}, step {(epoch - 1) * steps_per_epoch + i + 1}"
+        )
 
 
 @torch.inference_mode()

@@ -50,7 +50,8 @@ def _answer(d: Array, verdict: str, reason: str, observed: str) -> dict[str, Any
 
 def _too_few(d: Array) -> str:
     if len(d) < MIN_REPLICATES:
-        return f"{len(d)} complete replicates; {MIN_REPLICATES} are the floor for a claim (--replicates {MIN_REPLICATES})"
+        floor = MIN_REPLICATES
+        return f"{len(d)} complete replicates, and {floor} are the floor for a claim: --replicates {floor}"
     return ""
 
 

@@ -21,7 +21,7 @@ class Cell:
         return f"{self.init} {self.percent:03d}% r{self.replicate}"
 
 
-def cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
+def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
     """Breadth first: a replicate of every cell before the next one; coarse to fine; the inits of a pair together."""
     return [
         Cell(percent, init, replicate)

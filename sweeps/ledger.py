@@ -10,13 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow.entities import Run
-
 from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows
 from fmnist_transfer.training import Result
 from sweeps.grid import Cell
-from sweeps.table import Row
+from sweeps.table import Row, Status
 
+GROUPS = ("final", "best", "test")  # prefixes of a cell's scores
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
 
 
@@ -70,7 +69,7 @@ class Ledger:
         """What the ledger knows of the cell; status `open` if it has to be run."""
         _, run_id = self._attempts.get(self.cell_key(cell, n_train), (0, ""))
         run = self._runs.get(run_id)
-        status = "open"
+        status: Status = "open"
         if run is not None and run.info.status == "FINISHED":
             status = "finished"
         elif run is not None and run.data.tags.get("reason", "").startswith(DIVERGED):
@@ -106,6 +105,3 @@ class Ledger:
     def _end(self, run_id: str, status: str) -> None:
         self._store.end(run_id, status)
         self._runs[run_id] = self._store.client.get_run(run_id)
-
-
-GROUPS = ("final", "best", "test")

@@ -22,6 +22,7 @@ SCORES = (
     "test/loss",
     "test/accuracy",
 )
+Status = Literal["open", "finished", "failed"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Row:
     cell: Cell
     n_train: int
     run_id: str
-    status: Literal["open", "finished", "failed"]
+    status: Status
     scores: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def search_figures(study: Study) -> dict[str, Figure]:
         ("slices", optuna_figures.plot_slice),
     ):
         axes = plot(study)
-        figure = (axes if isinstance(axes, matplotlib.axes.Axes) else np.asarray(axes).flat[0]).figure
+        figure = np.asarray(axes).flat[0].get_figure()
         if name == "slices":
             figure.set_size_inches(2.6 * len(figure.axes), 4)
         else:

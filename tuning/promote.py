@@ -157,31 +157,28 @@ def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
     return next((version for version in versions if version.tags.get("promotion_key") == key), None)
 
 
-def register_winner(
-    store: Store, name: str, winner: Retrained, *, split: Split, study: str, data_sha256: str, seed: int, key: str
-) -> ModelVersion:
-    """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair."""
-    facts = {
-        "study": study,
+def register_winner(store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any]) -> ModelVersion:
+    """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair.
+
+    `facts` (study, seed, data sha256, promotion key) and the scores become tags of the version.
+    """
+    facts = facts | {
         "trial": winner.candidate.trial,
         "best_of_n": winner.candidate.search_score,
         "retrained_mean": winner.mean,
         "retrained_sd": winner.sd,
         "n_seeds": len(winner.val_accuracies),
         "test_accuracy": winner.result.test.accuracy,
-        "seed": seed,
-        "data_sha256": data_sha256,
     }
     model = TrainedModel(winner.candidate.spec, winner.candidate.recipe, split, winner.result.final_state, facts)
     sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
     description = (
-        f"CNN2 ({winner.candidate.name} of study `{study}`), trained on Fashion-MNIST classes {split.source}. "
-        f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; this network, the first "
-        f"of them, has test accuracy {winner.result.test.accuracy:.2%}. Input: float32 [n, 1, 28, 28], pixels scaled to "
-        "[0, 1], minus 0.2860, over 0.3530. Output: logits of the classes in ascending order."
+        f"CNN2 ({winner.candidate.name} of study `{facts['study']}`), trained on Fashion-MNIST classes {split.source}. "
+        f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; this network, the "
+        f"first of them, has test accuracy {winner.result.test.accuracy:.2%}. Input: float32 [n, 1, 28, 28], pixels "
+        "scaled to [0, 1], minus 0.2860, over 0.3530. Output: logits of the classes in ascending order."
     )
-    tags = facts | {"split": split, "promotion_key": key}
-    return register(store, winner.run_id, name, model, tags=tags, description=description)
+    return register(store, winner.run_id, name, model, tags=facts | {"split": split}, description=description)
 
 
 def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:

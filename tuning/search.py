@@ -8,23 +8,23 @@ Data in; an Optuna study, MLflow runs and a registered model out. Selection look
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, check_range, duration, print_table, run_command, say, write_json
-from fmnist_transfer.errors import UsageError
+from fmnist_transfer.console import Progress, check_range, print_table, run_command, say, write_json
+from fmnist_transfer.errors import UserError
 from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import Split, parse_split
 
 if TYPE_CHECKING:
-    import optuna
     from mlflow.entities.model_registry import ModelVersion
 
     from fmnist_transfer.data import Half
     from fmnist_transfer.tracking import Store
-    from tuning.promote import Candidate
+    from tuning.promote import Candidate, Retrained
     from tuning.study import TrialPlan
 
 
@@ -98,6 +98,22 @@ def main(settings: SearchSettings) -> int:
     return 1 if failed else 0
 
 
+@dataclass(frozen=True)
+class SearchContext:
+    """What every stage of the command needs."""
+
+    settings: SearchSettings
+    store: "Store"
+    half: "Half"
+    split: Split
+    device: str
+    stop: StopSignal
+
+    @property
+    def n_workers(self) -> int:
+        return parse_workers(self.settings.workers)
+
+
 def search(settings: SearchSettings, stop: StopSignal) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it, with `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
@@ -108,161 +124,141 @@ def search(settings: SearchSettings, stop: StopSignal) -> dict[str, Any]:
     split = parse_split(settings.split)
     device = str(choose_device(settings.device))
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
-    store = open_store(settings.tracking_uri)
-    name = "cnn2-reference" if settings.reference else "cnn2"
-    study_name = settings.study_name or name + split.suffix
-    with store.owning("search", f"study-{study_name}"):
-        if settings.reference:
-            result = _reference(settings, store, half, split, device, stop)
-        else:
-            result = _tune(settings, store, half, split, device, study_name, stop)
-    say(f"Compare the runs in the MLflow UI:\n  {store.ui_command}")
+    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, stop)
+    study_name = settings.study_name or ("cnn2-reference" if settings.reference else "cnn2") + split.suffix
+    with context.store.owning("search", f"study-{study_name}"):
+        result = train_reference(context, study_name) if settings.reference else tune(context, study_name)
+    say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result
 
 
-def _tune(
-    settings: SearchSettings, store: "Store", half: "Half", split: Split, device: str, study_name: str, stop: StopSignal
-) -> dict[str, Any]:
-    from optuna.trial import TrialState
-
+def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
+    """Run the study's missing trials, then train the best again and register the winner."""
     from tuning.figures import search_figures
     from tuning.promote import Candidate
     from tuning.space import SPACE_VERSION, affordable_channels, on_edge
     from tuning.study import TrialPlan, finished, open_study, spec_and_recipe, storage_uri
     from tuning.study_log import StudyLog
 
+    settings, store, half = context.settings, context.store, context.half
     affordable_channels(2, 5, 512, 256, settings.mflops_limit)  # the costliest corner, before any run is created
     uri = storage_uri(settings.storage, store.folder)
     identity = {
         "epochs": settings.epochs,
         "max_mflops": settings.mflops_limit,
-        "split": str(split),
+        "split": str(context.split),
         "seed": settings.seed,
         "space": SPACE_VERSION,
         "data_sha256": half.data_sha256,
     }
     study = open_study(uri, study_name, identity)
-    log = StudyLog(store, study, identity | {"device": device})
+    log = StudyLog(store, study, identity | {"device": context.device})
     with store.ending(log.run_id):
         store.log_data(log.run_id, half, "source")
         log.log_finished()
-        plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, device, half)
-        for _ in run_trials(settings, study, plan, stop):
+        plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
+        for _ in run_trials(context, len(finished(study)), plan):
             log.log_finished()
         trials = finished(study)
-        stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
-        n = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        completed = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: -(t.value or 0))
+        context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
+        n = Counter(trial.state.name for trial in trials)
         say(
-            f"{len(trials)} trials of study {study_name!r}: {n[TrialState.COMPLETE]} complete, "
-            f"{n[TrialState.PRUNED]} pruned, {n[TrialState.FAIL]} failed"
+            f"{len(trials)} trials of study {study_name!r}: {n['COMPLETE']} complete, {n['PRUNED']} pruned, "
+            f"{n['FAIL']} failed"
         )
+        completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
         if not completed:
-            raise UsageError(f"no trial of study {study_name!r} completed; raise --trials")
+            raise UserError(f"no trial of study {study_name!r} completed; raise --trials")
         for edge in on_edge(completed[0]):
             say(f"note: the best trial lies on the edge of its range: {edge}")
-        candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
-        result = _register(settings, store, half, split, device, log.run_id, study_name, candidates, "cnn2", stop)
         for path, figure in search_figures(study).items():
             store.log_figure(log.run_id, path, figure)
-    return result | {
-        "n_trials": len(trials),
-        "n_pruned": n[TrialState.PRUNED],
-        "n_failed": n[TrialState.FAIL],
-    }
+        candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
+        result = register_best(
+            context, log.run_id, candidates, study=study_name, model="cnn2", n_seeds=settings.retrain_seeds
+        )
+    return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n["FAIL"]}
 
 
-def run_trials(
-    settings: SearchSettings, study: "optuna.Study", plan: "TrialPlan", stop: StopSignal
-) -> Iterator[Outcome[int, int]]:
-    """Top the study up to `--trials`, within `--timeout`; an outcome for each trial as it ends."""
-    from tuning.study import finished, run_trial
+def run_trials(context: SearchContext, n_before: int, plan: "TrialPlan") -> Iterator[Outcome[int, int]]:
+    """Top the study up from `n_before` to `--trials`, within `--timeout`; an outcome for each trial as it ends."""
+    from tuning.study import run_trial
 
-    n_before = len(finished(study))
+    settings = context.settings
+    n_missing = max(0, settings.trials - n_before)
     deadline = time.monotonic() + (settings.timeout if settings.timeout is not None else float("inf"))
     ordinals = (k for k in range(n_before, settings.trials) if time.monotonic() < deadline)
-    n_workers = min(parse_workers(settings.workers), max(1, settings.trials - n_before))
-    with Progress("trials", max(0, settings.trials - n_before)) as progress:
+    n_workers = max(1, min(context.n_workers, n_missing))
+    with Progress("trials", n_missing) as progress:
 
         def show(ordinal: int, news: tuple[int, float]) -> None:
             epoch, accuracy = news
             progress.working(ordinal, epoch / settings.epochs, f"epoch {epoch}/{settings.epochs}, {accuracy:.2%}")
 
-        for outcome in run_tasks(run_trial, plan, ordinals, n_workers=n_workers, stop=stop, on_report=show):
+        for outcome in run_tasks(run_trial, plan, ordinals, n_workers=n_workers, stop=context.stop, on_report=show):
             progress.finished(outcome.task)
             if outcome.status == "failed":
                 say(f"a trial failed: {outcome.reason}")
             yield outcome
 
 
-def _reference(
-    settings: SearchSettings, store: "Store", half: "Half", split: Split, device: str, stop: StopSignal
-) -> dict[str, Any]:
+def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
+    """Train the original report's network with its recipe, once, and register it."""
     from fmnist_transfer.model import REFERENCE_SPEC
     from fmnist_transfer.recipe import REFERENCE_RECIPE
     from fmnist_transfer.tracking import TUNING
     from tuning.promote import Candidate
 
-    candidates = [Candidate(REFERENCE_SPEC, REFERENCE_RECIPE)]
-    params = {"split": split, "seed": settings.seed, "data_sha256": half.data_sha256, "device": device}
-    run_id = store.start(TUNING, f"reference {split}", params=params, tags={"role": "study", "study": "reference"})
+    store, half = context.store, context.half
+    params = {
+        "split": context.split,
+        "seed": context.settings.seed,
+        "data_sha256": half.data_sha256,
+        "device": context.device,
+    }
+    run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
-        name = "cnn2-reference"
-        result = _register(settings, store, half, split, device, run_id, "reference", candidates, name, stop)
+        candidates = [Candidate(REFERENCE_SPEC, REFERENCE_RECIPE)]
+        result = register_best(context, run_id, candidates, study=study_name, model="cnn2-reference", n_seeds=1)
     return result | {"n_trials": 0, "n_pruned": 0, "n_failed": 0}
 
 
-def _register(
-    settings: SearchSettings,
-    store: "Store",
-    half: "Half",
-    split: Split,
-    device: str,
-    run_id: str,
-    study_name: str,
-    candidates: "list[Candidate]",
-    name: str,
-    stop: StopSignal,
+def register_best(
+    context: SearchContext, run_id: str, candidates: "list[Candidate]", *, study: str, model: str, n_seeds: int
 ) -> dict[str, Any]:
-    """Re-train, register, move `best`; or find what an earlier run of the same command registered."""
+    """Train the candidates again, register the winner, move `best`; or find what the same work registered before."""
     from tuning import promote
 
-    name += split.suffix
-    n_seeds = 1 if settings.reference else settings.retrain_seeds
-    key = promote.promotion_key(candidates, settings.seed, n_seeds, split, half.data_sha256)
+    settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
+    name = model + context.split.suffix
+    key = promote.promotion_key(candidates, settings.seed, n_seeds, context.split, data_sha256)
     version = promote.registered_before(store, name, key)
     if version is None:
-        plan = promote.RetrainingPlan(settings.seed, device, half)
-        n_workers = min(parse_workers(settings.workers), len(candidates) * n_seeds)
+        plan = promote.RetrainingPlan(settings.seed, context.device, context.half)
+        n_workers = min(context.n_workers, len(candidates) * n_seeds)
         retrained = promote.retrain(
-            store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=stop
+            store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop
         )
         _print_retrained(retrained)
-        version = promote.register_winner(
-            store,
-            name,
-            retrained[0],
-            split=split,
-            study=study_name,
-            data_sha256=half.data_sha256,
-            seed=settings.seed,
-            key=key,
-        )
+        facts = {"study": study, "seed": settings.seed, "data_sha256": data_sha256, "promotion_key": key}
+        version = promote.register_winner(store, name, retrained[0], context.split, facts)
     promoted, message = promote.move_best(store, version, force=settings.promote)
     say(message)
-    result = _result(study_name, version, promoted)
+    result = _result(study, version, promoted)
     scores = {key: result[key] for key in ("best_of_n", "retrained_mean", "retrained_sd", "test_accuracy")}
-    store.log(run_id, metrics=[(key, value, 0) for key, value in scores.items() if value is not None])
-    store.log(run_id, tags={"registered": result["model_uri"]})
+    metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
+    store.log(run_id, metrics=metrics, tags={"registered": result["model_uri"]})
     return result
 
 
-def _print_retrained(retrained: Sequence[Any]) -> None:
+def _print_retrained(retrained: "Sequence[Retrained]") -> None:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}"
 
-    say("Validation accuracy in percent: in the search, and trained again with fresh seeds; test accuracy of the first:")
+    say(
+        "Validation accuracy in percent: in the search, and trained again with fresh seeds; test accuracy of the first:"
+    )
     print_table(
         ["configuration", "search", "again", "sd", "seeds", "test", "minutes"],
         [

@@ -5,6 +5,7 @@ connected layers, so that no sample is rejected.
 """
 
 import math
+from typing import Any, Literal, cast
 
 import optuna
 
@@ -14,7 +15,7 @@ from fmnist_transfer.recipe import Recipe
 
 SPACE_VERSION = 1  # by hand, when trials of before and after must not share a study
 FIRST_CHANNELS = range(4, 65, 4)  # of the first block; the second has twice as many
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "flip": {"flip": True},
     "flip+shift": {"flip": True, "shift": 2},
@@ -59,13 +60,13 @@ def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | N
         channels=(first, 2 * first),
         convs_per_block=convs,
         kernel_size=kernel,
-        normalisation=trial.suggest_categorical("normalisation", ["none", "batch"]),
+        normalisation=cast(Literal["none", "batch"], trial.suggest_categorical("normalisation", ["none", "batch"])),
         conv_dropout=trial.suggest_float("conv_dropout", 0.0, 0.3),
         fc1=fc1,
         fc2=fc2,
         fc_dropout=trial.suggest_float("fc_dropout", 0.0, 0.6),
     )
-    optimizer = trial.suggest_categorical("optimizer", ["adamw", "sgd"])
+    optimizer = cast(Literal["adamw", "sgd"], trial.suggest_categorical("optimizer", ["adamw", "sgd"]))
     if optimizer == "adamw":
         learning_rate = trial.suggest_float("adamw_learning_rate", 3e-4, 1e-2, log=True)
         weight_decay = trial.suggest_float("adamw_weight_decay", 1e-5, 1e-1, log=True)
@@ -76,7 +77,7 @@ def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | N
         optimizer=optimizer,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        schedule=trial.suggest_categorical("schedule", ["cosine", "one-cycle"]),
+        schedule=cast(Literal["cosine", "one-cycle"], trial.suggest_categorical("schedule", ["cosine", "one-cycle"])),
         batch_size=trial.suggest_categorical("batch_size", [128, 256, 512]),
         epochs=epochs,
         label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.1),

@@ -16,11 +16,11 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half, nested_order
+from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.tracking import create_once, masked, sqlite_uri
 from fmnist_transfer.training import Diverged, Epoch, fit
 from tuning.space import first_trial, suggest
 
@@ -47,8 +47,8 @@ def storage_uri(asked: str | None, folder: Path) -> str:
     uri = asked or sqlite_uri((folder / "optuna.db").absolute())
     if "://" not in uri:
         uri = sqlite_uri(Path(uri).absolute())
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).absolute()
+    if uri.startswith(SQLITE):
+        database = Path(uri.removeprefix(SQLITE)).absolute()
         create_once(database, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
     return uri
 
@@ -79,8 +79,8 @@ def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
     if differing:
         changes = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in differing)
         raise UsageError(
-            f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to go "
-            "on with it, or another --study-name to begin anew"
+            f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to "
+            "go on with it, or another --study-name to begin anew"
         )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         _storage(uri).set_trial_user_attr(trial._trial_id, INTERRUPTED, True)

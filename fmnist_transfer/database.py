@@ -1,0 +1,53 @@
+"""Database files and URIs, as MLflow's store and Optuna's study need them: created whole or not at all, and masked."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fmnist_transfer.errors import StoreError
+
+SQLITE = "sqlite:///"  # and a path
+
+
+def masked(uri: str) -> str:
+    """The URI without its user information."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@", 1) if "@" in parts.netloc else uri
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of an absolute path. Raises StoreError for one that sqlite URIs cannot hold."""
+    import sqlalchemy
+
+    if any(character in str(path) for character in "?%"):
+        raise StoreError(f"{path}: a path with ? or % cannot be written as a sqlite URI; use another folder")
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def create_once(database: Path, create: Callable[[Path], None]) -> None:
+    """Make a sqlite file by `create(temporary path)`, under a lock, and rename it into place when it is whole.
+
+    Racing processes and kills leave either no file or a good one. Raises StoreError for what is not sqlite.
+    """
+    import filelock
+
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if not database.exists():
+            with filelock.FileLock(f"{database}.lock"):
+                if not database.exists():
+                    temporary = database.with_name(f".{database.name}.new")
+                    temporary.unlink(missing_ok=True)
+                    create(temporary)
+                    with contextlib.closing(sqlite3.connect(temporary)) as connection:
+                        connection.execute("PRAGMA journal_mode=WAL")
+                    os.replace(temporary, database)
+        with database.open("rb") as stream:
+            header = stream.read(16)
+        if header and header != b"SQLite format 3\0":
+            raise StoreError(f"{database} is not a sqlite database; move it away, or use another store")
+    except OSError as error:
+        raise StoreError(f"cannot write {database}: {error.strerror}") from error

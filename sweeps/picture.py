@@ -1,0 +1,97 @@
+"""What a sweep's parent run shows: figures and table, refreshed as cells finish, the curve runs, and the claims."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmnist_transfer.console import duration, print_table, say
+from fmnist_transfer.tracking import TRANSFER, Store
+from sweeps.claims import CLAIMS
+from sweeps.table import Row, by_replicate, finished_percents, to_csv
+
+REFRESH_SECONDS = 60.0  # between two drawings
+FEWEST_CELLS = 4  # both ends of both curves
+CURVES = {
+    "curve/train_loss": "final/train_loss",
+    "curve/val_loss": "final/val_loss",
+    "curve/val_accuracy": "final/val_accuracy",
+    "curve/best_val_loss": "best/val_loss",
+    "curve/test_accuracy": "test/accuracy",
+}
+COLUMNS = {"train loss": "final/train_loss", "val loss": "final/val_loss", "val acc": "final/val_accuracy"}
+
+
+class Picture:
+    """The parent's figures and `results.csv`.
+
+    Args:
+        read_rows: the rows of the whole grid as they are now.
+    """
+
+    def __init__(self, store: Store, run_id: str, read_rows: Callable[[], list[Row]], title: str):
+        self._store, self._run_id, self._read_rows, self._title = store, run_id, read_rows, title
+        self._start = time.monotonic()
+        self._drawn: float | None = None
+
+    def refresh(self) -> None:
+        """Draw, if there is something to see and the last drawing is old enough."""
+        now = time.monotonic()
+        if self._drawn is not None and now - self._drawn < REFRESH_SECONDS:
+            return
+        if sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
+            self.draw()
+            if self._drawn is None:
+                say(f"The first graph is there after {duration(now - self._start)}: figures/ of the sweep's run")
+            self._drawn = time.monotonic()
+
+    def draw(self) -> list[Row]:
+        """Draw now; the rows."""
+        import matplotlib.pyplot as plt
+
+        from sweeps.figures import sweep_figures
+
+        rows = self._read_rows()
+        for path, figure in sweep_figures(rows, self._title).items():
+            self._store.log_figure(self._run_id, path, figure)
+            plt.close(figure)
+        self._store.log_text(self._run_id, "results.csv", to_csv(rows))
+        return rows
+
+
+def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
+    """A run for each init with the means over replicates at step = percent: comparing them draws the report's graphs.
+
+    Curves of an earlier, smaller grid are deleted: a step cannot be logged anew.
+    """
+    for old in store.find(TRANSFER, role="curve", parent=sweep_run_id):
+        store.client.delete_run(old.info.run_id)
+    for init in dict.fromkeys(row.cell.init for row in rows):
+        percents = sorted({row.cell.percent for row in rows if row.status == "finished" and row.cell.init == init})
+        tags = {"role": "curve", "parent": sweep_run_id, "init": init}
+        run_id = store.start(TRANSFER, init, parent=sweep_run_id, params={"init": init}, tags=tags)
+        for key, score in CURVES.items():
+            means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
+            store.log(run_id, metrics=[(key, mean, p) for p, mean in zip(percents, means, strict=True)])
+        store.end(run_id)
+
+
+def claims_text(claims: Mapping[str, Mapping[str, Any]]) -> str:
+    """The claims as Markdown."""
+    lines = ["The report's four claims, as this sweep sees them:", ""]
+    for i, (name, claim) in enumerate(claims.items(), 1):
+        lines += [f"{i}. {CLAIMS[name]}: **{claim['verdict']}** ({claim['reason']})."]
+        lines += [f"   Observed: {claim['observed']}"] if claim["observed"] else []
+    return "\n".join(lines) + "\n"
+
+
+def print_summary(rows: Sequence[Row]) -> None:
+    """Means over replicates, a line for each fraction."""
+    inits = list(dict.fromkeys(row.cell.init for row in rows))
+    lines = []
+    for percent in finished_percents(rows):
+        values = [by_replicate(rows, init, score, [percent]) for score in COLUMNS.values() for init in inits]
+        lines.append([str(percent), *("-" if np.isnan(v).all() else f"{np.nanmean(v):.4f}" for v in values)])
+    say("Means over replicates, final epoch:")
+    print_table(["percent", *(f"{label} {init}" for label in COLUMNS for init in inits)], lines)

@@ -1,0 +1,57 @@
+"""Fixtures: a small synthetic Fashion-MNIST, and a fresh store in which nothing has to be migrated."""
+
+import os
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+for name in ("MLFLOW_TRACKING_URI", "FMNIST_DATA_DIR"):
+    os.environ.pop(name, None)
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import synthetic
+from fmnist_transfer import data, tracking
+from fmnist_transfer.training import prepare_process
+
+prepare_process()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four IDX files of 60 training and 20 test images a class, which `data.FILES` describes during the tests."""
+    folder = tmp_path_factory.mktemp("data with space")
+    data.FILES = synthetic.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def half(data_dir: Path) -> data.Half:
+    """The target half of the synthetic data: 50 train, 10 validation and 20 test images a class."""
+    return data.load_half(data_dir, (5, 6, 7, 8, 9))
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("empty")
+    tracking.open_store(str(folder / "mlflow.db"))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store_path(_empty_store: Path, tmp_path: Path) -> Path:
+    """An empty sqlite store; a copy, for making one takes seconds."""
+    path = tmp_path / "store ü#" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(_empty_store, path)
+    return path
+
+
+@pytest.fixture
+def store(store_path: Path) -> tracking.Store:
+    return tracking.open_store(str(store_path))

@@ -1,0 +1,155 @@
+"""The training loop: steps, determinism, divergence, batch-norm statistics, best epoch."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmnist_transfer import training
+from fmnist_transfer.data import Examples, Half
+from fmnist_transfer.errors import Interrupted, UsageError
+from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.training import Diverged, Epoch, choose_device, evaluate, fit, fit_and_score
+
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
+RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5, label_smoothing=0.1)
+
+
+def train(half: Half, recipe: Recipe = RECIPE, streams: Streams = Streams(0), **options: object) -> CNN2:  # noqa: B008
+    network = fresh_network(SPEC, streams)
+    fit(network, half.train, half.val, recipe, streams, **options)
+    return network
+
+
+def test_equal_seeds_give_bit_identical_weights(half: Half) -> None:
+    digests = [weights_digest(train(half, streams=Streams(seed)).state_dict()) for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_global_random_state_is_neither_used_nor_moved(half: Half) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one = weights_digest(train(half).state_dict())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert weights_digest(train(half).state_dict()) == one
+
+
+def test_callback_gets_each_epoch_with_steps_and_rate(half: Half) -> None:
+    epochs: list[Epoch] = []
+    train(half, on_epoch=epochs.append)
+    assert [(e.epoch, e.step) for e in epochs] == [(1, 7), (2, 14)]  # 250 images, batches of 32, remainder dropped
+    assert epochs[-1].learning_rate == RECIPE.learning_rate_at(13, 14)
+    assert all(e.train_loss > 0 and e.val_loss > 0 and 0 <= e.val_accuracy <= 1 for e in epochs)
+
+
+def test_steps_budget_has_as_many_evaluations_but_more_steps(half: Half) -> None:
+    epochs: list[Epoch] = []
+    subset = half.train.take(torch.arange(40))
+    network = fresh_network(SPEC, Streams(0))
+    fit(network, subset, half.val, RECIPE, Streams(0), steps_per_epoch=7, on_epoch=epochs.append)
+    assert [e.step for e in epochs] == [7, 14]
+
+
+@pytest.mark.parametrize("n", [3, 31, 32, 33])
+def test_fewer_images_than_a_batch_are_one_batch(half: Half, n: int) -> None:
+    epochs: list[Epoch] = []
+    subset = half.train.take(torch.arange(n))
+    fit(fresh_network(SPEC, Streams(0)), subset, half.val, RECIPE, Streams(0), on_epoch=epochs.append)
+    assert [e.step for e in epochs] == [1, 2]
+
+
+def test_batches_are_fresh_permutations_without_the_remainder() -> None:
+    batches = training._batches(10, 4, torch.Generator().manual_seed(0))
+    first, second = torch.cat([next(batches), next(batches)]), torch.cat([next(batches), next(batches)])
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 8
+    assert first.tolist() != second.tolist()
+
+
+def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
+    changes = {
+        "optimizer": "sgd",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.5,
+        "schedule": "cosine",
+        "batch_size": 50,
+        "epochs": 3,
+        "label_smoothing": 0.0,
+        "flip": False,
+        "shift": 0,
+        "erase": 0.0,
+    }
+    assert set(changes) == set(RECIPE.to_dict())
+    digests = {weights_digest(train(half).state_dict())}
+    for field, value in changes.items():
+        digests.add(weights_digest(train(half, Recipe(**RECIPE.to_dict() | {field: value})).state_dict()))
+    assert len(digests) == 1 + len(changes)
+
+
+def test_divergence_stops_and_says_where(half: Half) -> None:
+    with pytest.raises(Diverged, match=r"loss is (nan|inf).* (epoch 1, step|after epoch)"):
+        train(half, Recipe(epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e30))
+
+
+def test_stop_is_asked_before_each_batch(half: Half) -> None:
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(1)
+        return len(asked) == 5
+
+    with pytest.raises(Interrupted):
+        train(half, should_stop=should_stop)
+    assert len(asked) == 5
+
+
+class Constant(torch.nn.Module):
+    """Logits that say class 0 with the same confidence for every image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tensor([[2.0, 0.0]]).expand(len(images), 2)
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    n = training.EVALUATION_BATCH + 1
+    labels = torch.zeros(n, dtype=torch.int64)
+    labels[-1] = 1
+    scores = evaluate(Constant(), Examples(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), labels))
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert scores.accuracy == (n - 1) / n
+    assert scores.loss == pytest.approx(((n - 1) * right + wrong) / n, rel=1e-5)
+
+
+def test_batch_norm_statistics_are_those_of_the_training_images(half: Half) -> None:
+    network = fresh_network(SPEC, Streams(0))
+    training.re_estimate_batch_norm(network, half.train)
+    norm, convolution = network.blocks[0][2], network.blocks[0][0]
+    with torch.no_grad():
+        pooled = torch.nn.functional.max_pool2d(convolution(training.normalise(half.train.images)), 2)
+    assert torch.allclose(norm.running_mean, pooled.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_final_and_best_scores_belong_to_their_weights(half: Half) -> None:
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=0.05, schedule="constant")
+    network = fresh_network(SPEC, Streams(0))
+    result = fit_and_score(network, half.train, half, recipe, Streams(0))
+    losses = [epoch.val_loss for epoch in result.epochs]
+    assert result.best_epoch == 1 + losses.index(min(losses))
+    assert result.best["val"].loss == min(losses)
+    assert result.final["val"].loss == losses[-1]
+    assert evaluate(network, half.train) == result.final["train"]
+    assert weights_digest(network.state_dict()) == weights_digest(result.final_state)
+    assert result.to_dict()["test"] == {"loss": result.test.loss, "accuracy": result.test.accuracy}
+
+
+def test_unknown_or_absent_device_is_refused() -> None:
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match="use auto, cpu"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="not on this machine"):
+            choose_device("cuda")

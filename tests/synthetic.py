@@ -1,0 +1,49 @@
+"""A small stand-in for Fashion-MNIST with its file layout, and a launcher that runs a command on it.
+
+    python tests/synthetic.py FOLDER tuning.search --trials 2 ...
+
+runs the real command in a process of its own, with FOLDER's files in place of the published ones.
+"""
+
+import hashlib
+import importlib
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fmnist_transfer import data
+
+PER_CLASS = {"train": 60, "t10k": 20}
+
+
+def write(folder: Path) -> tuple[data.IdxFile, ...]:
+    """Write the four files below `folder`, as torchvision lays them out, and describe them."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (10, 28, 28))
+    for part, per_class in PER_CLASS.items():
+        labels = rng.permutation(np.repeat(np.arange(10), per_class))
+        images = (0.5 * patterns[labels] + 0.5 * rng.integers(0, 256, (len(labels), 28, 28))).astype(np.uint8)
+        header = struct.pack(">HBBIII", 0, 8, 3, len(images), 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, len(labels)) + labels.astype(np.uint8).tobytes()
+        )
+    return describe(folder)
+
+
+def describe(folder: Path) -> tuple[data.IdxFile, ...]:
+    """What `data.FILES` says of the real files, of those below `folder`."""
+    contents = {file.name: (folder / "FashionMNIST" / "raw" / file.name).read_bytes() for file in data.FILES}
+    return tuple(
+        data.IdxFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
+    )
+
+
+if __name__ == "__main__":
+    folder, module, *arguments = sys.argv[1:]
+    data.FILES = describe(Path(folder))
+    sys.exit(importlib.import_module(module).command([*arguments, "--data-dir", folder]))
