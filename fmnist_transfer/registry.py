@@ -79,7 +79,7 @@ def register(
     store: Store, run_id: str, name: str, model: TrainedModel, *, tags: dict[str, Any], description: str
 ) -> ModelVersion:
     """Log `model` to the run and register it as the next version of `name`. The alias is moved by `set_best`."""
-    network = CNN2(model.spec)
+    network = CNN2(model.spec).to(memory_format=torch.contiguous_format)  # what torch.export packs without a word
     network.load_state_dict(model.state)
     network.eval()  # a module exported in training mode would keep its dropout for ever
     images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)

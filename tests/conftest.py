@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic
+
 from fmnist_transfer import data, tracking
 from fmnist_transfer.training import prepare_process
 

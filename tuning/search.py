@@ -136,12 +136,12 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
     """Run the study's missing trials, then train the best again and register the winner."""
     from tuning.figures import search_figures
     from tuning.promote import Candidate
-    from tuning.space import SPACE_VERSION, affordable_channels, on_edge
+    from tuning.space import SPACE_VERSION, check_limit, on_edge
     from tuning.study import TrialPlan, finished, open_study, spec_and_recipe, storage_uri
     from tuning.study_log import StudyLog
 
     settings, store, half = context.settings, context.store, context.half
-    affordable_channels(2, 5, 512, 256, settings.mflops_limit)  # the costliest corner, before any run is created
+    check_limit(settings.mflops_limit)
     uri = storage_uri(settings.storage, store.folder)
     identity = {
         "epochs": settings.epochs,
