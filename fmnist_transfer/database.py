@@ -20,11 +20,9 @@ def masked(uri: str) -> str:
 
 def sqlite_uri(path: Path) -> str:
     """The URI of an absolute path. Raises StoreError for one that sqlite URIs cannot hold."""
-    import sqlalchemy
-
     if any(character in str(path) for character in "?%"):
         raise StoreError(f"{path}: a path with ? or % cannot be written as a sqlite URI; use another folder")
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+    return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, and not every reader unquotes them
 
 
 def create_once(database: Path, create: Callable[[Path], None]) -> None:
@@ -45,9 +43,10 @@ def create_once(database: Path, create: Callable[[Path], None]) -> None:
                     with contextlib.closing(sqlite3.connect(temporary)) as connection:
                         connection.execute("PRAGMA journal_mode=WAL")
                     os.replace(temporary, database)
-        with database.open("rb") as stream:
-            header = stream.read(16)
-        if header and header != b"SQLite format 3\0":
-            raise StoreError(f"{database} is not a sqlite database; move it away, or use another store")
+        # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")
     except OSError as error:
         raise StoreError(f"cannot write {database}: {error.strerror}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{database}: {error}; move it away, or use another store") from error

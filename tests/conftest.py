@@ -7,7 +7,6 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 for name in ("MLFLOW_TRACKING_URI", "FMNIST_DATA_DIR"):
     os.environ.pop(name, None)
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -47,10 +46,7 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store_path(_empty_store: Path, tmp_path: Path) -> Path:
     """An empty sqlite store; a copy, for making one takes seconds."""
-    path = tmp_path / "store ü#" / "mlflow.db"
-    path.parent.mkdir()
-    shutil.copy(_empty_store, path)
-    return path
+    return synthetic.copy_database(_empty_store, tmp_path / "store ü#" / "mlflow.db")
 
 
 @pytest.fixture

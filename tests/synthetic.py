@@ -5,8 +5,10 @@
 runs the real command in a process of its own, with FOLDER's files in place of the published ones.
 """
 
+import contextlib
 import hashlib
 import importlib
+import sqlite3
 import struct
 import sys
 from pathlib import Path
@@ -41,6 +43,18 @@ def describe(folder: Path) -> tuple[data.IdxFile, ...]:
     return tuple(
         data.IdxFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
     )
+
+
+def copy_database(source: Path, destination: Path) -> Path:
+    """Copy a sqlite file that this process may have open; a plain copy would drop the locks of its connections."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        contextlib.closing(sqlite3.connect(source)) as one,
+        contextlib.closing(sqlite3.connect(destination)) as other,
+    ):
+        one.backup(other)
+        other.execute("PRAGMA journal_mode=WAL")
+    return destination
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 import safetensors.torch
+import synthetic
 import torch
 
 from fmnist_transfer import registry
@@ -33,10 +34,7 @@ def trained() -> TrainedModel:
 @pytest.fixture(scope="module")
 def registered(_empty_store: Path, tmp_path_factory: pytest.TempPathFactory, trained: TrainedModel) -> Store:
     """A store with two versions of `cnn2`, the first of which is `best`."""
-    import shutil
-
-    path = tmp_path_factory.mktemp("registered") / "mlflow.db"
-    shutil.copy(_empty_store, path)
+    path = synthetic.copy_database(_empty_store, tmp_path_factory.mktemp("registered") / "mlflow.db")
     store = open_store(str(path))
     for number in (1, 2):
         run_id = store.start(TUNING, f"run {number}")

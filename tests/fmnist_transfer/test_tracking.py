@@ -85,7 +85,7 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(store: Store) -> No
 
 
 def make_slowly(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE made (pid INTEGER)")
         connection.execute("INSERT INTO made VALUES (?)", (os.getpid(),))
 
@@ -99,7 +99,7 @@ def test_racing_processes_make_a_database_once(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    with sqlite3.connect(database) as connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT count(*) FROM made").fetchone() == (1,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -118,7 +118,7 @@ def test_a_broken_creation_leaves_nothing(tmp_path: Path) -> None:
 def test_junk_is_no_database(tmp_path: Path) -> None:
     junk = tmp_path / "junk.db"
     junk.write_text("this is no database at all")
-    with pytest.raises(StoreError, match="is not a sqlite database; move it away"):
+    with pytest.raises(StoreError, match=r"junk\.db: file is not a database; move it away"):
         open_store(str(junk))
     assert junk.read_text() == "this is no database at all"
 

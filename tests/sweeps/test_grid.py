@@ -1,0 +1,19 @@
+"""The plan of a sweep."""
+
+from sweeps.grid import Cell, coarse_to_fine, plan_cells
+
+
+def test_coarse_to_fine_starts_at_both_ends() -> None:
+    order = coarse_to_fine(range(5, 101, 5))
+    assert order[:5] == [100, 5, 50, 25, 75]
+    assert sorted(order) == list(range(5, 101, 5))
+    assert coarse_to_fine([30]) == [30]
+    assert coarse_to_fine([10, 5]) == [10, 5]
+
+
+def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> None:
+    cells = plan_cells([5, 50, 100], ["pretrained", "random"], 2)
+    assert [cell.replicate for cell in cells] == [0] * 6 + [1] * 6
+    assert cells[:2] == [Cell(100, "pretrained", 0), Cell(100, "random", 0)]
+    assert len(set(cells)) == 12
+    assert cells[0].name == "pretrained 100% r0"

@@ -1,0 +1,88 @@
+"""The arrows between the packages, and that parsing flags imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("fmnist_transfer", "tuning", "sweeps")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for package in OURS
+    for path in (ROOT / package).glob("*.py")
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, at its top or later."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def importers(of: str) -> set[str]:
+    return {
+        name for name, path in MODULES.items() if any(one == of or one.startswith(f"{of}.") for one in imports(path))
+    }
+
+
+def test_the_library_knows_no_command() -> None:
+    for package in ("tuning", "sweeps"):
+        assert {name for name in importers(package) if not name.startswith(package)} == set()
+
+
+def test_only_tracking_and_registry_import_mlflow() -> None:
+    allowed_for_types = {"tuning.search", "tuning.promote", "sweeps.ledger"}  # ModelVersion and Run in signatures
+    assert importers("mlflow") - allowed_for_types == {"fmnist_transfer.tracking", "fmnist_transfer.registry"}
+    for name in allowed_for_types:
+        assert {one for one in imports(MODULES[name]) if one.startswith("mlflow")} <= {
+            "mlflow.entities",
+            "mlflow.entities.Run",
+            "mlflow.entities.model_registry",
+            "mlflow.entities.model_registry.ModelVersion",
+        }
+
+
+def test_only_tuning_imports_optuna() -> None:
+    assert {name.split(".")[0] for name in importers("optuna")} == {"tuning"}
+
+
+def test_training_and_what_lies_below_it_know_no_store() -> None:
+    above = {f"fmnist_transfer.{name}" for name in ("tracking", "registry", "console", "parallel", "database")}
+    for name in ("data", "sources", "split", "model", "recipe", "seeding", "augmentation", "training"):
+        assert not imports(MODULES[f"fmnist_transfer.{name}"]) & above
+    for name in ("data", "model", "recipe", "seeding"):
+        assert "fmnist_transfer.training" not in imports(MODULES[f"fmnist_transfer.{name}"])
+
+
+def test_init_files_import_nothing() -> None:
+    for package in OURS:
+        assert imports(ROOT / package / "__init__.py") == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("tuning.search", ["--help"]),
+        ("sweeps.transfer", ["--help"]),
+        ("tuning.search", ["--trials", "0"]),
+        ("sweeps.transfer", ["--model-uri", "models:/cnn2/best", "--fractions", "0"]),
+    ],
+)
+def test_flags_are_parsed_before_torch_is_imported(module: str, arguments: list[str]) -> None:
+    code = (
+        f"import sys, {module} as command\n"
+        f"try: command.command({arguments})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'sqlalchemy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

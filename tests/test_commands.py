@@ -1,0 +1,432 @@
+"""The commands as a user calls them, on small synthetic data: what they leave behind, how they resume and stop."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+
+import sweeps.transfer
+import tuning.search
+from fmnist_transfer.registry import resolve
+from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--workers", "1", "--device", "cpu"]
+
+
+class Project:
+    """A store and the synthetic data; runs commands in this process."""
+
+    def __init__(self, store_path: Path, data_dir: Path):
+        self.path, self.data_dir = store_path, data_dir
+        self.store: Store = open_store(str(store_path))
+
+    def arguments(self, *more: str) -> list[str]:
+        return ["--tracking-uri", str(self.path), "--data-dir", str(self.data_dir), *SMALL, *more]
+
+    def search(self, *more: str) -> tuple[int, dict[str, Any]]:
+        return self._run(tuning.search.command, "--epochs", "2", "--retrain-seeds", "2", *more)
+
+    def sweep(self, *more: str) -> tuple[int, dict[str, Any]]:
+        return self._run(sweeps.transfer.command, "--model-uri", "models:/cnn2/best", "--epochs", "2", *more)
+
+    def _run(self, command: Any, *more: str) -> tuple[int, dict[str, Any]]:
+        file = self.path.parent / "result.json"
+        file.unlink(missing_ok=True)
+        status = command(self.arguments("--json", str(file), *more))
+        return status, json.loads(file.read_text()) if file.exists() else {}
+
+    def runs(self, experiment: str, **tags: str) -> list[Any]:
+        return self.store.find(experiment, **tags)
+
+
+@pytest.fixture(scope="module")
+def searched(
+    _empty_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A store after `tuning.search --trials 5`."""
+    path = synthetic.copy_database(_empty_store, tmp_path_factory.mktemp("searched") / "mlflow.db")
+    status, result = Project(path, data_dir).search("--trials", "5")
+    assert status == 0
+    return path, result
+
+
+@pytest.fixture
+def project(searched: tuple[Path, dict[str, Any]], data_dir: Path) -> Project:
+    return Project(searched[0], data_dir)
+
+
+def test_search_leaves_study_trials_and_a_registered_best(
+    project: Project, searched: tuple[Path, dict[str, Any]]
+) -> None:
+    result = searched[1]
+    assert set(result) == {
+        *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
+        *("test_accuracy", "n_trials", "n_pruned", "seconds"),
+    }
+    assert (result["study"], result["model_uri"], result["version"], result["promoted"]) == (
+        *("cnn2", "models:/cnn2/1", 1),
+        True,
+    )
+    assert result["n_trials"] == 5
+    assert 0 <= result["test_accuracy"] <= 1
+    (parent,) = project.runs(TUNING, role="study")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["split"] == "01234/56789"
+    assert parent.data.metrics["retrained_mean"] == result["retrained_mean"]
+    trials = project.runs(TUNING, role="trial", parent=parent.info.run_id)
+    assert sorted(int(run.data.tags["trial"]) for run in trials) == [0, 1, 2, 3, 4]
+    states = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}
+    for run in trials:
+        assert run.info.status == states[run.data.tags["optuna.state"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        curve = project.store.client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert [metric.step for metric in curve] in ([1], [1, 2])
+    retrained = project.runs(TUNING, role="retrained")
+    assert len(retrained) == 4
+    assert {run.info.status for run in retrained} == {"FINISHED"}
+    figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("history", "importances", "slices", "expected_best")}
+    version = project.store.client.get_model_version("cnn2", "1")
+    assert version.tags["split"] == "01234/56789"
+    assert float(version.tags["retrained_mean"]) == result["retrained_mean"]
+    assert "Validation accuracy" in version.description
+
+
+def test_search_again_does_nothing_twice(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    before = len(project.runs(TUNING))
+    status, result = project.search("--trials", "5")
+    assert (status, result["model_uri"], result["promoted"]) == (0, "models:/cnn2/1", True)
+    assert len(project.runs(TUNING)) == before
+    assert "best already points to cnn2 version 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--epochs", "3"], "epochs 2 (now 3)"),
+        (["--max-mflops", "none"], "max_mflops 4.0 (now None)"),
+        (["--seed", "1"], "seed 0 (now 1)"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(
+    project: Project, flags: list[str], difference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = project.search(*flags)
+    assert status == 2
+    assert difference in (message := capsys.readouterr().err)
+    assert "Its trials are kept" in message
+
+
+def test_search_is_topped_up_and_best_moves_only_if_better(
+    searched: tuple[Path, dict[str, Any]], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a copy of the store, for the other tests count on five trials."""
+    for name in ("mlflow.db", "optuna.db"):
+        synthetic.copy_database(searched[0].with_name(name), tmp_path / name)
+    project = Project(tmp_path / "mlflow.db", data_dir)
+    project.store.client.set_model_version_tag("cnn2", "1", "retrained_mean", "2.0")  # nothing is better than this
+    status, result = project.search("--trials", "7", "--top", "1", "--retrain-seeds", "1")
+    assert (status, result["n_trials"], result["version"], result["promoted"]) == (0, 7, 2, False)
+    assert len(project.runs(TUNING, role="trial")) == 7
+    assert len(project.runs(TUNING, role="study")) == 1
+    assert "best stays at version 1, cnn2 version 2 is registered" in capsys.readouterr().out
+    assert resolve(project.store, "models:/cnn2/best").pinned == "models:/cnn2/1"
+    status, result = project.search("--trials", "7", "--top", "1", "--retrain-seeds", "1", "--promote")
+    assert (status, result["version"], result["promoted"]) == (0, 2, True)
+    assert resolve(project.store, "models:/cnn2/best").pinned == "models:/cnn2/2"
+
+
+def test_reference_is_registered_under_its_own_name(
+    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from fmnist_transfer import recipe
+
+    monkeypatch.setattr(recipe, "REFERENCE_RECIPE", dataclasses.replace(recipe.REFERENCE_RECIPE, epochs=1))
+    project = Project(store_path, data_dir)
+    status, result = project._run(tuning.search.command, "--reference", "--split", "5-9/0-4")
+    assert (status, result["model_uri"]) == (0, "models:/cnn2-reference-s56789/1")
+    assert (result["n_trials"], result["best_of_n"], result["retrained_sd"]) == (0, None, None)
+
+
+def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    status, result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
+    assert status == 0
+    assert set(result) == {"sweep_run_id", "model_uri", "split", "cells", "claims", "seconds"}
+    assert (result["model_uri"], result["split"]) == ("models:/cnn2/1", "01234/56789")
+    parent = project.store.client.get_run(result["sweep_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["model_uri"] == "models:/cnn2/best"
+    assert parent.data.tags["model_uri_pinned"] == "models:/cnn2/1"
+    assert parent.data.params["recipe.epochs"] == "2"
+    claims = {key: value for key, value in parent.data.params.items() if key.startswith("cell.")}
+    cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
+    assert sorted(claims.values()) == sorted(run.info.run_id for run in cells)
+    assert len(cells) == 12
+    for run in cells:
+        assert run.info.status == "FINISHED"
+        assert {"percent", "init", "replicate"} <= set(run.data.params) & set(run.data.tags)
+        assert int(run.data.params["n_train"]) == 250 * int(run.data.params["percent"]) // 100
+        assert [m.step for m in project.store.client.get_metric_history(run.info.run_id, "val/loss")] == [1, 2]
+        assert {"final/train_loss", "final/val_loss", "best/val_loss", "test/accuracy"} <= set(run.data.metrics)
+        assert run.inputs is not None
+    by_id = {cell["run_id"]: cell for cell in result["cells"]}
+    for run in cells:
+        assert by_id[run.info.run_id]["final"]["val_loss"] == run.data.metrics["final/val_loss"]
+        assert by_id[run.info.run_id]["test"]["accuracy"] == run.data.metrics["test/accuracy"]
+    artifacts = {file.path for file in project.store.client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"figures", "results.csv", "claims.md"}
+    figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
+    names = ("training_loss", "validation_loss", "validation_accuracy", "overview")
+    assert figures == {f"figures/{name}.png" for name in names}
+    curves = project.runs(TRANSFER, role="curve", parent=parent.info.run_id)
+    assert sorted(run.info.run_name for run in curves) == ["pretrained", "random"]
+    for run in curves:
+        history = project.store.client.get_metric_history(run.info.run_id, "curve/val_loss")
+        means = {
+            percent: sum(
+                cell["final"]["val_loss"]
+                for cell in result["cells"]
+                if (cell["percent"], cell["init"]) == (percent, run.info.run_name)
+            )
+            / 2
+            for percent in (20, 60, 100)
+        }
+        assert {metric.step: metric.value for metric in history} == pytest.approx(means)
+    printed = capsys.readouterr().out
+    assert printed.count("**cannot be told**") == 4
+    assert "mlflow server --backend-store-uri 'sqlite:" in printed
+
+
+def test_a_longer_sweep_reuses_a_shorter_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--seed", "2", "--fractions", "100", "20"]
+    _, short = project.sweep(*arguments, "--replicates", "1")
+    assert "to go" not in capsys.readouterr().out
+    _, long = project.sweep(*arguments, "60", "--replicates", "2")
+    assert "4 cells are there already, 8 to go" in capsys.readouterr().out
+    assert long["sweep_run_id"] == short["sweep_run_id"]
+    assert {cell["run_id"] for cell in short["cells"]} <= {cell["run_id"] for cell in long["cells"]}
+    assert len(project.runs(TRANSFER, role="curve", parent=long["sweep_run_id"])) == 2
+    _, again = project.sweep(*arguments, "60", "--replicates", "2")
+    assert again["cells"] == long["cells"]
+
+
+def test_other_settings_are_another_sweep(project: Project) -> None:
+    arguments = ["--fractions", "20", "--replicates", "1"]
+    ids = {
+        project.sweep("--seed", "3", *arguments, *more)[1]["sweep_run_id"]
+        for more in ([], ["--budget", "steps"], ["--epochs", "1"])
+    }
+    assert len(ids) == 3
+
+
+def test_a_diverged_cell_is_failed_absent_and_not_redone(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps import cells
+
+    fit_and_score = cells.fit_and_score
+
+    def diverge(network: Any, train: Any, *arguments: Any, **options: Any) -> Any:
+        if len(train) == 50:
+            from fmnist_transfer.training import Diverged
+
+            raise Diverged("training loss is nan at epoch 1, step 3")
+        return fit_and_score(network, train, *arguments, **options)
+
+    monkeypatch.setattr(cells, "fit_and_score", diverge)
+    arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
+    status, result = project.sweep(*arguments)
+    assert status == 1
+    by_percent = {cell["percent"]: cell for cell in result["cells"]}
+    assert (by_percent[20]["status"], by_percent[20]["final"]) == ("failed", {})
+    assert by_percent[100]["status"] == "finished"
+    run = project.store.client.get_run(by_percent[20]["run_id"])
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "Diverged: training loss is nan at epoch 1, step 3")
+    assert "pretrained 020% r0 failed: Diverged" in capsys.readouterr().out
+    monkeypatch.undo()
+    status, again = project.sweep(*arguments)
+    assert (status, again["cells"]) == (1, result["cells"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fractions", "0"], "--fractions 0: must be 1 to 100"),
+        (["--fractions", "5", "5"], "--fractions: 5 is given twice"),
+        (["--fractions"], "--fractions: give at least one value"),
+        (["--inits", "random", "random"], "--inits: random is given twice"),
+        (["--replicates", "0"], "--replicates 0: must be 1 or more"),
+        (["--epochs", "-1"], "--epochs -1: must be 1 or more"),
+        (["--workers", "many"], "--workers many: must be auto or a number"),
+        (["--fractions", "1"], "leaves no image per class of 50; use 2 or more"),
+        (["--device", "abacus"], "--device abacus: use auto, cpu"),
+    ],
+)
+def test_bad_flags_of_the_sweep(
+    project: Project, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(project.runs(TRANSFER))
+    status, _ = project.sweep(*arguments)
+    assert (status, message in capsys.readouterr().err) == (2, True)
+    assert len(project.runs(TRANSFER)) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "--trials 0: must be 1 or more"),
+        (["--max-mflops", "1"], "--max-mflops 1.0: the search space needs 3.54 or more, or none"),
+        (["--max-mflops", "nan"], "--max-mflops nan: must be 0 or more"),
+        (["--split", "0-4/0-4"], "--split 0-4/0-4: write SOURCE/TARGET"),
+        (["--timeout", "-3"], "--timeout -3.0: must be 0 or more"),
+    ],
+)
+def test_bad_flags_of_the_search(
+    project: Project, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = project.search(*arguments)
+    assert (status, message in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize("flag", ["--fractions", "--inits", "--nonsense"])
+def test_what_the_parser_refuses_exits_with_2(project: Project, flag: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        project.sweep(flag, "1.5")
+    assert caught.value.code == 2
+
+
+def test_unknown_model_is_told_with_what_there_is(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _ = project._run(sweeps.transfer.command, "--model-uri", "models:/cnn2/worst")
+    assert status == 3
+    assert re.search(r"error: no alias 'worst' of model 'cnn2' .*aliases best -> 1", capsys.readouterr().err)
+
+
+def test_altered_data_is_refused_before_any_run(
+    store_path: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(data_dir, tmp_path / "data")
+    (tmp_path / "data/FashionMNIST/raw/train-labels-idx1-ubyte").write_bytes(b"short")
+    project = Project(store_path, tmp_path / "data")
+    status, _ = project.search("--trials", "1")
+    assert status == 3
+    assert "train-labels-idx1-ubyte: expected 608 bytes, found 5" in capsys.readouterr().err
+    assert project.runs(TUNING) == []
+
+
+def test_a_second_driver_of_the_same_study_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with project.store.owning("search", "study-cnn2"):
+        status, _ = project.search("--trials", "5")
+    assert status == 5
+    assert (
+        f"another process works on this search (host {os.uname().nodename}, pid {os.getpid()}"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that must not outlive the test."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def start(
+    started: list[subprocess.Popen[str]], project: Project, module: str, *arguments: str
+) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "tests" / "synthetic.py"), str(project.data_dir), module]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*command, "--tracking-uri", str(project.path), "--device", "cpu", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    started.append(process)
+    return process
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, (process.send_signal(signal.SIGTERM), process.communicate())
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(
+    project: Project, started: list[subprocess.Popen[str]], number: int, status: int
+) -> None:
+    seed = str(100 + number)
+    arguments = ["--model-uri", "models:/cnn2/best", "--epochs", "30", "--fractions", "100", "50", "--seed", seed]
+    process = start(started, project, "sweeps.transfer", *arguments, "--replicates", "40", "--workers", "2")
+    wait_for(lambda: any(r.info.status == "FINISHED" for r in cells_of(project, seed)), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert re.search(r"error: \d+ of 160 cells done; run the same command to go on", errors)
+    runs = cells_of(project, seed)
+    n_done = sum(run.info.status == "FINISHED" for run in runs)
+    assert f"error: {n_done} of 160" in errors
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    parent = project.store.client.get_run(runs[0].data.tags["parent"])
+    assert parent.info.status == "KILLED"
+
+
+def cells_of(project: Project, seed: str) -> list[Any]:
+    return [run for run in project.runs(TRANSFER, role="cell") if run.data.params.get("seed") == seed]
+
+
+def test_a_killed_search_goes_on_and_repeats_the_trial_that_died(
+    store_path: Path, data_dir: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    project = Project(store_path, data_dir)
+    arguments = ["--trials", "3", "--epochs", "200", "--workers", "1", "--top", "1", "--retrain-seeds", "1"]
+    process = start(started, project, "tuning.search", *arguments)
+    wait_for(lambda: running_trials(store_path), process)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    process = start(started, project, "tuning.search", *arguments, "--json", str(tmp_path / "result.json"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert json.loads((tmp_path / "result.json").read_text())["n_trials"] == 3
+    import optuna
+
+    study = optuna.load_study(study_name="cnn2", storage=f"sqlite:///{store_path.parent / 'optuna.db'}")
+    died, *others = study.trials
+    assert (died.state.name, died.user_attrs["interrupted"]) == ("FAIL", True)
+    assert [trial.number for trial in others if trial.params == died.params] == [1]
+    assert len(others) == 3
+    assert {run.info.status for run in project.runs(TUNING, role="study")} == {"FINISHED"}
+    assert sorted(int(run.data.tags["trial"]) for run in project.runs(TUNING, role="trial")) == [1, 2, 3]
+
+
+def running_trials(store_path: Path) -> bool:
+    import sqlite3
+
+    database = store_path.parent / "optuna.db"
+    if not database.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        count = "SELECT count(*) FROM trial_user_attributes WHERE key = 'recipe'"
+        return bool(connection.execute(count).fetchone()[0])
