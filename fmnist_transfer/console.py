@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,6 +101,28 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+class Stopwatch:
+    """Wall time by stage, from its creation on."""
+
+    def __init__(self) -> None:
+        self._laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap belongs to `stage`."""
+        now = time.perf_counter()
+        self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._laps.values())
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items())
+        return f"{duration(self.seconds)}: {stages}"
 
 
 class Progress:

@@ -92,9 +92,18 @@ def register(
         safetensors.torch.save_file({key: value.contiguous() for key, value in model.state.items()}, weights)
         content = model.to_dict() | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         spec_file.write_text(json.dumps(content, indent=2))
+        params = {f"spec.{key}": str(value) for key, value in model.spec.to_dict().items()}
+        params |= {f"recipe.{key}": str(value) for key, value in model.recipe.to_dict().items()}
+        logged = store.client.create_logged_model(  # log_model alone would put it into the experiment `Default`
+            store.client.get_run(run_id).info.experiment_id,
+            name,
+            source_run_id=run_id,
+            params=params | {"split": str(model.split)},
+        )
         info = mlflow.pytorch.log_model(
             network,
             name=name,
+            model_id=logged.model_id,
             run_id=run_id,
             signature=signature,
             input_example=images,
@@ -102,9 +111,6 @@ def register(
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
             extra_files=[str(weights), str(spec_file)],
             metadata=content,
-            params={f"spec.{key}": value for key, value in model.spec.to_dict().items()}
-            | {f"recipe.{key}": value for key, value in model.recipe.to_dict().items()}
-            | {"split": str(model.split)},
         )
     if name not in {found.name for found in store.client.search_registered_models(f"name = '{name}'")}:
         store.client.create_registered_model(

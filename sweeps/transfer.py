@@ -7,13 +7,12 @@ the table, and what the sweep says of the report's four claims.
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.parallel import StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import digits
 from sweeps.grid import INITS, Cell, Init, plan_cells
@@ -69,15 +68,16 @@ class TransferSettings:
 
 def main(settings: TransferSettings) -> int:
     """Run the sweep; 0, or 1 if a cell failed."""
-    start = time.perf_counter()
+    stopwatch = Stopwatch()
     with StopSignal() as stop:
-        result = sweep(settings, stop)
+        result = sweep(settings, stop, stopwatch)
+    say(f"The sweep took {stopwatch}")
     if settings.json:
-        write_json(settings.json, result | {"seconds": time.perf_counter() - start})
+        write_json(settings.json, result | {"seconds": stopwatch.seconds})
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
 
 
-def sweep(settings: TransferSettings, stop: StopSignal) -> dict[str, Any]:
+def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
     from fmnist_transfer.data import default_data_dir, load_half, n_train
@@ -110,13 +110,16 @@ def sweep(settings: TransferSettings, stop: StopSignal) -> dict[str, Any]:
         with store.ending(ledger.run_id):
             store.log_data(ledger.run_id, half, "target")
             picture = Picture(store, ledger.run_id, lambda: [ledger.row(cell, n) for cell, n in grid.items()], name)
+            stopwatch.lap("start")
             _run_cells(settings, ledger, grid, plan, on_finished=picture.refresh, stop=stop)
+            stopwatch.lap("cells")
             rows = picture.draw()
             n_done = sum(row.status != "open" for row in rows)
             stop.raise_if_set(f"{n_done} of {len(grid)} cells done; run the same command to go on")
             log_curves(store, ledger.run_id, rows)
             claims = judge(rows)
             store.log_text(ledger.run_id, "claims.md", claims_text(claims))
+    stopwatch.lap("figures and curves")
     print_summary(rows)
     say("\n" + claims_text(claims))
     say(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, check_range, print_table, run_command, say, write_json
+from fmnist_transfer.console import Progress, Stopwatch, check_range, print_table, run_command, say, write_json
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import Split, parse_split
@@ -89,12 +89,13 @@ class SearchSettings:
 
 def main(settings: SearchSettings) -> int:
     """Run the search; 0, or 1 if a trial failed."""
-    start = time.perf_counter()
+    stopwatch = Stopwatch()
     with StopSignal() as stop:
-        result = search(settings, stop)
+        result = search(settings, stop, stopwatch)
+    say(f"The search took {stopwatch}")
     failed = result.pop("n_failed")
     if settings.json:
-        write_json(settings.json, result | {"seconds": time.perf_counter() - start})
+        write_json(settings.json, result | {"seconds": stopwatch.seconds})
     return 1 if failed else 0
 
 
@@ -108,13 +109,14 @@ class SearchContext:
     split: Split
     device: str
     stop: StopSignal
+    stopwatch: Stopwatch
 
     @property
     def n_workers(self) -> int:
         return parse_workers(self.settings.workers)
 
 
-def search(settings: SearchSettings, stop: StopSignal) -> dict[str, Any]:
+def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it, with `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
     from fmnist_transfer.data import default_data_dir, load_half
@@ -124,10 +126,11 @@ def search(settings: SearchSettings, stop: StopSignal) -> dict[str, Any]:
     split = parse_split(settings.split)
     device = str(choose_device(settings.device))
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
-    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, stop)
+    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, stop, stopwatch)
     study_name = settings.study_name or ("cnn2-reference" if settings.reference else "cnn2") + split.suffix
     with context.store.owning("search", f"study-{study_name}"):
         result = train_reference(context, study_name) if settings.reference else tune(context, study_name)
+    stopwatch.lap("registering")
     say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result
 
@@ -157,8 +160,10 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
         store.log_data(log.run_id, half, "source")
         log.log_finished()
         plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
+        context.stopwatch.lap("start")
         for _ in run_trials(context, len(finished(study)), plan):
             log.log_finished()
+        context.stopwatch.lap("trials")
         trials = finished(study)
         context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
         n = Counter(trial.state.name for trial in trials)
@@ -173,6 +178,7 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
             say(f"note: the best trial lies on the edge of its range: {edge}")
         for path, figure in search_figures(study).items():
             store.log_figure(log.run_id, path, figure)
+        context.stopwatch.lap("figures")
         candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
         result = register_best(
             context, log.run_id, candidates, study=study_name, model="cnn2", n_seeds=settings.retrain_seeds
@@ -219,6 +225,7 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
     run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
+        context.stopwatch.lap("start")
         candidates = [Candidate(REFERENCE_SPEC, REFERENCE_RECIPE)]
         result = register_best(context, run_id, candidates, study=study_name, model="cnn2-reference", n_seeds=1)
     return result | {"n_trials": 0, "n_pruned": 0, "n_failed": 0}
@@ -240,6 +247,7 @@ def register_best(
         retrained = promote.retrain(
             store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop
         )
+        context.stopwatch.lap("training the best again")
         _print_retrained(retrained)
         facts = {"study": study, "seed": settings.seed, "data_sha256": data_sha256, "promotion_key": key}
         version = promote.register_winner(store, name, retrained[0], context.split, facts)
