@@ -28,6 +28,8 @@ Report = Callable[[Any], None]
 TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
 
 POLL_SECONDS = 0.25
+WORKER_DIED = "the worker process died"  # how the reason of such a failure begins
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.event = multiprocessing.get_context("spawn").Event()
+        # A plain byte: the handler of a signal must take no lock, and a killed worker must leave none taken.
+        self.flag = multiprocessing.get_context("spawn").RawValue("b", 0)
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,9 +70,12 @@ class StopSignal:
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        self.event.set()
+        self.flag.value = 1
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; once more to leave at once\n")
+
+    def is_set(self) -> bool:
+        return bool(self.flag.value)
 
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted, with the signal's exit status, if a signal came."""
@@ -132,7 +139,7 @@ def _run_here(job: _Job, tasks: Iterator[Task]) -> Iterator[Outcome[Task, Any]]:
     from fmnist_transfer.training import prepare_process
 
     prepare_process()
-    should_stop = job.stop.event.is_set
+    should_stop = job.stop.is_set
     while not should_stop() and (task := next(tasks, None)) is not None:
         job.on_start(task)
         yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
@@ -157,25 +164,26 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.task: Any = None
         self.process = context.Process(
-            target=_work, args=(job.function, job.shared, theirs, job.stop.event), daemon=True
+            target=_work, args=(job.function, job.shared, theirs, job.stop.flag), daemon=True
         )
+        # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()  # so that its death is the end of the pipe
 
     def hand_out(self, task: Any) -> None:
         self.task = task
-        with contextlib.suppress(BrokenPipeError):  # it died while idle, which `receive` finds
+        with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
             self.connection.send(task)
 
     def receive(self, job: _Job) -> Outcome[Any, Any] | None:
         """The outcome of the task, or None after a mere report. A dead worker's task has failed."""
         try:
             kind, content = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the midst of a message
             self.process.join()
-            return Outcome(
-                self.task, "failed", reason=f"the worker process died ({_death(self.process.exitcode or 0)})"
-            )
+            return Outcome(self.task, "failed", reason=f"{WORKER_DIED} ({_death(self.process.exitcode or 0)})")
         if kind == "report":
             job.on_report(self.task, content)
             return None
@@ -193,7 +201,7 @@ def _run_on_processes(job: _Job, tasks: Iterator[Task], n_workers: int) -> Itera
     try:
         while True:
             idle = [worker for worker in workers if worker.task is None]
-            while (idle or len(workers) < n_workers) and not job.stop.event.is_set():
+            while (idle or len(workers) < n_workers) and not job.stop.is_set():
                 if (task := next(tasks, None)) is None:
                     break
                 if not idle:
@@ -221,22 +229,26 @@ def _death(exit_code: int) -> str:
     return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
 
 
-def _work(function: TaskFunction, shared: Any, connection: Connection, stop_event: Any) -> None:
+def _work(function: TaskFunction, shared: Any, connection: Connection, stop_flag: Any) -> None:
     """Main function of a worker: tasks in, reports and outcomes out, until the pipe closes or the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from fmnist_transfer.training import prepare_process
 
     prepare_process()
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
-        return stop_event.is_set() or os.getppid() != parent
+        return bool(stop_flag.value) or (parent is not None and os.getppid() != parent.pid)
 
     def report(news: Any) -> None:
-        connection.send(("report", news))
+        try:
+            connection.send(("report", news))
+        except OSError as error:
+            raise Interrupted("the parent process is gone") from error
 
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             outcome = _attempt(function, shared, connection.recv(), report, should_stop)
             connection.send(("outcome", outcome))

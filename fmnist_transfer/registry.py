@@ -23,10 +23,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
+from safetensors import SafetensorError
 
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.database import masked
-from fmnist_transfer.errors import ModelError
+from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split
@@ -112,7 +113,7 @@ def register(
             extra_files=[str(weights), str(spec_file)],
             metadata=content,
         )
-    if name not in {found.name for found in store.client.search_registered_models(f"name = '{name}'")}:
+    if not _has_model(store, name):
         store.client.create_registered_model(
             name,
             description=f"CNN2 trained on Fashion-MNIST classes {model.split.source}. Load it with "
@@ -129,11 +130,14 @@ def register(
 
 
 def best_version(store: Store, name: str) -> ModelVersion | None:
-    """The version that alias `best` of `name` points to."""
-    try:
-        return store.client.get_model_version_by_alias(name, BEST)
-    except MlflowException:
+    """The version that alias `best` of `name` points to; None without the model or the alias."""
+    if not _has_model(store, name) or BEST not in store.client.get_registered_model(name).aliases:
         return None
+    return store.client.get_model_version_by_alias(name, BEST)
+
+
+def _has_model(store: Store, name: str) -> bool:
+    return name in {model.name for model in store.client.search_registered_models(f"name = '{name}'")}
 
 
 def set_best(store: Store, version: ModelVersion) -> None:
@@ -228,7 +232,7 @@ def load(reference: Reference) -> TrainedModel:
             raise ModelError(f"{reference.pinned}: its network would not fit into {WEIGHTS_FILE}'s limit")
         state = safetensors.torch.load(weights)
         facts = dict(content["facts"])
-    except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError, SafetensorError) as error:
         raise ModelError(f"{reference.pinned} is not a CNN2 model as this package writes it: {error!r}") from error
     check_state(state, spec, reference.pinned)
     return TrainedModel(spec, recipe, split, state, facts)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout"]
+Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class Streams:
     Args:
         root_seed: what the user's `--seed` sets.
         replicate: 0-based number of the set of draws.
+        stage: training on the source half or on the target half. With equal seeds both would otherwise start from the
+            same trunk and classifier, and `random` would be the very network that `pretrained` grew from.
     """
 
     root_seed: int
     replicate: int = 0
+    stage: Literal["source", "target"] = "source"
 
     def seed(self, purpose: Purpose) -> int:
         """A 63-bit seed."""
-        text = f"{self.root_seed}/{self.replicate}/{purpose}"
+        text = f"{self.root_seed}/{self.replicate}/{purpose}" + ("" if self.stage == "source" else f"/{self.stage}")
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def generator(self, purpose: Purpose, device: torch.device | str = "cpu") -> torch.Generator:

@@ -13,6 +13,7 @@ import functools
 import io
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -66,12 +67,13 @@ class Store:
     @property
     def ui_command(self) -> str:
         """What the user runs to see the store in a browser."""
-        if not self.uri.startswith("sqlite"):
-            return f"open {masked(self.uri)} in a browser" if "://" in self.uri else f"mlflow server at {self.uri}"
-        artifacts = self.folder / "artifacts"
+        if self.uri.startswith("http"):
+            return f"open {masked(self.uri)} in a browser"
+        if not self.uri.startswith(SQLITE):
+            return f"mlflow server --backend-store-uri {masked(self.uri)}"
         return (
-            f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri '{self.uri}' "
-            f"--artifacts-destination '{artifacts}' --workers 1"
+            f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(self.uri)} "
+            f"--artifacts-destination {shlex.quote(str(self.folder / 'artifacts'))} --workers 1"
         )
 
     def experiment(self, name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
 from sweeps.grid import Init
 
@@ -23,6 +23,6 @@ def starting_network(init: Init, spec: CNN2Spec, registered: Mapping[str, Tensor
     network = fresh_network(spec, streams)
     if init == "pretrained":
         own = network.state_dict()
-        classifier = {name for name in own if name.startswith("fc3.")}
+        classifier = {name for name in own if name.startswith(f"{CLASSIFIER}.")}
         network.load_state_dict({name: own[name] if name in classifier else registered[name] for name in own})
     return network

@@ -55,7 +55,7 @@ def train_cell(
     plan: CellPlan, cell: Cell, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> CellResult:
     """Train one cell, in a worker; reports the number of each epoch."""
-    streams = Streams(plan.seed, cell.replicate)
+    streams = Streams(plan.seed, cell.replicate, stage="target")
     network = starting_network(cell.init, plan.spec, plan.registered, streams).to(plan.device)
     order = nested_order(plan.half.train.labels, streams.generator("subset"))
     half = plan.half.to(plan.device)

@@ -66,16 +66,23 @@ class Ledger:
         return identity_key(what)
 
     def row(self, cell: Cell, n_train: int) -> Row:
-        """What the ledger knows of the cell; status `open` if it has to be run."""
+        """What the ledger knows of the cell; status `open` if no attempt came to an end of its own."""
         _, run_id = self._attempts.get(self.cell_key(cell, n_train), (0, ""))
         run = self._runs.get(run_id)
         status: Status = "open"
         if run is not None and run.info.status == "FINISHED":
             status = "finished"
-        elif run is not None and run.data.tags.get("reason", "").startswith(DIVERGED):
+        elif run is not None and run.info.status == "FAILED":
             status = "failed"
         scores = run.data.metrics if run is not None and status == "finished" else {}
         return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
+
+    def is_to_run(self, cell: Cell, n_train: int) -> bool:
+        """Whether the cell is open, or failed in a way that another attempt may not."""
+        row = self.row(cell, n_train)
+        if row.status == "failed":
+            return not self._runs[row.run_id].data.tags.get("reason", "").startswith(DIVERGED)
+        return row.status == "open"
 
     def claim(self, cell: Cell, n_train: int) -> str:
         """Create the cell's run and name it in the ledger; the run's id."""

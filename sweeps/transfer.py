@@ -157,7 +157,7 @@ def _run_cells(
     """Train the open cells, log each as it finishes."""
     from sweeps.cells import train_cell
 
-    todo = [cell for cell, n in grid.items() if ledger.row(cell, n).status == "open"]
+    todo = [cell for cell, n in grid.items() if ledger.is_to_run(cell, n)]
     if len(todo) < len(grid):
         say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
     run_ids: dict[Cell, str] = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from fmnist_transfer import data
 
+PUBLISHED = data.FILES
 PER_CLASS = {"train": 60, "t10k": 20}
 
 

@@ -6,6 +6,7 @@
 Data in; an Optuna study, MLflow runs and a registered model out. Selection looks at validation alone.
 """
 
+import re
 import sys
 import time
 from collections import Counter
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_range, print_table, run_command, say, write_json
-from fmnist_transfer.errors import UserError
-from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
+from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.parallel import WORKER_DIED, Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import Split, parse_split
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class SearchSettings:
             check_range("--max-mflops", self.max_mflops, 0)
         if self.timeout is not None:
             check_range("--timeout", self.timeout, 0)
+        if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
+            raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
         parse_workers(self.workers)
         parse_split(self.split)
 
@@ -161,15 +164,18 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
         log.log_finished()
         plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
         context.stopwatch.lap("start")
-        for _ in run_trials(context, len(finished(study)), plan):
+        n_died = 0  # with their worker; the trial is run again by the next command
+        for outcome in run_trials(context, len(finished(study)), plan):
+            n_died += outcome.reason.startswith(WORKER_DIED)
             log.log_finished()
         context.stopwatch.lap("trials")
         trials = finished(study)
         context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
         n = Counter(trial.state.name for trial in trials)
+        n_failed = n["FAIL"] + n_died
         say(
             f"{len(trials)} trials of study {study_name!r}: {n['COMPLETE']} complete, {n['PRUNED']} pruned, "
-            f"{n['FAIL']} failed"
+            f"{n_failed} failed"
         )
         completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
         if not completed:
@@ -183,7 +189,7 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
         result = register_best(
             context, log.run_id, candidates, study=study_name, model="cnn2", n_seeds=settings.retrain_seeds
         )
-    return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n["FAIL"]}
+    return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed + result["n_failed"]}
 
 
 def run_trials(context: SearchContext, n_before: int, plan: "TrialPlan") -> Iterator[Outcome[int, int]]:
@@ -228,7 +234,7 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         context.stopwatch.lap("start")
         candidates = [Candidate(REFERENCE_SPEC, REFERENCE_RECIPE)]
         result = register_best(context, run_id, candidates, study=study_name, model="cnn2-reference", n_seeds=1)
-    return result | {"n_trials": 0, "n_pruned": 0, "n_failed": 0}
+    return result | {"n_trials": 0, "n_pruned": 0}
 
 
 def register_best(
@@ -241,6 +247,7 @@ def register_best(
     name = model + context.split.suffix
     key = promote.promotion_key(candidates, settings.seed, n_seeds, context.split, data_sha256)
     version = promote.registered_before(store, name, key)
+    n_failed = 0
     if version is None:
         plan = promote.RetrainingPlan(settings.seed, context.device, context.half)
         n_workers = min(context.n_workers, len(candidates) * n_seeds)
@@ -249,11 +256,12 @@ def register_best(
         )
         context.stopwatch.lap("training the best again")
         _print_retrained(retrained)
+        n_failed = len(candidates) * n_seeds - sum(len(one.val_accuracies) for one in retrained)
         facts = {"study": study, "seed": settings.seed, "data_sha256": data_sha256, "promotion_key": key}
         version = promote.register_winner(store, name, retrained[0], context.split, facts)
     promoted, message = promote.move_best(store, version, force=settings.promote)
     say(message)
-    result = _result(study, version, promoted)
+    result = _result(study, version, promoted) | {"n_failed": n_failed}
     scores = {key: result[key] for key in ("best_of_n", "retrained_mean", "retrained_sd", "test_accuracy")}
     metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
     store.log(run_id, metrics=metrics, tags={"registered": result["model_uri"]})

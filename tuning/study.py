@@ -68,7 +68,7 @@ def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
     The caller owns the study, so trials that still count as running died: they fail, and they and interrupted ones
     are enqueued again. Raises UsageError if the study was begun with other settings.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
     study = optuna.create_study(study_name=name, storage=_storage(uri), direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS)
     if before is None:
@@ -107,7 +107,7 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
             study does not repeat its first trials, and with one worker equals an uninterrupted one.
         report: receives (epoch, validation accuracy).
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
     study = optuna.load_study(
         study_name=plan.study_name,
         storage=_storage(plan.storage),
@@ -125,16 +125,19 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
         except Interrupted:
             trial.set_user_attr(INTERRUPTED, True)
             raise
-        except (Diverged, torch.OutOfMemoryError) as error:
+        except Diverged as error:  # pruned, so that the sampler learns to keep away
+            trial.set_user_attr(REASON, f"Diverged: {error}")
+            raise optuna.TrialPruned from error
+        except Exception as error:
             trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
             raise
 
-    study.optimize(objective, n_trials=1, catch=(Diverged, torch.OutOfMemoryError))
+    study.optimize(objective, n_trials=1, catch=(torch.OutOfMemoryError,))
     return numbers[0]
 
 
 def _sampler_seed(seed: int, ordinal: int) -> int:
-    return Streams(seed, ordinal).seed("trunk") % 2**32
+    return Streams(seed, ordinal).seed("sampler") % 2**32
 
 
 def _train_trial(

@@ -41,7 +41,7 @@ class StudyLog:
         params |= {f"recipe.{key}": value for key, value in trial.user_attrs.get("recipe", {}).items()}
         tags = {"role": "trial", "trial": trial.number, "parent": self.run_id, "optuna.state": trial.state.name}
         if trial.state == TrialState.PRUNED:
-            tags["optuna.pruned_step"] = epochs[-1].epoch
+            tags["optuna.pruned_step"] = len(epochs)
         if REASON in trial.user_attrs:
             tags["reason"] = trial.user_attrs[REASON]
         name = f"trial {trial.number:03d}"

@@ -62,7 +62,7 @@ def test_a_dead_worker_takes_only_its_own_task() -> None:
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_a_signal_interrupts_running_tasks_and_starts_no_more(n_workers: int) -> None:
     def interrupt(task: object, news: object) -> None:
-        if news == "waiting" and not stop.event.is_set():
+        if news == "waiting" and not stop.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
     with StopSignal() as stop:
