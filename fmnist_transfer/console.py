@@ -5,10 +5,12 @@ into its one line and its exit status.
 """
 
 import json
+import math
 import os
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,15 +45,17 @@ def run_command(
     try:
         settings = tyro.cli(settings_type, prog=f"python -m {module}", description=settings_type.__doc__, args=args)
         _quiet_libraries()
+        if args is None and not sys.warnoptions:  # from a program, its own filters count
+            warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except Exception as error:  # whatever else went wrong is one line too
         if debug:
-            raise
+            traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}. Finished work is kept; --debug shows where.", file=sys.stderr)
         return UserError.exit_status
 
@@ -63,8 +67,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
 
 
 def check_range(flag: str, value: float, low: float, high: float = float("inf")) -> None:
@@ -174,11 +176,21 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write `result` atomically. Numbers that are not finite become null. Raises StoreError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
-            json.dump(result, stream, indent=2, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(stream.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            temporary = Path(folder) / path.name
+            with temporary.open("w") as stream:
+                json.dump(_finite(result), stream, indent=2, allow_nan=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}; the runs themselves are in the store") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

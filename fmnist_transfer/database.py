@@ -42,6 +42,8 @@ def create_once(database: Path, create: Callable[[Path], None]) -> None:
                     create(temporary)
                     with contextlib.closing(sqlite3.connect(temporary)) as connection:
                         connection.execute("PRAGMA journal_mode=WAL")
+                    with temporary.open("rb") as stream:
+                        os.fsync(stream.fileno())
                     os.replace(temporary, database)
         # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
         with contextlib.closing(sqlite3.connect(database)) as connection:

@@ -28,7 +28,6 @@ Report = Callable[[Any], None]
 TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
 
 POLL_SECONDS = 0.25
-WORKER_DIED = "the worker process died"  # how the reason of such a failure begins
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -183,7 +182,9 @@ class _Worker:
             kind, content = self.connection.recv()
         except (EOFError, OSError):  # also in the midst of a message
             self.process.join()
-            return Outcome(self.task, "failed", reason=f"{WORKER_DIED} ({_death(self.process.exitcode or 0)})")
+            return Outcome(
+                self.task, "failed", reason=f"the worker process died ({_death(self.process.exitcode or 0)})"
+            )
         if kind == "report":
             job.on_report(self.task, content)
             return None

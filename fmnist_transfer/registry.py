@@ -31,7 +31,7 @@ from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import Store
+from fmnist_transfer.tracking import Store, settings_params
 
 BEST = "best"
 FORMAT = 1
@@ -93,13 +93,12 @@ def register(
         safetensors.torch.save_file({key: value.contiguous() for key, value in model.state.items()}, weights)
         content = model.to_dict() | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         spec_file.write_text(json.dumps(content, indent=2))
-        params = {f"spec.{key}": str(value) for key, value in model.spec.to_dict().items()}
-        params |= {f"recipe.{key}": str(value) for key, value in model.recipe.to_dict().items()}
+        params = settings_params(model.spec, model.recipe) | {"split": model.split}
         logged = store.client.create_logged_model(  # log_model alone would put it into the experiment `Default`
             store.client.get_run(run_id).info.experiment_id,
             name,
             source_run_id=run_id,
-            params=params | {"split": str(model.split)},
+            params={key: str(value) for key, value in params.items()},
         )
         info = mlflow.pytorch.log_model(
             network,

@@ -34,12 +34,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_uri
-from fmnist_transfer.errors import BusyError, Interrupted, StoreError
+from fmnist_transfer.errors import Interrupted, StoreError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fmnist_transfer.data import Half
+    from fmnist_transfer.model import CNN2Spec
+    from fmnist_transfer.recipe import Recipe
     from fmnist_transfer.training import Epoch, Result
 
 TUNING, TRANSFER = "fmnist-tuning", "fmnist-transfer"  # experiments
@@ -61,7 +63,7 @@ class Store:
 
     uri: str
     folder: Path
-    """Beside the database; where locks are, and the study database by default."""
+    """Beside the database; where the study database is by default."""
     client: MlflowClient
 
     @property
@@ -169,27 +171,6 @@ class Store:
             if not (token := page.token):
                 return runs
 
-    @contextlib.contextmanager
-    def owning(self, what: str, key: str) -> Iterator[None]:
-        """Own `what`, named by `key`, until the block ends or this process dies. Raises BusyError.
-
-        The lock is the operating system's, so it cannot outlive its owner.
-        """
-        import filelock
-
-        folder = self.folder / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        owner = folder / f"{key}.owner"
-        lock = filelock.FileLock(folder / f"{key}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            who = owner.read_text() if owner.exists() else "unknown"
-            raise BusyError(f"another process works on this {what} ({who}); wait for it, or stop it first") from None
-        with lock:
-            owner.write_text(f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%F %T')}")
-            yield
-
 
 def open_store(tracking_uri: str | None) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `sqlite` under `mlruns/`, made if need be.
@@ -243,6 +224,12 @@ def _probe(uri: str) -> None:
         raise StoreError(
             f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again"
         ) from error
+
+
+def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:
+    """The whole spec and recipe as params: `spec.channels`, `recipe.learning_rate` ..."""
+    params = {f"spec.{key}": value for key, value in spec.to_dict().items()}
+    return params | {f"recipe.{key}": value for key, value in recipe.to_dict().items()}
 
 
 def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:

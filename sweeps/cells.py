@@ -13,6 +13,7 @@ from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.registry import TrainedModel
 from fmnist_transfer.seeding import Streams
+from fmnist_transfer.tracking import settings_params
 from fmnist_transfer.training import Result, fit_and_score
 from sweeps.arms import starting_network
 from sweeps.grid import Cell
@@ -74,9 +75,7 @@ def train_cell(
 
 def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
     """All that a cell's result depends on but its fraction, init and replicate."""
-    fields: dict[str, Any] = {f"spec.{key}": value for key, value in plan.spec.to_dict().items()}
-    fields |= {f"recipe.{key}": value for key, value in plan.recipe.to_dict().items()}
-    return fields | {
+    return settings_params(plan.spec, plan.recipe) | {
         "weights_digest": weights_digest(model.state),
         "split": str(model.split),
         "budget": plan.budget,

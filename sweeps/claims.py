@@ -1,12 +1,11 @@
 """The four claims of the original report, and what a sweep says of them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sweeps.statistics import MIN_REPLICATES, Array, crossover, simultaneous_band
+from sweeps.statistics import MIN_REPLICATES, Array, crossover, simultaneous_band, t_interval
 from sweeps.table import Row, by_replicate, finished_percents
 
 HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"
@@ -50,19 +49,23 @@ def _answer(d: Array, verdict: str, reason: str, observed: str) -> dict[str, Any
 
 def _too_few(d: Array) -> str:
     if len(d) < MIN_REPLICATES:
-        floor = MIN_REPLICATES
-        return f"{len(d)} complete replicates, and {floor} are the floor for a claim: --replicates {floor}"
+        return f"{len(d)} complete replicates, and {MIN_REPLICATES} are the floor for a claim"
     return ""
 
 
 def _signs(percents: list[int], d: Array) -> str:
-    mean = d.mean(axis=0)
-    lowest, highest = int(np.argmin(mean)), int(np.argmax(mean))
-    return (
-        f"random minus pretrained, mean over {len(d)} replicates, is positive at {int((mean > 0).sum())} of "
-        f"{len(percents)} fractions, from {mean[lowest]:+.4f} at {percents[lowest]} % to {mean[highest]:+.4f} at "
-        f"{percents[highest]} %"
-    )
+    ends = " and ".join(f"{_mean(d[:, i])} at {percents[i]} %" for i in sorted({0, len(percents) - 1}))
+    n_positive = int((d.mean(axis=0) > 0).sum())
+    return f"random minus pretrained is {ends}, positive at {n_positive} of {len(percents)} fractions"
+
+
+def _mean(values: Array, unit: float = 1.0, digits: int = 4) -> str:
+    """Mean over replicates with its 95 % t-interval, which one replicate has not."""
+    mean = f"{unit * values.mean():+.{digits}f}"
+    if len(values) < 2:
+        return mean
+    band = t_interval(unit * values[:, None])
+    return f"{mean} [{band.low[0]:+.{digits}f}, {band.high[0]:+.{digits}f}]"
 
 
 def _judge_train_loss(percents: list[int], d: Array) -> dict[str, Any]:
@@ -98,8 +101,8 @@ def _judge_overfitting(percents: list[int], final: Array, best: Array) -> dict[s
     if not len(final):
         return _answer(final, CANNOT_BE_TOLD, "no complete replicate of both inits", "")
     observed = (
-        f"mean difference of validation loss at {percents[-1]} %: {final.mean(axis=0)[-1]:+.4f} at the final epoch, "
-        f"{best.mean(axis=0)[-1]:+.4f} at the best"
+        f"validation loss at {percents[-1]} %, random minus pretrained: {_mean(final[:, -1])} at the final epoch, "
+        f"{_mean(best[:, -1])} at the best"
     )
     reason = _too_few(final) or "temperature scaling is not computed by this version"
     return _answer(final, CANNOT_BE_TOLD, reason, observed)
@@ -108,8 +111,6 @@ def _judge_overfitting(percents: list[int], final: Array, best: Array) -> dict[s
 def _judge_need(percents: list[int], d: Array) -> dict[str, Any]:
     if not len(d):
         return _answer(d, CANNOT_BE_TOLD, "no complete replicate of both inits", "")
-    mean = 100 * d.mean(axis=0)
-    sd = 100 * d[:, -1].std(ddof=1) if len(d) > 1 else math.nan
-    observed = f"accuracy at {percents[-1]} %: random minus pretrained {mean[-1]:+.2f} points (sd {sd:.2f})"
+    observed = f"accuracy at {percents[-1]} %: random minus pretrained {_mean(d[:, -1], 100.0, 2)} points"
     reason = _too_few(d) or "effective data transferred is not computed by this version"
     return _answer(d, CANNOT_BE_TOLD, reason, observed)

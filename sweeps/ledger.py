@@ -8,11 +8,12 @@ last. Everything is read back from the store; nothing else remembers.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from fmnist_transfer.data import Half
 from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows
 from fmnist_transfer.training import Result
-from sweeps.grid import Cell
+from sweeps.grid import Cell, Init
 from sweeps.table import Row, Status
 
 GROUPS = ("final", "best", "test")  # prefixes of a cell's scores
@@ -30,11 +31,12 @@ class Ledger:
     Args:
         identity: all that a cell's result depends on but fraction, init and replicate; the params of the parent.
         name: of the parent run where it has to be created.
-        tags: of the parent, set anew each time (which model was asked for, which grid).
+        half: the target half, which every run names as its data.
+        tags: of the parent, set anew each time (which model was asked for).
     """
 
-    def __init__(self, store: Store, identity: Mapping[str, Any], *, name: str, tags: Mapping[str, Any]):
-        self._store = store
+    def __init__(self, store: Store, identity: Mapping[str, Any], half: Half, *, name: str, tags: Mapping[str, Any]):
+        self._store, self._half = store, half
         self._identity = dict(identity)
         self.key = identity_key(identity)
         parents = store.find(TRANSFER, role="sweep", sweep_key=self.key)
@@ -77,12 +79,25 @@ class Ledger:
         scores = run.data.metrics if run is not None and status == "finished" else {}
         return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
 
+    def known(self) -> dict[Cell, int]:
+        """Every cell that was ever claimed, with its number of training images."""
+        cells = {}
+        for _, run_id in self._attempts.values():
+            if run_id in self._runs and "n_train" in self._runs[run_id].data.params:
+                params = self._runs[run_id].data.params
+                cell = Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]))
+                cells[cell] = int(params["n_train"])
+        return cells
+
     def is_to_run(self, cell: Cell, n_train: int) -> bool:
         """Whether the cell is open, or failed in a way that another attempt may not."""
         row = self.row(cell, n_train)
         if row.status == "failed":
             return not self._runs[row.run_id].data.tags.get("reason", "").startswith(DIVERGED)
         return row.status == "open"
+
+    def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
+        return [self.row(cell, n_train) for cell, n_train in cells.items()]
 
     def claim(self, cell: Cell, n_train: int) -> str:
         """Create the cell's run and name it in the ledger; the run's id."""
@@ -93,6 +108,7 @@ class Ledger:
         tags = labels | {"role": "cell", "parent": self.run_id, "cell_key": key, "attempt": attempt}
         run_id = self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
         self._store.log(self.run_id, params={f"cell.{key}.{attempt}": run_id})
+        self._store.log_data(run_id, self._half, "target")
         self._attempts[key] = (attempt, run_id)
         return run_id
 
@@ -102,8 +118,11 @@ class Ledger:
         self._store.log(run_id, metrics=rows, tags={"weights_digest": weights_digest})
         self._end(run_id, "FINISHED")
 
-    def fail(self, run_id: str, reason: str) -> None:
+    def fail(self, run_id: str, reason: str, details: str = "") -> None:
+        """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
         self._store.log(run_id, tags={"reason": reason[:5_000]})
+        if details:
+            self._store.log_text(run_id, "traceback.txt", details)
         self._end(run_id, "FAILED")
 
     def interrupt(self, run_id: str) -> None:

@@ -77,12 +77,15 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
         store.end(run_id)
 
 
-def claims_text(claims: Mapping[str, Mapping[str, Any]]) -> str:
-    """The claims as Markdown."""
+def claims_text(claims: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    """The claims as Markdown, and how many cells are missing."""
     lines = ["The report's four claims, as this sweep sees them:", ""]
     for i, (name, claim) in enumerate(claims.items(), 1):
         lines += [f"{i}. {CLAIMS[name]}: **{claim['verdict']}** ({claim['reason']})."]
         lines += [f"   Observed: {claim['observed']}"] if claim["observed"] else []
+    missing = [f"{row.cell.name} ({row.status})" for row in rows if row.status != "finished"]
+    if missing:
+        lines += ["", f"{len(missing)} of {len(rows)} cells are missing: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 

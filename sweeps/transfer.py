@@ -6,19 +6,20 @@ A registered model and data in; an MLflow run for each fraction x init x replica
 the table, and what the sweep says of the report's four claims.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import digits
 from sweeps.grid import INITS, Cell, Init, plan_cells
 
 if TYPE_CHECKING:
-    from fmnist_transfer.registry import Reference
     from sweeps.cells import CellPlan
     from sweeps.ledger import Ledger
 
@@ -103,25 +104,30 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
     cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
     grid = {cell: n_train(half.train, cell.percent) for cell in cells}
     sweep_identity = identity(model, plan)
-    with store.owning("sweep", f"sweep-{identity_key(sweep_identity)}"):
+    with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
         name = f"{reference.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
-        ledger = Ledger(store, sweep_identity, name=name, tags=_tags(reference, settings))
+        tags = {"model_uri": reference.asked, "model_uri_pinned": reference.pinned}
+        ledger = Ledger(store, sweep_identity, half, name=name, tags=tags)
         say(f"Sweep {ledger.run_id}: {name}, {len(grid)} cells")
         with store.ending(ledger.run_id):
             store.log_data(ledger.run_id, half, "target")
-            picture = Picture(store, ledger.run_id, lambda: [ledger.row(cell, n) for cell, n in grid.items()], name)
+            so_far = ledger.known() | grid  # a smaller grid leaves the picture of a larger one whole
+            store.log(ledger.run_id, tags=_grid_tags(so_far))
+            picture = Picture(store, ledger.run_id, lambda: ledger.rows(so_far), name)
             stopwatch.lap("start")
             _run_cells(settings, ledger, grid, plan, on_finished=picture.refresh, stop=stop)
             stopwatch.lap("cells")
             rows = picture.draw()
-            n_done = sum(row.status != "open" for row in rows)
+            asked = ledger.rows(grid)
+            n_done = sum(row.status != "open" for row in asked)
             stop.raise_if_set(f"{n_done} of {len(grid)} cells done; run the same command to go on")
             log_curves(store, ledger.run_id, rows)
             claims = judge(rows)
-            store.log_text(ledger.run_id, "claims.md", claims_text(claims))
+            text = claims_text(claims, rows)
+            store.log_text(ledger.run_id, "claims.md", text)
     stopwatch.lap("figures and curves")
     print_summary(rows)
-    say("\n" + claims_text(claims))
+    say(f"\n{text}")
     say(
         "Compare in the MLflow UI: open the sweep, select its runs `pretrained` and `random`, press Compare.\n"
         f"  {store.ui_command}"
@@ -130,18 +136,17 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
         "sweep_run_id": ledger.run_id,
         "model_uri": reference.pinned,
         "split": str(model.split),
-        "cells": [row.to_dict() for row in rows],
+        "cells": [row.to_dict() for row in asked],
         "claims": claims,
     }
 
 
-def _tags(reference: "Reference", settings: TransferSettings) -> dict[str, Any]:
+def _grid_tags(cells: Iterable[Cell]) -> dict[str, str]:
+    """The grid so far, on the parent."""
     return {
-        "model_uri": reference.asked,
-        "model_uri_pinned": reference.pinned,
-        "fractions": " ".join(map(str, sorted(settings.fractions))),
-        "inits": " ".join(settings.inits),
-        "replicates": settings.replicates,
+        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
+        "inits": " ".join(sorted({cell.init for cell in cells})),
+        "replicates": str(1 + max(cell.replicate for cell in cells)),
     }
 
 
@@ -163,27 +168,38 @@ def _run_cells(
     run_ids: dict[Cell, str] = {}
 
     def claim(cell: Cell) -> None:
-        run_ids[cell] = ledger.claim(cell, grid[cell])
+        run_ids[cell] = ledger.claim(cell, grid[cell])  # until it has ended
 
     n_workers = max(1, min(parse_workers(settings.workers), len(todo)))
-    with Progress("cells", len(todo)) as progress:
+    try:
+        with Progress("cells", len(todo)) as progress:
 
-        def show(cell: Cell, epoch: int) -> None:
-            epochs = plan.recipe.epochs
-            progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
+            def show(cell: Cell, epoch: int) -> None:
+                epochs = plan.recipe.epochs
+                progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
 
-        for outcome in run_tasks(
-            train_cell, plan, todo, n_workers=n_workers, stop=stop, on_start=claim, on_report=show
-        ):
-            progress.finished(outcome.task)
-            run_id = run_ids[outcome.task]
-            if outcome.result is not None:
-                ledger.finish(run_id, outcome.result.result, outcome.result.weights_digest)
-                on_finished()
-            elif outcome.status == "failed":
-                ledger.fail(run_id, outcome.reason)
-                say(f"{outcome.task.name} failed: {outcome.reason}")
-            else:
+            for outcome in run_tasks(
+                train_cell, plan, todo, n_workers=n_workers, stop=stop, on_start=claim, on_report=show
+            ):
+                progress.finished(outcome.task)
+                run_id = run_ids[outcome.task]
+                if outcome.result is not None:
+                    ledger.finish(run_id, outcome.result.result, outcome.result.weights_digest)
+                elif outcome.status == "failed":
+                    ledger.fail(run_id, outcome.reason, outcome.details)
+                    say(f"{outcome.task.name} failed: {outcome.reason}")
+                    if settings.debug:
+                        say(outcome.details)
+                else:
+                    ledger.interrupt(run_id)
+                del run_ids[outcome.task]
+                if outcome.result is not None:
+                    on_finished()
+    finally:
+        for (
+            run_id
+        ) in run_ids.values():  # something else went wrong, perhaps the store itself: its error is the one to see
+            with contextlib.suppress(Exception):
                 ledger.interrupt(run_id)
 
 

@@ -17,6 +17,7 @@ import synthetic
 
 import sweeps.transfer
 import tuning.search
+from fmnist_transfer.ownership import owning
 from fmnist_transfer.registry import resolve
 from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
 
@@ -90,6 +91,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
     for run in trials:
         assert run.info.status == states[run.data.tags["optuna.state"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert {"spec.channels", "recipe.learning_rate", "split", "seed", "device"} <= set(run.data.params)
         curve = project.store.client.get_metric_history(run.info.run_id, "val/accuracy")
         assert [metric.step for metric in curve] in ([1], [1, 2])
     retrained = project.runs(TUNING, role="retrained")
@@ -181,7 +183,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
         assert int(run.data.params["n_train"]) == 250 * int(run.data.params["percent"]) // 100
         assert [m.step for m in project.store.client.get_metric_history(run.info.run_id, "val/loss")] == [1, 2]
         assert {"final/train_loss", "final/val_loss", "best/val_loss", "test/accuracy"} <= set(run.data.metrics)
-        assert run.inputs is not None
+        assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["Fashion-MNIST classes 56789"]
     by_id = {cell["run_id"]: cell for cell in result["cells"]}
     for run in cells:
         assert by_id[run.info.run_id]["final"]["val_loss"] == run.data.metrics["final/val_loss"]
@@ -219,8 +221,12 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project, capsys: pytest.Ca
     assert long["sweep_run_id"] == short["sweep_run_id"]
     assert {cell["run_id"] for cell in short["cells"]} <= {cell["run_id"] for cell in long["cells"]}
     assert len(project.runs(TRANSFER, role="curve", parent=long["sweep_run_id"])) == 2
-    _, again = project.sweep(*arguments, "60", "--replicates", "2")
-    assert again["cells"] == long["cells"]
+    _, again = project.sweep(*arguments, "--replicates", "1")
+    assert again["cells"] == short["cells"]
+    parent = project.store.client.get_run(long["sweep_run_id"])
+    assert (parent.data.tags["fractions"], parent.data.tags["replicates"]) == ("20 60 100", "2")
+    table = Path(parent.info.artifact_uri.removeprefix("file://")) / "results.csv"
+    assert len(table.read_text().splitlines()) == 13  # a smaller grid leaves the larger one's table whole
 
 
 def test_other_settings_are_another_sweep(project: Project) -> None:
@@ -261,6 +267,26 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
     assert (status, again["cells"]) == (1, result["cells"])
 
 
+def test_a_cell_that_failed_otherwise_is_run_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps import cells
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError("too little")
+
+    arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
+    monkeypatch.setattr(cells, "fit_and_score", fail)
+    status, result = project.sweep(*arguments)
+    assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
+    assert "1 of 1 cells are missing: random 020% r0 (failed)" in capsys.readouterr().out
+    monkeypatch.undo()
+    status, again = project.sweep(*arguments)
+    assert (status, [cell["status"] for cell in again["cells"]]) == (0, ["finished"])
+    run = project.store.client.get_run(again["cells"][0]["run_id"])
+    assert run.data.tags["attempt"] == "2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -292,6 +318,11 @@ def test_bad_flags_of_the_sweep(
         (["--max-mflops", "nan"], "--max-mflops nan: must be 0 or more"),
         (["--split", "0-4/0-4"], "--split 0-4/0-4: write SOURCE/TARGET"),
         (["--timeout", "-3"], "--timeout -3.0: must be 0 or more"),
+        (["--study-name", "it's"], "--study-name it's: use letters, digits"),
+        (
+            ["--reference"],
+            "--reference trains one fixed network by one fixed recipe: leave out --epochs, --retrain-seeds",
+        ),
     ],
 )
 def test_bad_flags_of_the_search(
@@ -329,7 +360,7 @@ def test_altered_data_is_refused_before_any_run(
 
 
 def test_a_second_driver_of_the_same_study_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    with project.store.owning("search", "study-cnn2"):
+    with owning(f"sqlite:///{project.path.parent / 'optuna.db'}", "search", "study-cnn2"):
         status, _ = project.search("--trials", "5")
     assert status == 5
     assert (
@@ -359,6 +390,7 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=True,
     )
     started.append(process)
     return process
@@ -380,7 +412,7 @@ def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(
     arguments = ["--model-uri", "models:/cnn2/best", "--epochs", "30", "--fractions", "100", "50", "--seed", seed]
     process = start(started, project, "sweeps.transfer", *arguments, "--replicates", "40", "--workers", "2")
     wait_for(lambda: any(r.info.status == "FINISHED" for r in cells_of(project, seed)), process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: its workers get it, too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
     assert re.search(r"error: \d+ of 160 cells done; run the same command to go on", errors)

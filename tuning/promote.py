@@ -9,21 +9,22 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlflow.entities.model_registry import ModelVersion
-
-from fmnist_transfer.console import Progress
+from fmnist_transfer.console import Progress, say
 from fmnist_transfer.data import Half, nested_order
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.parallel import StopSignal, run_tasks
+from fmnist_transfer.parallel import Outcome, StopSignal, run_tasks
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.registry import TrainedModel, best_version, register, set_best
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import TUNING, Store, curve_rows, score_rows
+from fmnist_transfer.tracking import TUNING, Store, curve_rows, score_rows, settings_params
 from fmnist_transfer.training import Result, fit_and_score
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Retraining(NamedTuple):
 class RetrainingPlan:
     seed: int
     device: str
+    split: Split
     half: Half
 
 
@@ -116,11 +118,16 @@ def retrain(
 
         for outcome in run_tasks(retrain_one, plan, tasks, n_workers=n_workers, stop=stop, on_report=show):
             progress.finished(outcome.task)
+            if outcome.status == "failed":
+                say(f"{outcome.task.candidate.name} seed {outcome.task.replicate} failed: {outcome.reason}")
             if outcome.status != "interrupted":
-                run_id = _log(store, parent, outcome.task, outcome.result, outcome.reason)
+                run_id = _log(store, parent, plan, outcome)
                 if outcome.result:
                     done[outcome.task] = (run_id, outcome.result)
-    stop.raise_if_set(f"{len(done)} of {len(tasks)} re-trainings done; run the same command to go on")
+    stop.raise_if_set(
+        f"stopped in training the best again ({len(done)} of {len(tasks)}); the trials are kept, and the same command "
+        "begins this stage anew"
+    )
     retrained = []
     for candidate in candidates:
         finished = [task for task in tasks if task.candidate == candidate and task in done]
@@ -129,15 +136,22 @@ def retrain(
             retrained.append(Retrained(candidate, accuracies, *done[finished[0]]))
     if not retrained:
         raise UserError("none of the best configurations could be trained again; their runs in MLflow say why")
-    return sorted(retrained, key=lambda one: -one.mean)
+    return sorted(retrained, key=lambda one: (-len(one.val_accuracies), -one.mean))  # a seed that failed counts most
 
 
-def _log(store: Store, parent: str, task: Retraining, result: Result | None, reason: str) -> str:
+def _log(store: Store, parent: str, plan: RetrainingPlan, outcome: Outcome[Retraining, Result]) -> str:
+    task, result = outcome.task, outcome.result
+    params = settings_params(task.candidate.spec, task.candidate.recipe) | {
+        "replicate": task.replicate,
+        "seed": plan.seed,
+        "split": plan.split,
+        "data_sha256": plan.half.data_sha256,
+        "device": plan.device,
+    }
+    tags = {"role": "retrained", "parent": parent} | ({"reason": outcome.reason} if outcome.reason else {})
     name = f"{task.candidate.name} seed {task.replicate}"
-    params = {f"spec.{key}": value for key, value in task.candidate.spec.to_dict().items()}
-    params |= {f"recipe.{key}": value for key, value in task.candidate.recipe.to_dict().items()}
-    tags = {"role": "retrained", "parent": parent} | ({"reason": reason} if reason else {})
-    run_id = store.start(TUNING, name, parent=parent, params=params | {"replicate": task.replicate}, tags=tags)
+    run_id = store.start(TUNING, name, parent=parent, params=params, tags=tags)
+    store.log_data(run_id, plan.half, "source")
     if result:
         store.log(run_id, metrics=[*curve_rows(result.epochs), *score_rows(result)])
     store.end(run_id, "FINISHED" if result else "FAILED")
@@ -151,13 +165,13 @@ def promotion_key(candidates: list[Candidate], seed: int, n_seeds: int, split: S
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
+def registered_before(store: Store, name: str, key: str) -> "ModelVersion | None":
     """The version of `name` that the same promotion registered."""
     versions = store.client.search_model_versions(f"name = '{name}'")
     return next((version for version in versions if version.tags.get("promotion_key") == key), None)
 
 
-def register_winner(store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any]) -> ModelVersion:
+def register_winner(store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any]) -> "ModelVersion":
     """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair.
 
     `facts` (study, seed, data sha256, promotion key) and the scores become tags of the version.
@@ -181,7 +195,7 @@ def register_winner(store: Store, name: str, winner: Retrained, split: Split, fa
     return register(store, winner.run_id, name, model, tags=facts | {"split": split}, description=description)
 
 
-def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
+def move_best(store: Store, version: "ModelVersion", *, force: bool) -> tuple[bool, str]:
     """Point alias `best` to `version` if it is better by the same measure on the same split, or by `force`.
 
     Returns whether `best` points to it now, and a sentence that says so and why.

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_range, print_table, run_command, say, write_json
 from fmnist_transfer.errors import UsageError, UserError
-from fmnist_transfer.parallel import WORKER_DIED, Outcome, StopSignal, parse_workers, run_tasks
+from fmnist_transfer.ownership import owning
+from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import Split, parse_split
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class SearchSettings:
             check_range("--max-mflops", self.max_mflops, 0)
         if self.timeout is not None:
             check_range("--timeout", self.timeout, 0)
+        if self.reference:
+            fixed = ("trials", "epochs", "max_mflops", "top", "retrain_seeds", "study_name", "storage", "timeout")
+            given = [name for name in fixed if getattr(self, name) != getattr(SearchSettings, name)]
+            if given:
+                flags = ", ".join("--" + name.replace("_", "-") for name in given)
+                raise UsageError(f"--reference trains one fixed network by one fixed recipe: leave out {flags}")
         if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
             raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
         parse_workers(self.workers)
@@ -130,25 +137,32 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
     device = str(choose_device(settings.device))
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
     context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, stop, stopwatch)
-    study_name = settings.study_name or ("cnn2-reference" if settings.reference else "cnn2") + split.suffix
-    with context.store.owning("search", f"study-{study_name}"):
-        result = train_reference(context, study_name) if settings.reference else tune(context, study_name)
+    if settings.reference:
+        study_name = f"cnn2-reference{split.suffix}"
+        with owning(context.store.uri, "search", f"study-{study_name}"):
+            result = train_reference(context, study_name)
+    else:
+        from tuning.study import storage_uri
+
+        study_name = settings.study_name or f"cnn2{split.suffix}"
+        uri = storage_uri(settings.storage, context.store.folder)
+        with owning(uri, "search", f"study-{study_name}"):
+            result = tune(context, uri, study_name)
     stopwatch.lap("registering")
     say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result
 
 
-def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
+def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     """Run the study's missing trials, then train the best again and register the winner."""
     from tuning.figures import search_figures
     from tuning.promote import Candidate
     from tuning.space import SPACE_VERSION, check_limit, on_edge
-    from tuning.study import TrialPlan, finished, open_study, spec_and_recipe, storage_uri
+    from tuning.study import TrialPlan, fail_lost, finished, open_study, spec_and_recipe
     from tuning.study_log import StudyLog
 
     settings, store, half = context.settings, context.store, context.half
     check_limit(settings.mflops_limit)
-    uri = storage_uri(settings.storage, store.folder)
     identity = {
         "epochs": settings.epochs,
         "max_mflops": settings.mflops_limit,
@@ -158,28 +172,34 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
         "data_sha256": half.data_sha256,
     }
     study = open_study(uri, study_name, identity)
-    log = StudyLog(store, study, identity | {"device": context.device})
+    n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
+    log = StudyLog(store, study, identity | {"device": context.device}, half)
     with store.ending(log.run_id):
         store.log_data(log.run_id, half, "source")
         log.log_finished()
         plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
         context.stopwatch.lap("start")
-        n_died = 0  # with their worker; the trial is run again by the next command
         for outcome in run_trials(context, len(finished(study)), plan):
-            n_died += outcome.reason.startswith(WORKER_DIED)
+            if settings.debug and outcome.details:
+                say(outcome.details)
+            log.log_finished()
+        if not context.stop.is_set():
+            fail_lost(uri, study)
             log.log_finished()
         context.stopwatch.lap("trials")
         trials = finished(study)
         context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
         n = Counter(trial.state.name for trial in trials)
-        n_failed = n["FAIL"] + n_died
         say(
             f"{len(trials)} trials of study {study_name!r}: {n['COMPLETE']} complete, {n['PRUNED']} pruned, "
-            f"{n_failed} failed"
+            f"{n['FAIL']} failed"
         )
         completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
         if not completed:
-            raise UserError(f"no trial of study {study_name!r} completed; raise --trials")
+            raise UserError(
+                f"no trial of study {study_name!r} completed, of {len(trials)} run; its runs in MLflow say why. "
+                "More --trials or a longer --timeout go on with it"
+            )
         for edge in on_edge(completed[0]):
             say(f"note: the best trial lies on the edge of its range: {edge}")
         for path, figure in search_figures(study).items():
@@ -189,7 +209,8 @@ def tune(context: SearchContext, study_name: str) -> dict[str, Any]:
         result = register_best(
             context, log.run_id, candidates, study=study_name, model="cnn2", n_seeds=settings.retrain_seeds
         )
-    return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed + result["n_failed"]}
+    n_failed = n["FAIL"] - n_failed_before + result["n_failed"]
+    return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
 
 def run_trials(context: SearchContext, n_before: int, plan: "TrialPlan") -> Iterator[Outcome[int, int]]:
@@ -228,6 +249,9 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         "data_sha256": half.data_sha256,
         "device": context.device,
     }
+    for run in store.find(TUNING, role="study", study=study_name):
+        if run.info.status == "RUNNING":  # its process died: this one owns the name
+            store.end(run.info.run_id, "KILLED")
     run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
@@ -249,7 +273,7 @@ def register_best(
     version = promote.registered_before(store, name, key)
     n_failed = 0
     if version is None:
-        plan = promote.RetrainingPlan(settings.seed, context.device, context.half)
+        plan = promote.RetrainingPlan(settings.seed, context.device, context.split, context.half)
         n_workers = min(context.n_workers, len(candidates) * n_seeds)
         retrained = promote.retrain(
             store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop

@@ -99,6 +99,13 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
 
 
+def fail_lost(uri: str, study: optuna.Study) -> None:
+    """Fail trials whose worker died; not to be run again, for what killed it may kill the next."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        _storage(uri).set_trial_user_attr(trial._trial_id, REASON, "the worker process died")
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
 def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> int:
     """Run the study's next trial and return its number.
 

@@ -5,9 +5,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_transfer.tracking import TUNING, Store, curve_rows
+from fmnist_transfer.data import Half
+from fmnist_transfer.tracking import TUNING, Store, curve_rows, settings_params
 from fmnist_transfer.training import Epoch
-from tuning.study import EPOCHS, REASON, finished
+from tuning.study import EPOCHS, REASON, finished, spec_and_recipe
 
 PARENT = "mlflow_run_id"  # user attribute of the study
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
@@ -16,8 +17,8 @@ STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialSta
 class StudyLog:
     """Logs trials as they finish, and those that an earlier run of the command finished but could not log."""
 
-    def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any]):
-        self._store, self._study = store, study
+    def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any], half: Half):
+        self._store, self._study, self._params, self._half = store, study, params, half
         known = {run.info.run_id for run in store.find(TUNING, role="study", study=study.study_name)}
         self.run_id: str = study.user_attrs.get(PARENT, "")
         if self.run_id in known:
@@ -26,7 +27,12 @@ class StudyLog:
             tags = {"role": "study", "study": study.study_name}
             self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
             study.set_user_attr(PARENT, self.run_id)
-        self._logged = {int(run.data.tags["trial"]) for run in store.find(TUNING, role="trial", parent=self.run_id)}
+        self._logged = set()
+        for run in store.find(TUNING, role="trial", parent=self.run_id):
+            if run.info.status == "RUNNING":  # its logging was cut off: it is logged again
+                store.end(run.info.run_id, "KILLED")
+            elif "complete" in run.data.tags:
+                self._logged.add(int(run.data.tags["trial"]))
 
     def log_finished(self) -> None:
         """Log every finished trial that is not yet logged, in order of number."""
@@ -37,8 +43,7 @@ class StudyLog:
 
     def _log(self, trial: FrozenTrial) -> None:
         epochs = [Epoch(**fields) for fields in trial.user_attrs.get(EPOCHS, [])]
-        params = {f"spec.{key}": value for key, value in trial.user_attrs.get("spec", {}).items()}
-        params |= {f"recipe.{key}": value for key, value in trial.user_attrs.get("recipe", {}).items()}
+        params = self._params | (settings_params(*spec_and_recipe(trial)) if "recipe" in trial.user_attrs else {})
         tags = {"role": "trial", "trial": trial.number, "parent": self.run_id, "optuna.state": trial.state.name}
         if trial.state == TrialState.PRUNED:
             tags["optuna.pruned_step"] = len(epochs)
@@ -46,12 +51,14 @@ class StudyLog:
             tags["reason"] = trial.user_attrs[REASON]
         name = f"trial {trial.number:03d}"
         run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags)
+        self._store.log_data(run_id, self._half, "source")
         metrics = curve_rows(epochs)
         if trial.state == TrialState.COMPLETE:
             metrics.append(("val_accuracy", trial.value or 0.0, 0))
         if trial.duration:
             metrics.append(("seconds", trial.duration.total_seconds(), 0))
-        self._store.log(run_id, metrics=metrics)
+        self._store.log(run_id, metrics=metrics, tags={"complete": "true"})
         self._store.end(run_id, STATUS[trial.state])
-        if any(t.state == TrialState.COMPLETE for t in finished(self._study)):
-            self._store.log(self.run_id, metrics=[("best_value", self._study.best_value, trial.number)])
+        scores = [t.value for t in finished(self._study) if t.number <= trial.number and t.state == TrialState.COMPLETE]
+        if scores:
+            self._store.log(self.run_id, metrics=[("best_value", max(score or 0.0 for score in scores), trial.number)])

@@ -12,6 +12,7 @@ from fmnist_transfer import tracking
 from fmnist_transfer.data import Half
 from fmnist_transfer.database import create_once, masked, sqlite_uri
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
+from fmnist_transfer.ownership import owning
 from fmnist_transfer.tracking import TRANSFER, Store, open_store
 
 
@@ -77,10 +78,10 @@ def test_find_reads_every_page(store: Store, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(store: Store) -> None:
-    first, other, second = (store.owning("sweep", key) for key in "aba")
+    first, other, second = (owning(store.uri, "sweep", key) for key in "aba")
     with first, other, pytest.raises(BusyError, match=f"pid {os.getpid()}"), second:
         pass
-    with store.owning("sweep", "a"):
+    with owning(store.uri, "sweep", "a"):
         pass
 
 

@@ -29,7 +29,7 @@ def test_three_replicates_tell_nothing_but_what_is_seen() -> None:
     claims = judge(rows(3, final_train_loss=0.1))
     assert {claim["verdict"] for claim in claims.values()} == {"cannot be told"}
     assert "3 complete replicates, and 6 are the floor" in claims["train_loss"]["reason"]
-    assert "positive at 3 of 3 fractions" in claims["train_loss"]["observed"]
+    assert "+0.0995 [+0.0970, +0.1020] at 5 % and" in claims["train_loss"]["observed"]
 
 
 @pytest.mark.parametrize(
