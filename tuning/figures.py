@@ -1,5 +1,6 @@
 """Figures of a search: optimisation history, parameter importances, slices, expected best against trials."""
 
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -27,7 +28,9 @@ def search_figures(study: Study) -> dict[str, Figure]:
         ("importances", optuna_figures.plot_param_importances),
         ("slices", optuna_figures.plot_slice),
     ):
-        axes = plot(study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's figures are experimental, and an axis may hold a single value
+            axes = plot(study)
         figure = np.asarray(axes).flat[0].get_figure()
         if name == "slices":
             figure.set_size_inches(2.6 * len(figure.axes), 4)

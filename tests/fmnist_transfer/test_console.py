@@ -24,7 +24,7 @@ def test_json_has_no_nan_and_leaves_no_temporary_file(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot write .*the runs themselves are in the store"):
+    with pytest.raises(StoreError, match=r"cannot write .*the runs themselves are in the store"):
         write_json(tmp_path / "file" / "result.json", {})
 
 
