@@ -15,18 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, Stopwatch, check_range, print_table, run_command, say, write_json
+from fmnist_transfer.console import Progress, Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import Split, parse_split
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from fmnist_transfer.data import Half
     from fmnist_transfer.tracking import Store
-    from tuning.promote import Candidate, Retrained
+    from tuning.retraining import Candidate
     from tuning.study import TrialPlan
 
 
@@ -156,7 +154,7 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
 def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     """Run the study's missing trials, then train the best again and register the winner."""
     from tuning.figures import search_figures
-    from tuning.promote import Candidate
+    from tuning.retraining import Candidate
     from tuning.space import SPACE_VERSION, check_limit, on_edge
     from tuning.study import TrialPlan, fail_lost, finished, open_study, spec_and_recipe
     from tuning.study_log import StudyLog
@@ -240,7 +238,7 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
     from fmnist_transfer.model import REFERENCE_SPEC
     from fmnist_transfer.recipe import REFERENCE_RECIPE
     from fmnist_transfer.tracking import TUNING
-    from tuning.promote import Candidate
+    from tuning.retraining import Candidate
 
     store, half = context.store, context.half
     params = {
@@ -266,6 +264,7 @@ def register_best(
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner, move `best`; or find what the same work registered before."""
     from tuning import promote
+    from tuning.retraining import RetrainingPlan, print_retrained, retrain
 
     settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
     name = model + context.split.suffix
@@ -273,64 +272,21 @@ def register_best(
     version = promote.registered_before(store, name, key)
     n_failed = 0
     if version is None:
-        plan = promote.RetrainingPlan(settings.seed, context.device, context.split, context.half)
+        plan = RetrainingPlan(settings.seed, context.device, context.split, context.half)
         n_workers = min(context.n_workers, len(candidates) * n_seeds)
-        retrained = promote.retrain(
-            store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop
-        )
+        retrained = retrain(store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop)
         context.stopwatch.lap("training the best again")
-        _print_retrained(retrained)
+        print_retrained(retrained)
         n_failed = len(candidates) * n_seeds - sum(len(one.val_accuracies) for one in retrained)
         facts = {"study": study, "seed": settings.seed, "data_sha256": data_sha256, "promotion_key": key}
         version = promote.register_winner(store, name, retrained[0], context.split, facts)
     promoted, message = promote.move_best(store, version, force=settings.promote)
     say(message)
-    result = _result(study, version, promoted) | {"n_failed": n_failed}
+    result = promote.result_of(study, version, promoted) | {"n_failed": n_failed}
     scores = {key: result[key] for key in ("best_of_n", "retrained_mean", "retrained_sd", "test_accuracy")}
     metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
     store.log(run_id, metrics=metrics, tags={"registered": result["model_uri"]})
     return result
-
-
-def _print_retrained(retrained: "Sequence[Retrained]") -> None:
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
-
-    say(
-        "Validation accuracy in percent: in the search, and trained again with fresh seeds; test accuracy of the first:"
-    )
-    print_table(
-        ["configuration", "search", "again", "sd", "seeds", "test", "minutes"],
-        [
-            [
-                one.candidate.name,
-                percent(one.candidate.search_score),
-                percent(one.mean),
-                percent(one.sd),
-                str(len(one.val_accuracies)),
-                percent(one.result.test.accuracy),
-                f"{one.result.seconds / 60:.1f}",
-            ]
-            for one in retrained
-        ],
-    )
-
-
-def _result(study_name: str, version: "ModelVersion", promoted: bool) -> dict[str, Any]:
-    def number(key: str) -> float | None:
-        text = version.tags.get(key, "None")
-        return None if text == "None" else float(text)
-
-    return {
-        "study": study_name,
-        "model_uri": f"models:/{version.name}/{version.version}",
-        "version": int(version.version),
-        "promoted": promoted,
-        "best_of_n": number("best_of_n"),
-        "retrained_mean": number("retrained_mean"),
-        "retrained_sd": number("retrained_sd"),
-        "test_accuracy": number("test_accuracy"),
-    }
 
 
 def command(args: Sequence[str] | None = None) -> int:
