@@ -1,6 +1,8 @@
 """uint8 batches, augmented image by image on their device, then normalised.
 
-torchvision's v2 transforms draw one set of parameters per call, so that a whole batch would share them.
+torchvision's v2 transforms draw one set of parameters per call, so that a whole batch would share them. kornia draws
+for each image, but on batches of 128 on one CPU thread took 2.3 ms for flip and shift where this takes 0.4, and 1.1 ms
+for flip and erase where this takes 0.6 (normalising included; three interleaved rounds of 50 calls).
 """
 
 import torch

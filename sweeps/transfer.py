@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import StopSignal, parse_workers, run_tasks
+from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
 from fmnist_transfer.split import digits
 from sweeps.grid import INITS, Cell, Init, plan_cells
 
 if TYPE_CHECKING:
-    from sweeps.cells import CellPlan
+    from sweeps.cells import CellPlan, CellResult
     from sweeps.ledger import Ledger
 
 
@@ -129,7 +129,8 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
     print_summary(rows)
     say(f"\n{text}")
     say(
-        "Compare in the MLflow UI: open the sweep, select its runs `pretrained` and `random`, press Compare.\n"
+        "Compare in the MLflow UI: in the charts of experiment fmnist-transfer, search for tags.role = 'curve' and\n"
+        "unfold the sweep; or select its runs `pretrained` and `random`, press Compare and click a metric.\n"
         f"  {store.ui_command}"
     )
     return {
@@ -170,37 +171,40 @@ def _run_cells(
     def claim(cell: Cell) -> None:
         run_ids[cell] = ledger.claim(cell, grid[cell])  # until it has ended
 
+    def show(cell: Cell, epoch: int) -> None:
+        epochs = plan.recipe.epochs
+        progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
+
     n_workers = max(1, min(parse_workers(settings.workers), len(todo)))
     try:
         with Progress("cells", len(todo)) as progress:
-
-            def show(cell: Cell, epoch: int) -> None:
-                epochs = plan.recipe.epochs
-                progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
-
             for outcome in run_tasks(
                 train_cell, plan, todo, n_workers=n_workers, stop=stop, on_start=claim, on_report=show
             ):
                 progress.finished(outcome.task)
-                run_id = run_ids[outcome.task]
-                if outcome.result is not None:
-                    ledger.finish(run_id, outcome.result.result, outcome.result.weights_digest)
-                elif outcome.status == "failed":
-                    ledger.fail(run_id, outcome.reason, outcome.details)
-                    say(f"{outcome.task.name} failed: {outcome.reason}")
-                    if settings.debug:
-                        say(outcome.details)
-                else:
-                    ledger.interrupt(run_id)
+                _log_outcome(settings, ledger, run_ids[outcome.task], outcome)
                 del run_ids[outcome.task]
                 if outcome.result is not None:
                     on_finished()
     finally:
-        for (
-            run_id
-        ) in run_ids.values():  # something else went wrong, perhaps the store itself: its error is the one to see
+        # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
+        for run_id in run_ids.values():
             with contextlib.suppress(Exception):
                 ledger.interrupt(run_id)
+
+
+def _log_outcome(
+    settings: TransferSettings, ledger: "Ledger", run_id: str, outcome: Outcome[Cell, "CellResult"]
+) -> None:
+    if outcome.result is not None:
+        ledger.finish(run_id, outcome.result.result, outcome.result.weights_digest)
+    elif outcome.status == "failed":
+        ledger.fail(run_id, outcome.reason, outcome.details)
+        say(f"{outcome.task.name} failed: {outcome.reason}")
+        if settings.debug:
+            say(outcome.details)
+    else:
+        ledger.interrupt(run_id)
 
 
 def command(args: Sequence[str] | None = None) -> int:
