@@ -25,6 +25,11 @@ def sqlite_uri(path: Path) -> str:
     return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, and not every reader unquotes them
 
 
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of a sqlite URI's file; None for any other URI."""
+    return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+
+
 def create_once(database: Path, create: Callable[[Path], None]) -> None:
     """Make a sqlite file by `create(temporary path)`, under a lock, and rename it into place when it is whole.
 

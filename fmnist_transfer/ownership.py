@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmnist_transfer.database import SQLITE
+from fmnist_transfer.database import sqlite_path
 from fmnist_transfer.errors import BusyError
 
 
@@ -38,8 +38,8 @@ def owning(uri: str, what: str, key: str) -> Iterator[None]:
 
 def _locks_folder(uri: str) -> Path:
     """Beside a sqlite file; for a server, among the user's files."""
-    if uri.startswith(SQLITE):
-        return Path(uri.removeprefix(SQLITE)).parent / "locks"
+    if (database := sqlite_path(uri)) is not None:
+        return database.parent / "locks"
     import platformdirs
 
     return platformdirs.user_state_path("fmnist-transfer") / "locks" / hashlib.sha256(uri.encode()).hexdigest()[:16]

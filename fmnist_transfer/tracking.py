@@ -33,7 +33,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_uri
+from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError
 
 if TYPE_CHECKING:
@@ -184,8 +184,7 @@ def open_store(tracking_uri: str | None) -> Store:
     if "://" not in asked and asked.endswith(".db"):
         asked = f"{SQLITE}{Path(asked).absolute()}"
     folder = default_folder()
-    if asked.startswith(SQLITE):
-        database = Path(asked.removeprefix(SQLITE)).absolute()
+    if (database := sqlite_path(asked)) is not None:
         asked, folder = sqlite_uri(database), database.parent
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / "artifacts").as_uri()
         create_once(database, lambda path: _create_database(path, folder))

@@ -16,7 +16,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half, nested_order
-from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_uri
+from fmnist_transfer.database import create_once, masked, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
@@ -47,8 +47,7 @@ def storage_uri(asked: str | None, folder: Path) -> str:
     uri = asked or sqlite_uri((folder / "optuna.db").absolute())
     if "://" not in uri:
         uri = sqlite_uri(Path(uri).absolute())
-    if uri.startswith(SQLITE):
-        database = Path(uri.removeprefix(SQLITE)).absolute()
+    if (database := sqlite_path(uri)) is not None:
         create_once(database, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
     return uri
 
@@ -82,9 +81,7 @@ def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
             f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to "
             "go on with it, or another --study-name to begin anew"
         )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        _storage(uri).set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-        study.tell(trial.number, state=TrialState.FAIL)
+    _fail_running(uri, study, INTERRUPTED, True)
     trials = study.get_trials(deepcopy=False)
     enqueued_again = {trial.user_attrs.get(AGAIN) for trial in trials}
     for trial in trials:
@@ -101,8 +98,13 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def fail_lost(uri: str, study: optuna.Study) -> None:
     """Fail trials whose worker died; not to be run again, for what killed it may kill the next."""
+    _fail_running(uri, study, REASON, "the worker process died")
+
+
+def _fail_running(uri: str, study: optuna.Study, key: str, value: Any) -> None:
+    """Fail trials that nobody runs any more, with a user attribute that says why."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        _storage(uri).set_trial_user_attr(trial._trial_id, REASON, "the worker process died")
+        _storage(uri).set_trial_user_attr(trial._trial_id, key, value)
         study.tell(trial.number, state=TrialState.FAIL)
 
 
