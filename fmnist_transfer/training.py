@@ -4,6 +4,8 @@ Examples and a `Recipe` in, a `History` out, the network trained in place; each 
 nothing of MLflow, Optuna or command lines, and uses no global random state.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import math
 import time
@@ -21,8 +23,10 @@ from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
 
-BATCH_NORM_IMAGES = 2_048  # running statistics are re-estimated on at most this many
-EVALUATION_BATCH = 256  # images; larger ones leave the processor's cache
+BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # running statistics are re-estimated on at most so many, in batches
+EVALUATION_BATCH = 64  # images; larger ones leave a core's cache: 256 evaluate a fifth slower
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_BYTES_KEPT = 2**30
 
 State = dict[str, Tensor]
 
@@ -118,6 +122,19 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one; elsewhere do nothing.
+
+    Given back to the system, activations of 32 channels and 256 images came back as 17,000 page faults a step, which
+    cost a third of the images per second.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT)
+        mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
 
 
 def fit(
@@ -277,7 +294,7 @@ def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
         norm.momentum = None  # cumulative average
         norm.train()
     images = train.images[:BATCH_NORM_IMAGES]
-    for chunk in images.chunk(math.ceil(len(images) / EVALUATION_BATCH)):  # of equal size, so weighed equally
+    for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # of equal size, so weighed equally
         network(normalise(chunk))
     for norm in norms:
         norm.momentum = momentum

@@ -71,10 +71,12 @@ def test_a_limit_too_low_for_the_space_is_refused_with_the_smallest() -> None:
     check_limit(None)
 
 
-@pytest.mark.parametrize("limit", [3.54, 4.0, None])
-def test_the_hand_made_configuration_is_in_the_space(limit: float | None) -> None:
+@pytest.mark.parametrize(("limit", "channels"), [(3.54, (8, 20)), (4.0, (8, 20)), (40.0, (28, 70)), (None, (32, 80))])
+def test_the_hand_made_configuration_is_as_wide_as_the_limit_allows(
+    limit: float | None, channels: tuple[int, int]
+) -> None:
     spec, recipe = suggest(optuna.trial.FixedTrial(first_trial(limit)), epochs=10, max_mflops=limit)
-    assert spec.channels == (8, 20)
+    assert spec.channels == channels
     assert recipe.learning_rate == FIRST_TRIAL["adamw_learning_rate"]
 
 
