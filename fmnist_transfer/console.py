@@ -119,6 +119,11 @@ class Stopwatch:
         self._last = now
 
     @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage."""
+        return dict(self._laps)
+
+    @property
     def seconds(self) -> float:
         return sum(self._laps.values())
 

@@ -1,11 +1,12 @@
 """Run many independent tasks: in this process, or on local worker processes of one torch thread each.
 
-    with StopSignal() as stop:
-        for outcome in run_tasks(train_cell, shared, cells, n_workers=2, stop=stop, on_report=show):
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        for outcome in workers.run(train_cell, shared, cells, on_report=show):
             ...
 
-A worker lives as long as there are tasks, imports torch once, and receives `shared` once; tensors moved to shared
-memory are not copied. A worker that dies takes only its own task with it.
+A worker lives as long as the `with` block: it imports torch once, while this process does something else, and receives
+what the tasks of a `run` share once; tensors in shared memory are not copied. A worker that dies takes only its own
+task with it, which is tried once more on another.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from fmnist_transfer.errors import Interrupted, UsageError
+from fmnist_transfer.stopping import SIGNALS, StopSignal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -28,125 +30,134 @@ Report = Callable[[Any], None]
 TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
 
 POLL_SECONDS = 0.25
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+ATTEMPTS = 2  # of a task whose worker dies
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """How a task ended. `result` is there if and only if `status` is `done`; else `reason` says why."""
+    """How a task, or one attempt at it, ended.
+
+    `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died, and it is
+    tried again.
+    """
 
     task: Task
-    status: Literal["done", "failed", "interrupted"]
+    status: Literal["done", "failed", "interrupted", "lost"]
     result: Result | None = None
     reason: str = ""
     details: str = ""
     """Traceback of an unexpected failure."""
 
 
-class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag that tasks ask for before each batch.
-
-    The second signal leaves at once. A context manager: handlers are restored on exit.
-    """
-
-    def __init__(self) -> None:
-        # A plain byte: the handler of a signal must take no lock, and a killed worker must leave none taken.
-        self.flag = multiprocessing.get_context("spawn").RawValue("b", 0)
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.number is not None:
-            os._exit(128 + number)
-        self.number = number
-        self.flag.value = 1
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after the current batches; once more to leave at once\n")
-
-    def is_set(self) -> bool:
-        return bool(self.flag.value)
-
-    def raise_if_set(self, message: str) -> None:
-        """Raise Interrupted, with the signal's exit status, if a signal came."""
-        if self.number is not None:
-            raise Interrupted(message, self.number)
-
-
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: affinity and the limits of control groups count."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
-def parse_workers(text: str) -> int:
-    """`auto` is one per core that this process may use. Raises UsageError."""
+def parse_workers(text: str) -> int | None:
+    """A number, or None for `auto`. Raises UsageError."""
     if text == "auto":
-        return available_cores()
+        return None
     if not text.isdecimal() or not 1 <= int(text) <= 1_024:
         raise UsageError(f"--workers {text}: must be auto or a number from 1 to 1024")
     return int(text)
 
 
-def run_tasks(
-    function: TaskFunction,
-    shared: Any,
-    tasks: Iterable[Task],
-    *,
-    n_workers: int,
-    stop: StopSignal,
-    on_report: Callable[[Task, Any], None] = lambda task, report: None,
-    on_start: Callable[[Task], None] = lambda task: None,
-) -> Iterator[Outcome[Task, Any]]:
-    """Yield the outcome of each task as it finishes.
+def count_workers(text: str, device: str, n_tasks: int) -> int:
+    """Workers for `--workers`, no more than there are tasks; `auto`: one per core, or one for an accelerator."""
+    asked = parse_workers(text) or (available_cores() if device == "cpu" else 1)
+    return max(1, min(asked, n_tasks))
 
-    Args:
-        function: called as function(shared, task, report, should_stop).
-        tasks: taken one at a time, when a worker is free; so it may depend on earlier outcomes.
-        on_report: receives what a running task passes to `report`, in this process.
-        on_start: called in this process when a task is handed out.
 
-    After a signal no further task is started; the running ones end as `interrupted`.
-    """
-    job = _Job(function, shared, stop, on_report, on_start)
-    if n_workers == 1:
-        yield from _run_here(job, iter(tasks))
-    else:
-        yield from _run_on_processes(job, iter(tasks), n_workers)
+class Workers:
+    """`n` processes that run tasks until the `with` block ends. One worker is this process itself."""
+
+    def __init__(self, n: int, stop: StopSignal):
+        self._n, self._stop = n, stop
+        self._processes: list[_Process] = []
+
+    def __enter__(self) -> "Workers":
+        if self._n > 1:
+            self._processes = [_Process(self._stop) for _ in range(self._n)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.leave()
+
+    def run(
+        self,
+        function: TaskFunction,
+        shared: Any,
+        tasks: Iterable[Task],
+        *,
+        on_report: Callable[[Task, Any], None] = lambda task, report: None,
+        on_start: Callable[[Task], None] = lambda task: None,
+    ) -> Iterator[Outcome[Task, Any]]:
+        """Yield the outcome of each task as it finishes.
+
+        Args:
+            function: called as function(shared, task, report, should_stop).
+            tasks: taken one at a time, when a worker is free; so it may depend on earlier outcomes.
+            on_report: receives what a running task passes to `report`, in this process.
+            on_start: called in this process when a task is handed out; after a `lost` outcome, once more.
+
+        After a signal no further task is started; the running ones end as `interrupted`.
+        """
+        job = _Job(function, shared, on_report, on_start)
+        if self._n == 1:
+            yield from self._run_here(job, iter(tasks))
+        else:
+            yield from self._run_on_processes(job, iter(tasks))
+
+    def _run_here(self, job: "_Job", tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+        from fmnist_transfer.training import prepare_process
+
+        prepare_process()
+        should_stop = self._stop.is_set
+        while not should_stop() and (task := next(tasks, None)) is not None:
+            job.on_start(task)
+            yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
+
+    def _run_on_processes(self, job: "_Job", tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+        lost: list[Any] = []
+        while True:
+            for process in self._processes:
+                if process.task is None and not self._stop.is_set():
+                    number = 2 if lost else 1
+                    if (task := lost.pop() if lost else next(tasks, None)) is None:
+                        break
+                    job.on_start(task)
+                    process.hand_out(job, task, number)
+            busy = {process.connection: process for process in self._processes if process.task is not None}
+            if not busy:
+                return
+            for connection in wait(list(busy), POLL_SECONDS):
+                process = busy[cast(Any, connection)]
+                if (outcome := process.receive(job)) is None:
+                    continue
+                if process.task is not None:  # it died
+                    self._processes[self._processes.index(process)] = _Process(self._stop)
+                    if outcome.status == "lost":
+                        lost.append(outcome.task)
+                yield outcome
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tasks of a `run_tasks` share."""
+    """What all tasks of a `Workers.run` share."""
 
     function: TaskFunction
     shared: Any
-    stop: StopSignal
     on_report: Callable[[Any, Any], None]
     on_start: Callable[[Any], None]
 
 
-def _run_here(job: _Job, tasks: Iterator[Task]) -> Iterator[Outcome[Task, Any]]:
-    from fmnist_transfer.training import prepare_process
-
-    prepare_process()
-    should_stop = job.stop.is_set
-    while not should_stop() and (task := next(tasks, None)) is not None:
-        job.on_start(task)
-        yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
-
-
 def _attempt(
-    function: TaskFunction, shared: Any, task: Task, report: Report, should_stop: Callable[[], bool]
-) -> Outcome[Task, Any]:
+    function: TaskFunction, shared: Any, task: Any, report: Report, should_stop: Callable[[], bool]
+) -> Outcome[Any, Any]:
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
     except Interrupted as error:
@@ -155,73 +166,49 @@ def _attempt(
         return Outcome(task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc())
 
 
-class _Worker:
-    """A process and our end of its pipe; `task` is what it works on, None while it is idle."""
+class _Process:
+    """A worker and our end of its pipe; `task` is what it works on, None while it is idle."""
 
-    def __init__(self, job: _Job):
+    def __init__(self, stop: StopSignal):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: Any = None
-        self.process = context.Process(
-            target=_work, args=(job.function, job.shared, theirs, job.stop.flag), daemon=True
-        )
+        self._number = 0  # of the attempt at it
+        self._job: _Job | None = None  # what it knows of
+        self._process = context.Process(target=_work, args=(theirs, stop.flag), daemon=True)
         # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.process.start()
+        self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()  # so that its death is the end of the pipe
 
-    def hand_out(self, task: Any) -> None:
-        self.task = task
+    def hand_out(self, job: _Job, task: Any, number: int) -> None:
+        self.task, self._number = task, number
         with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
-            self.connection.send(task)
+            if self._job is not job:
+                self.connection.send(("job", job.function, job.shared))
+                self._job = job
+            self.connection.send(("task", task))
 
     def receive(self, job: _Job) -> Outcome[Any, Any] | None:
-        """The outcome of the task, or None after a mere report. A dead worker's task has failed."""
+        """The outcome of the task, or None after a mere report. A dead worker's task is lost, or at last has failed."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):  # also in the midst of a message
-            self.process.join()
-            return Outcome(
-                self.task, "failed", reason=f"the worker process died ({_death(self.process.exitcode or 0)})"
-            )
+            self._process.join()
+            status: Literal["lost", "failed"] = "lost" if self._number < ATTEMPTS else "failed"
+            reason = f"the worker process died ({_death(self._process.exitcode or 0)})"
+            return Outcome(self.task, status, reason=reason + (", twice" if status == "failed" else ""))
         if kind == "report":
             job.on_report(self.task, content)
             return None
         self.task = None
-        return content
+        return cast(Outcome[Any, Any], content)
 
     def leave(self) -> None:
         self.connection.close()  # an idle worker then leaves by itself
-        self.process.join(5)
-        self.process.kill()
-
-
-def _run_on_processes(job: _Job, tasks: Iterator[Task], n_workers: int) -> Iterator[Outcome[Task, Any]]:
-    workers: list[_Worker] = []
-    try:
-        while True:
-            idle = [worker for worker in workers if worker.task is None]
-            while (idle or len(workers) < n_workers) and not job.stop.is_set():
-                if (task := next(tasks, None)) is None:
-                    break
-                if not idle:
-                    workers.append(_Worker(job))
-                    idle = workers[-1:]
-                job.on_start(task)
-                idle.pop().hand_out(task)
-            busy = {worker.connection: worker for worker in workers if worker.task is not None}
-            if not busy:
-                return
-            for connection in wait(list(busy), POLL_SECONDS):
-                worker = busy[cast(Any, connection)]
-                if (outcome := worker.receive(job)) is not None:
-                    if worker.task is not None:  # it died
-                        workers.remove(worker)
-                    yield outcome
-    finally:
-        for worker in workers:
-            worker.leave()
+        self._process.join(5)
+        self._process.kill()
 
 
 def _death(exit_code: int) -> str:
@@ -230,8 +217,8 @@ def _death(exit_code: int) -> str:
     return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
 
 
-def _work(function: TaskFunction, shared: Any, connection: Connection, stop_flag: Any) -> None:
-    """Main function of a worker: tasks in, reports and outcomes out, until the pipe closes or the parent is gone."""
+def _work(connection: Connection, stop_flag: Any) -> None:
+    """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -251,5 +238,8 @@ def _work(function: TaskFunction, shared: Any, connection: Connection, stop_flag
 
     with contextlib.suppress(EOFError, OSError):
         while True:
-            outcome = _attempt(function, shared, connection.recv(), report, should_stop)
-            connection.send(("outcome", outcome))
+            match connection.recv():
+                case ("job", function, shared):
+                    pass
+                case ("task", task):
+                    connection.send(("outcome", _attempt(function, shared, task, report, should_stop)))

@@ -54,6 +54,8 @@ class Epoch:
     val_accuracy: float
     learning_rate: float
     seconds: float
+    train_seconds: float
+    """Of `seconds`, those spent on the training steps; the others on evaluation."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Result:
     test: Scores
     final_state: State
     seconds: float
+
+    @property
+    def train_seconds(self) -> float:
+        """Of `seconds`, those spent on the training steps."""
+        return sum(epoch.train_seconds for epoch in self.epochs)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """`final`, `best` and `test` as plain numbers: train_loss, train_accuracy, val_loss, val_accuracy, epoch."""
@@ -190,6 +197,7 @@ def fit(
                 optimizer.step()
                 losses[i] = loss.detach()
             _check_finite(losses, number, steps_per_epoch)
+            train_seconds = time.perf_counter() - start
             re_estimate_batch_norm(network, train)
             scores = evaluate(network, val)
             if not math.isfinite(scores.loss):
@@ -203,6 +211,7 @@ def fit(
                     val_accuracy=scores.accuracy,
                     learning_rate=recipe.learning_rate_at(step, total_steps),
                     seconds=time.perf_counter() - start,
+                    train_seconds=train_seconds,
                 )
             )
             if not best_epoch or scores.loss < epochs[best_epoch - 1].val_loss:

@@ -1,24 +1,25 @@
-"""Training one cell: what all cells of a sweep share, the worker's function, and what identifies the results."""
+"""Training one cell: what all cells of a sweep share, and the worker's function.
+
+Workers import this module, so it imports no mlflow.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fmnist_transfer.data import Half, n_train, nested_order
 from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.registry import TrainedModel
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.tracking import settings_params
 from fmnist_transfer.training import Result, fit_and_score
 from sweeps.arms import starting_network
 from sweeps.grid import Cell
 
-NUMERICS_VERSION = 3  # by hand, when results may change: cells of before are then not reused
+if TYPE_CHECKING:
+    from fmnist_transfer.registry import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CellResult(NamedTuple):
 
 
 def plan_for(
-    model: TrainedModel, half: Half, *, epochs: int | None, budget: Literal["epochs", "steps"], seed: int, device: str
+    model: "TrainedModel", half: Half, *, epochs: int | None, budget: Literal["epochs", "steps"], seed: int, device: str
 ) -> CellPlan:
     """The registered network and recipe, on the target half; `epochs` replaces the recipe's."""
     recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
@@ -71,19 +72,3 @@ def train_cell(
         should_stop=should_stop,
     )
     return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state))
-
-
-def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
-    """All that a cell's result depends on but its fraction, init and replicate."""
-    return settings_params(plan.spec, plan.recipe) | {
-        "weights_digest": weights_digest(model.state),
-        "split": str(model.split),
-        "budget": plan.budget,
-        "seed": plan.seed,
-        "data_sha256": plan.half.data_sha256,
-        "device": torch.device(plan.device).type,
-        "dtype": "float32",
-        "threads": 1,
-        "torch": ".".join(torch.__version__.split(".")[:2]),
-        "numerics_version": NUMERICS_VERSION,
-    }

@@ -22,12 +22,14 @@ class Cell:
 
 
 def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
-    """Breadth first: a replicate of every cell before the next one; coarse to fine; the inits of a pair together."""
+    """Breadth first: a replicate of every cell before the next one, the inits of a pair together.
+
+    Coarse to fine, so that the curves are there early; in the last replicate the longest cells first, so that no worker
+    is left alone with a long one at the end.
+    """
+    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [sorted(percents, reverse=True)]
     return [
-        Cell(percent, init, replicate)
-        for replicate in range(n_replicates)
-        for percent in coarse_to_fine(percents)
-        for init in inits
+        Cell(percent, init, replicate) for replicate, order in enumerate(orders) for percent in order for init in inits
     ]
 
 

@@ -10,14 +10,36 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fmnist_transfer.data import Half
-from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows
-from fmnist_transfer.training import Result
-from sweeps.grid import Cell, Init
-from sweeps.table import Row, Status
+import torch
 
-GROUPS = ("final", "best", "test")  # prefixes of a cell's scores
+from fmnist_transfer.data import Half
+from fmnist_transfer.model import weights_digest
+from fmnist_transfer.registry import TrainedModel
+from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows, settings_params
+from fmnist_transfer.training import Result
+from sweeps.cells import CellPlan
+from sweeps.grid import Cell, Init
+from sweeps.table import GROUPS, Row, Status
+
+NUMERICS_VERSION = 3  # by hand, when results may change: cells of before are then not reused
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
+REASON_LENGTH = 5_000  # characters; MLflow's tags hold that many
+
+
+def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
+    """All that a cell's result depends on but its fraction, init and replicate."""
+    return settings_params(plan.spec, plan.recipe) | {
+        "weights_digest": weights_digest(model.state),
+        "split": str(model.split),
+        "budget": plan.budget,
+        "seed": plan.seed,
+        "data_sha256": plan.half.data_sha256,
+        "device": torch.device(plan.device).type,
+        "dtype": "float32",
+        "threads": 1,
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "numerics_version": NUMERICS_VERSION,
+    }
 
 
 def identity_key(identity: Mapping[str, Any]) -> str:
@@ -114,18 +136,21 @@ class Ledger:
 
     def finish(self, run_id: str, result: Result, weights_digest: str) -> None:
         """Log every result in one batch, then FINISHED."""
-        rows = [*curve_rows(result.epochs), *score_rows(result), ("seconds", result.seconds, 0)]
+        cost = [("cost/seconds", result.seconds, 0), ("cost/train_seconds", result.train_seconds, 0)]
+        rows = [*curve_rows(result.epochs), *score_rows(result), *cost]
         self._store.log(run_id, metrics=rows, tags={"weights_digest": weights_digest})
         self._end(run_id, "FINISHED")
 
     def fail(self, run_id: str, reason: str, details: str = "") -> None:
         """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
-        self._store.log(run_id, tags={"reason": reason[:5_000]})
+        self._store.log(run_id, tags={"reason": reason[:REASON_LENGTH]})
         if details:
             self._store.log_text(run_id, "traceback.txt", details)
         self._end(run_id, "FAILED")
 
-    def interrupt(self, run_id: str) -> None:
+    def interrupt(self, run_id: str, reason: str) -> None:
+        """End the run KILLED: another attempt is to be made."""
+        self._store.log(run_id, tags={"reason": reason[:REASON_LENGTH]})
         self._end(run_id, "KILLED")
 
     def _end(self, run_id: str, status: str) -> None:

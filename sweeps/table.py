@@ -21,7 +21,10 @@ SCORES = (
     "best/val_accuracy",
     "test/loss",
     "test/accuracy",
+    "cost/seconds",
+    "cost/train_seconds",
 )
+GROUPS = ("final", "best", "test", "cost")  # prefixes of the scores
 Status = Literal["open", "finished", "failed"]
 
 
@@ -36,8 +39,8 @@ class Row:
     scores: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `--json` writes it: the scores in groups `final`, `best` and `test`."""
-        groups: dict[str, Any] = {"final": {}, "best": {}, "test": {}}
+        """As `--json` writes it: the scores in groups `final`, `best`, `test` and `cost`."""
+        groups: dict[str, Any] = {group: {} for group in GROUPS}
         for key, value in self.scores.items():
             group, _, name = key.partition("/")
             groups[group][name] = value

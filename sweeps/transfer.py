@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
+from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
 from fmnist_transfer.split import digits
+from fmnist_transfer.stopping import StopSignal
 from sweeps.grid import INITS, Cell, Init, plan_cells
 
 if TYPE_CHECKING:
@@ -74,23 +75,38 @@ def main(settings: TransferSettings) -> int:
         result = sweep(settings, stop, stopwatch)
     say(f"The sweep took {stopwatch}")
     if settings.json:
-        write_json(settings.json, result | {"seconds": stopwatch.seconds})
+        write_json(settings.json, result | {"seconds": stopwatch.seconds, "stages": stopwatch.stages})
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
 
 
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
+    from fmnist_transfer.training import choose_device
+
+    device = str(choose_device(settings.device))
+    cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
+    with Workers(count_workers(settings.workers, device, len(cells)), stop) as workers:
+        return _sweep(settings, cells, workers, device=device, stop=stop, stopwatch=stopwatch)
+
+
+def _sweep(
+    settings: TransferSettings,
+    cells: list[Cell],
+    workers: Workers,
+    *,
+    device: str,
+    stop: StopSignal,
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
     from fmnist_transfer.data import default_data_dir, load_half, n_train
     from fmnist_transfer.registry import load, resolve
     from fmnist_transfer.tracking import open_store
-    from fmnist_transfer.training import choose_device
-    from sweeps.cells import identity, plan_for
+    from sweeps.cells import plan_for
     from sweeps.claims import judge
-    from sweeps.ledger import Ledger, identity_key
+    from sweeps.ledger import Ledger, identity, identity_key
     from sweeps.picture import Picture, claims_text, log_curves, print_summary
 
-    device = str(choose_device(settings.device))
     store = open_store(settings.tracking_uri)
     reference = resolve(store, settings.model_uri)
     model = load(reference)
@@ -101,9 +117,9 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
             f"The model has {model.spec.n_classes} outputs and the target {plan.spec.n_classes} classes: "
             "its classifier is reset anyway"
         )
-    cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
     grid = {cell: n_train(half.train, cell.percent) for cell in cells}
     sweep_identity = identity(model, plan)
+    stopwatch.lap("start")
     with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
         name = f"{reference.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
         tags = {"model_uri": reference.asked, "model_uri_pinned": reference.pinned}
@@ -114,8 +130,12 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
             so_far = ledger.known() | grid  # a smaller grid leaves the picture of a larger one whole
             store.log(ledger.run_id, tags=_grid_tags(so_far))
             picture = Picture(store, ledger.run_id, lambda: ledger.rows(so_far), name)
-            stopwatch.lap("start")
-            _run_cells(settings, ledger, grid, plan, on_finished=picture.refresh, stop=stop)
+            todo = [cell for cell, n in grid.items() if ledger.is_to_run(cell, n)]
+            if len(todo) < len(grid):
+                say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
+            stopwatch.lap("resume check")
+            to_run = {cell: grid[cell] for cell in todo}
+            _run_cells(settings, ledger, to_run, plan, workers=workers, on_finished=picture.refresh)
             stopwatch.lap("cells")
             rows = picture.draw()
             asked = ledger.rows(grid)
@@ -154,34 +174,29 @@ def _grid_tags(cells: Iterable[Cell]) -> dict[str, str]:
 def _run_cells(
     settings: TransferSettings,
     ledger: "Ledger",
-    grid: dict[Cell, int],
+    todo: dict[Cell, int],
     plan: "CellPlan",
     *,
+    workers: Workers,
     on_finished: Callable[[], None],
-    stop: StopSignal,
 ) -> None:
-    """Train the open cells, log each as it finishes."""
+    """Train the cells `todo` (with their numbers of training images), log each as it finishes."""
     from sweeps.cells import train_cell
 
-    todo = [cell for cell, n in grid.items() if ledger.is_to_run(cell, n)]
-    if len(todo) < len(grid):
-        say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
     run_ids: dict[Cell, str] = {}
 
     def claim(cell: Cell) -> None:
-        run_ids[cell] = ledger.claim(cell, grid[cell])  # until it has ended
+        run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
 
     def show(cell: Cell, epoch: int) -> None:
         epochs = plan.recipe.epochs
         progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
 
-    n_workers = max(1, min(parse_workers(settings.workers), len(todo)))
     try:
         with Progress("cells", len(todo)) as progress:
-            for outcome in run_tasks(
-                train_cell, plan, todo, n_workers=n_workers, stop=stop, on_start=claim, on_report=show
-            ):
-                progress.finished(outcome.task)
+            for outcome in workers.run(train_cell, plan, todo, on_start=claim, on_report=show):
+                if outcome.status != "lost":
+                    progress.finished(outcome.task)
                 _log_outcome(settings, ledger, run_ids[outcome.task], outcome)
                 del run_ids[outcome.task]
                 if outcome.result is not None:
@@ -190,7 +205,7 @@ def _run_cells(
         # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
         for run_id in run_ids.values():
             with contextlib.suppress(Exception):
-                ledger.interrupt(run_id)
+                ledger.interrupt(run_id, "the sweep ended before it")
 
 
 def _log_outcome(
@@ -204,7 +219,9 @@ def _log_outcome(
         if settings.debug:
             say(outcome.details)
     else:
-        ledger.interrupt(run_id)
+        if outcome.status == "lost":
+            say(f"{outcome.task.name}: {outcome.reason}; once more")
+        ledger.interrupt(run_id, outcome.reason)
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -73,7 +73,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
     result = searched[1]
     assert set(result) == {
         *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
-        *("test_accuracy", "n_trials", "n_pruned", "seconds"),
+        *("test_accuracy", "n_trials", "n_pruned", "seconds", "stages"),
     }
     assert (result["study"], result["model_uri"], result["version"], result["promoted"]) == (
         *("cnn2", "models:/cnn2/1", 1),
@@ -166,7 +166,8 @@ def test_reference_is_registered_under_its_own_name(
 def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     status, result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert status == 0
-    assert set(result) == {"sweep_run_id", "model_uri", "split", "cells", "claims", "seconds"}
+    assert set(result) == {"sweep_run_id", "model_uri", "split", "cells", "claims", "seconds", "stages"}
+    assert set(result["stages"]) == {"start", "resume check", "cells", "figures and curves"}
     assert (result["model_uri"], result["split"]) == ("models:/cnn2/1", "01234/56789")
     parent = project.store.client.get_run(result["sweep_run_id"])
     assert parent.info.status == "FINISHED"
@@ -188,6 +189,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     for run in cells:
         assert by_id[run.info.run_id]["final"]["val_loss"] == run.data.metrics["final/val_loss"]
         assert by_id[run.info.run_id]["test"]["accuracy"] == run.data.metrics["test/accuracy"]
+        assert 0 < run.data.metrics["cost/train_seconds"] < run.data.metrics["cost/seconds"]
     artifacts = {file.path for file in project.store.client.list_artifacts(parent.info.run_id)}
     assert artifacts == {"figures", "results.csv", "claims.md"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
@@ -424,6 +426,33 @@ def test_a_signal_keeps_finished_cells_and_says_how_to_go_on(
     assert parent.info.status == "KILLED"
 
 
+def kill_a_worker(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to one of the command's workers."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(int(workers[0]), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the workers")
+def test_a_cell_whose_worker_is_killed_is_trained_again(project: Project, started: list[subprocess.Popen[str]]) -> None:
+    arguments = ["--model-uri", "models:/cnn2/best", "--epochs", "40", "--fractions", "100", "--seed", "77"]
+    process = start(started, project, "sweeps.transfer", *arguments, "--replicates", "4", "--workers", "2")
+    wait_for(lambda: any(r.info.status == "FINISHED" for r in cells_of(project, "77")), process)
+    kill_a_worker(process)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    lost = re.search(r"(\w+ 100% r\d): the worker process died \(signal 9.*\); once more", output)
+    assert lost, output
+    runs = cells_of(project, "77")
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 8 + ["KILLED"]
+    (killed,) = [run for run in runs if run.info.status == "KILLED"]
+    assert killed.info.run_name == lost[1]
+    assert killed.data.tags["reason"].startswith("the worker process died")
+    (again,) = [run for run in runs if run.data.tags["attempt"] == "2"]
+    assert (again.info.run_name, again.info.status) == (lost[1], "FINISHED")
+
+
 def cells_of(project: Project, seed: str) -> list[Any]:
     return [run for run in project.runs(TRANSFER, role="cell") if run.data.params.get("seed") == seed]
 
@@ -451,6 +480,30 @@ def test_a_killed_search_goes_on_and_repeats_the_trial_that_died(
     assert len(others) == 3
     assert {run.info.status for run in project.runs(TUNING, role="study")} == {"FINISHED"}
     assert sorted(int(run.data.tags["trial"]) for run in project.runs(TUNING, role="trial")) == [1, 2, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the workers")
+def test_a_trial_whose_worker_is_killed_is_run_again(
+    store_path: Path, data_dir: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    project = Project(store_path, data_dir)
+    arguments = ["--trials", "4", "--epochs", "100", "--workers", "2", "--top", "1", "--retrain-seeds", "1"]
+    process = start(started, project, "tuning.search", *arguments, "--json", str(tmp_path / "result.json"))
+    wait_for(lambda: running_trials(store_path), process)
+    time.sleep(0.3)
+    kill_a_worker(process)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "a trial was lost: the worker process died (signal 9" in output
+    import optuna
+
+    study = optuna.load_study(study_name="cnn2", storage=f"sqlite:///{store_path.parent / 'optuna.db'}")
+    (died,) = [trial for trial in study.trials if "interrupted" in trial.user_attrs]
+    assert [t.user_attrs.get("again") for t in study.trials if t.params == died.params] == [None, died.number]
+    assert json.loads((tmp_path / "result.json").read_text())["n_trials"] == 4
+    assert len(study.trials) == 5
+    logged = sorted(int(run.data.tags["trial"]) for run in project.runs(TUNING, role="trial"))
+    assert logged == [n for n in range(5) if n != died.number]
 
 
 def running_trials(store_path: Path) -> bool:

@@ -1,23 +1,27 @@
 """Train the top configurations again with fresh seeds, an MLflow run each.
 
-The best of N validation accuracies is optimistic; the mean over fresh seeds is not.
+The best of N validation accuracies is optimistic; the mean over fresh seeds is not. Workers import this module, so it
+imports no mlflow.
 """
 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmnist_transfer.console import Progress, print_table, say
 from fmnist_transfer.data import Half, nested_order
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.parallel import Outcome, StopSignal, run_tasks
+from fmnist_transfer.parallel import Outcome, Workers
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import TUNING, Store, curve_rows, score_rows, settings_params
+from fmnist_transfer.stopping import StopSignal
 from fmnist_transfer.training import Result, fit_and_score
+
+if TYPE_CHECKING:
+    from fmnist_transfer.tracking import Store
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Retraining(NamedTuple):
 
     candidate: Candidate
     replicate: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.candidate.name} seed {self.replicate}"
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,13 @@ def retrain_one(
 
 
 def retrain(
-    store: Store,
+    store: "Store",
     parent: str,
     candidates: list[Candidate],
     plan: RetrainingPlan,
     *,
     n_seeds: int,
-    n_workers: int,
+    workers: Workers,
     stop: StopSignal,
 ) -> list[Retrained]:
     """Train each candidate `n_seeds` times, an MLflow run each; the best mean validation accuracy first.
@@ -106,14 +114,16 @@ def retrain(
 
         def show(task: Retraining, news: tuple[int, float]) -> None:
             epochs = task.candidate.recipe.epochs
-            note = f"{task.candidate.name} seed {task.replicate}: epoch {news[0]}/{epochs}, {news[1]:.2%}"
+            note = f"{task.name}: epoch {news[0]}/{epochs}, {news[1]:.2%}"
             progress.working(task, news[0] / epochs, note)
 
-        for outcome in run_tasks(retrain_one, plan, tasks, n_workers=n_workers, stop=stop, on_report=show):
-            progress.finished(outcome.task)
-            if outcome.status == "failed":
-                say(f"{outcome.task.candidate.name} seed {outcome.task.replicate} failed: {outcome.reason}")
-            if outcome.status != "interrupted":
+        for outcome in workers.run(retrain_one, plan, tasks, on_report=show):
+            if outcome.status in ("failed", "lost"):
+                again = "; once more" if outcome.status == "lost" else ""
+                say(f"{outcome.task.name} {outcome.status}: {outcome.reason}{again}")
+            if outcome.status != "lost":
+                progress.finished(outcome.task)
+            if outcome.status in ("done", "failed"):
                 run_id = _log(store, parent, plan, outcome)
                 if outcome.result:
                     done[outcome.task] = (run_id, outcome.result)
@@ -132,7 +142,9 @@ def retrain(
     return sorted(retrained, key=lambda one: (-len(one.val_accuracies), -one.mean))  # a seed that failed counts most
 
 
-def _log(store: Store, parent: str, plan: RetrainingPlan, outcome: Outcome[Retraining, Result]) -> str:
+def _log(store: "Store", parent: str, plan: RetrainingPlan, outcome: Outcome[Retraining, Result]) -> str:
+    from fmnist_transfer.tracking import TUNING, curve_rows, score_rows, settings_params
+
     task, result = outcome.task, outcome.result
     params = settings_params(task.candidate.spec, task.candidate.recipe) | {
         "replicate": task.replicate,
@@ -142,8 +154,7 @@ def _log(store: Store, parent: str, plan: RetrainingPlan, outcome: Outcome[Retra
         "device": plan.device,
     }
     tags = {"role": "retrained", "parent": parent} | ({"reason": outcome.reason} if outcome.reason else {})
-    name = f"{task.candidate.name} seed {task.replicate}"
-    run_id = store.start(TUNING, name, parent=parent, params=params, tags=tags)
+    run_id = store.start(TUNING, task.name, parent=parent, params=params, tags=tags)
     store.log_data(run_id, plan.half, "source")
     if result:
         store.log(run_id, metrics=[*curve_rows(result.epochs), *score_rows(result)])

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmnist_transfer.console import Progress, Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Outcome, StopSignal, parse_workers, run_tasks
+from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
 from fmnist_transfer.split import Split, parse_split
+from fmnist_transfer.stopping import StopSignal
 
 if TYPE_CHECKING:
     from fmnist_transfer.data import Half
@@ -103,7 +104,7 @@ def main(settings: SearchSettings) -> int:
     say(f"The search took {stopwatch}")
     failed = result.pop("n_failed")
     if settings.json:
-        write_json(settings.json, result | {"seconds": stopwatch.seconds})
+        write_json(settings.json, result | {"seconds": stopwatch.seconds, "stages": stopwatch.stages})
     return 1 if failed else 0
 
 
@@ -116,25 +117,31 @@ class SearchContext:
     half: "Half"
     split: Split
     device: str
+    workers: Workers
     stop: StopSignal
     stopwatch: Stopwatch
-
-    @property
-    def n_workers(self) -> int:
-        return parse_workers(self.settings.workers)
 
 
 def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it, with `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
-    from fmnist_transfer.data import default_data_dir, load_half
-    from fmnist_transfer.tracking import open_store
     from fmnist_transfer.training import choose_device
 
-    split = parse_split(settings.split)
     device = str(choose_device(settings.device))
+    n_tasks = 1 if settings.reference else max(settings.trials, settings.top * settings.retrain_seeds)
+    with Workers(count_workers(settings.workers, device, n_tasks), stop) as workers:
+        return _search(settings, device, workers, stop, stopwatch)
+
+
+def _search(
+    settings: SearchSettings, device: str, workers: Workers, stop: StopSignal, stopwatch: Stopwatch
+) -> dict[str, Any]:
+    from fmnist_transfer.data import default_data_dir, load_half
+    from fmnist_transfer.tracking import open_store
+
+    split = parse_split(settings.split)
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
-    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, stop, stopwatch)
+    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, workers, stop, stopwatch)
     if settings.reference:
         study_name = f"cnn2-reference{split.suffix}"
         with owning(context.store.uri, "search", f"study-{study_name}"):
@@ -156,7 +163,7 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     from tuning.figures import search_figures
     from tuning.retraining import Candidate
     from tuning.space import SPACE_VERSION, check_limit, on_edge
-    from tuning.study import TrialPlan, fail_lost, finished, open_study, spec_and_recipe
+    from tuning.study import TrialPlan, fail_lost, finished, open_study, rerun_lost, spec_and_recipe
     from tuning.study_log import StudyLog
 
     settings, store, half = context.settings, context.store, context.half
@@ -178,6 +185,8 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
         plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
         context.stopwatch.lap("start")
         for outcome in run_trials(context, len(finished(study)), plan):
+            if outcome.status == "lost":
+                rerun_lost(uri, study, outcome.task)
             if settings.debug and outcome.details:
                 say(outcome.details)
             log.log_finished()
@@ -219,17 +228,19 @@ def run_trials(context: SearchContext, n_before: int, plan: "TrialPlan") -> Iter
     n_missing = max(0, settings.trials - n_before)
     deadline = time.monotonic() + (settings.timeout if settings.timeout is not None else float("inf"))
     ordinals = (k for k in range(n_before, settings.trials) if time.monotonic() < deadline)
-    n_workers = max(1, min(context.n_workers, n_missing))
     with Progress("trials", n_missing) as progress:
 
         def show(ordinal: int, news: tuple[int, float]) -> None:
             epoch, accuracy = news
             progress.working(ordinal, epoch / settings.epochs, f"epoch {epoch}/{settings.epochs}, {accuracy:.2%}")
 
-        for outcome in run_tasks(run_trial, plan, ordinals, n_workers=n_workers, stop=context.stop, on_report=show):
-            progress.finished(outcome.task)
+        for outcome in context.workers.run(run_trial, plan, ordinals, on_report=show):
             if outcome.status == "failed":
                 say(f"a trial failed: {outcome.reason}")
+            if outcome.status == "lost":
+                say(f"a trial was lost: {outcome.reason}; once more")
+            else:
+                progress.finished(outcome.task)
             yield outcome
 
 
@@ -273,8 +284,9 @@ def register_best(
     n_failed = 0
     if version is None:
         plan = RetrainingPlan(settings.seed, context.device, context.split, context.half)
-        n_workers = min(context.n_workers, len(candidates) * n_seeds)
-        retrained = retrain(store, run_id, candidates, plan, n_seeds=n_seeds, n_workers=n_workers, stop=context.stop)
+        retrained = retrain(
+            store, run_id, candidates, plan, n_seeds=n_seeds, workers=context.workers, stop=context.stop
+        )
         context.stopwatch.lap("training the best again")
         print_retrained(retrained)
         n_failed = len(candidates) * n_seeds - sum(len(one.val_accuracies) for one in retrained)

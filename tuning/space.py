@@ -24,8 +24,8 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 }
 EDGE = 0.02  # of a range: closer than this is on its edge
 
-# By hand: 8/20 channels, twice a block, reach about 94.8 % validation accuracy on classes 0-4 in 10 to 12 epochs; 32 are
-# enough at any limit.
+# By hand: 8/20 channels, twice a block, reach about 94.8 % validation accuracy on classes 0-4 in 10 to 12 epochs; 32
+# are enough at any limit.
 FIRST_CHANNELS_BY_HAND = 32
 FIRST_TRIAL = {
     "convs_per_block": 2,

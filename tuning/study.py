@@ -24,7 +24,9 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import Diverged, Epoch, fit
 from tuning.space import first_trial, suggest
 
-SETTINGS, EPOCHS, INTERRUPTED, AGAIN, REASON = "settings", "epochs", "interrupted", "again", "reason"  # user attributes
+# User attributes
+SETTINGS, ORDINAL, EPOCHS = "settings", "ordinal", "epochs"
+INTERRUPTED, AGAIN, REASON = "interrupted", "again", "reason"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
 
@@ -82,12 +84,17 @@ def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
             "go on with it, or another --study-name to begin anew"
         )
     _fail_running(uri, study, INTERRUPTED, True)
+    _enqueue_interrupted(study)
+    return study
+
+
+def _enqueue_interrupted(study: optuna.Study) -> None:
+    """Interrupted trials do not count: their parameters wait for the next ones."""
     trials = study.get_trials(deepcopy=False)
     enqueued_again = {trial.user_attrs.get(AGAIN) for trial in trials}
     for trial in trials:
         if INTERRUPTED in trial.user_attrs and trial.params and trial.number not in enqueued_again:
             study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-    return study
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -96,16 +103,29 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
 
 
+def rerun_lost(uri: str, study: optuna.Study, ordinal: int) -> None:
+    """Count the trial of this ordinal, whose worker died, as interrupted."""
+    _fail_running(uri, study, INTERRUPTED, True, lambda trial: trial.user_attrs.get(ORDINAL) == ordinal)
+    _enqueue_interrupted(study)
+
+
 def fail_lost(uri: str, study: optuna.Study) -> None:
-    """Fail trials whose worker died; not to be run again, for what killed it may kill the next."""
-    _fail_running(uri, study, REASON, "the worker process died")
+    """Fail trials whose worker died; not to be run again, for what killed two workers may kill the next."""
+    _fail_running(uri, study, REASON, "the worker process died, twice")
 
 
-def _fail_running(uri: str, study: optuna.Study, key: str, value: Any) -> None:
+def _fail_running(
+    uri: str,
+    study: optuna.Study,
+    key: str,
+    value: Any,
+    which: Callable[[FrozenTrial], bool] = lambda trial: True,
+) -> None:
     """Fail trials that nobody runs any more, with a user attribute that says why."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        _storage(uri).set_trial_user_attr(trial._trial_id, key, value)
-        study.tell(trial.number, state=TrialState.FAIL)
+        if which(trial):
+            _storage(uri).set_trial_user_attr(trial._trial_id, key, value)
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> int:
@@ -129,6 +149,7 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
 
     def objective(trial: optuna.Trial) -> float:
         numbers.append(trial.number)
+        trial.set_user_attr(ORDINAL, ordinal)
         try:
             return _train_trial(plan, trial, report, should_stop)
         except Interrupted:

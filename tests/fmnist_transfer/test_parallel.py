@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from fmnist_transfer.errors import Interrupted, UsageError
-from fmnist_transfer.parallel import StopSignal, parse_workers, run_tasks
+from fmnist_transfer.parallel import Workers, available_cores, count_workers, parse_workers
+from fmnist_transfer.stopping import StopSignal
 
 
 def work(shared, task, report, should_stop):
@@ -16,6 +20,11 @@ def work(shared, task, report, should_stop):
 
     if task == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(task, Path) and not task.exists():
+        task.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(task, Path):
+        return os.getpid()
     if task == "fail":
         raise RuntimeError("as asked")
     if task == "wait":
@@ -31,14 +40,12 @@ def work(shared, task, report, should_stop):
 def test_results_reports_and_failures(n_workers: int) -> None:
     reports: list[tuple[object, object]] = []
     started: list[object] = []
-    with StopSignal() as stop:
+    with StopSignal() as stop, Workers(n_workers, stop) as workers:
         outcomes = list(
-            run_tasks(
+            workers.run(
                 work,
                 10,
                 [1, "fail", 2, 3],
-                n_workers=n_workers,
-                stop=stop,
                 on_report=lambda task, news: reports.append((task, news)),
                 on_start=started.append,
             )
@@ -51,12 +58,35 @@ def test_results_reports_and_failures(n_workers: int) -> None:
     assert "as asked" in failed.details
 
 
-def test_a_dead_worker_takes_only_its_own_task() -> None:
-    with StopSignal() as stop:
-        outcomes = {o.task: o for o in run_tasks(work, 1, [1, "die", 2, 3, 4], n_workers=2, stop=stop)}
-    assert outcomes["die"].status == "failed"
-    assert outcomes["die"].reason == "the worker process died (signal 9, perhaps for want of memory)"
-    assert {task: o.result for task, o in outcomes.items() if task != "die"} == {1: 1, 2: 4, 3: 9, 4: 16}
+def test_a_worker_lives_from_one_job_to_the_next(tmp_path: Path) -> None:
+    tasks = [tmp_path / name for name in "abcdef"]
+    for task in tasks:
+        task.touch()
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        first = {outcome.result for outcome in workers.run(work, 1, tasks)}
+        second = {outcome.result for outcome in workers.run(work, 2, tasks)}
+        assert [o.result for o in workers.run(work, 3, [5])] == [75]
+    assert second <= first
+    assert len(first) <= 2
+    assert os.getpid() not in first
+
+
+def test_a_dead_worker_takes_only_its_own_task_which_is_tried_once_more() -> None:
+    started: list[object] = []
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, [1, "die", 2, 3, 4], on_start=started.append))
+    assert [o.status for o in outcomes if o.task == "die"] == ["lost", "failed"]
+    reasons = [o.reason for o in outcomes if o.task == "die"]
+    assert reasons[0] == "the worker process died (signal 9, perhaps for want of memory)"
+    assert reasons[1] == reasons[0] + ", twice"
+    assert {o.task: o.result for o in outcomes if o.task != "die"} == {1: 1, 2: 4, 3: 9, 4: 16}
+    assert sorted(map(str, started)) == ["1", "2", "3", "4", "die", "die"]
+
+
+def test_a_task_that_was_lost_once_is_done(tmp_path: Path) -> None:
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, [tmp_path / "was here", 2]))
+    assert sorted(outcome.status for outcome in outcomes) == ["done", "done", "lost"]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -65,9 +95,9 @@ def test_a_signal_interrupts_running_tasks_and_starts_no_more(n_workers: int) ->
         if news == "waiting" and not stop.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with StopSignal() as stop:
+    with StopSignal() as stop, Workers(n_workers, stop) as workers:
         tasks = ["wait", "wait", "wait", "wait"]
-        outcomes = list(run_tasks(work, 1, tasks, n_workers=n_workers, stop=stop, on_report=interrupt))
+        outcomes = list(workers.run(work, 1, tasks, on_report=interrupt))
         assert [o.status for o in outcomes] == ["interrupted"] * n_workers
         with pytest.raises(Interrupted, match="2 of 4") as caught:
             stop.raise_if_set("2 of 4")
@@ -78,4 +108,19 @@ def test_a_signal_interrupts_running_tasks_and_starts_no_more(n_workers: int) ->
 def test_bad_number_of_workers(text: str) -> None:
     with pytest.raises(UsageError, match=f"--workers {text}"):
         parse_workers(text)
-    assert parse_workers("auto") >= 1
+
+
+def test_workers_are_as_many_as_cores_and_tasks_allow() -> None:
+    assert count_workers("auto", "cpu", 1_000) == available_cores()
+    assert count_workers("auto", "cuda", 1_000) == 1
+    assert count_workers("3", "cuda", 1_000) == 3
+    assert count_workers("3", "cpu", 2) == 2
+    assert count_workers("auto", "cpu", 0) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from fmnist_transfer.parallel import available_cores; print(available_cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

@@ -17,3 +17,9 @@ def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> No
     assert cells[:2] == [Cell(100, "pretrained", 0), Cell(100, "random", 0)]
     assert len(set(cells)) == 12
     assert cells[0].name == "pretrained 100% r0"
+
+
+def test_the_last_replicate_starts_with_the_longest_cells() -> None:
+    cells = plan_cells([5, 50, 75, 100], ["pretrained", "random"], 3)
+    percents = [[cell.percent for cell in cells if cell.replicate == replicate][::2] for replicate in range(3)]
+    assert percents == [[100, 5, 50, 75], [100, 5, 50, 75], [100, 75, 50, 5]]
