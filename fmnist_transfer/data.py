@@ -57,6 +57,9 @@ class Examples:
     def take(self, indices: Tensor) -> Self:
         return type(self)(self.images[indices], self.labels[indices])
 
+    def first(self, n: int) -> Self:
+        return type(self)(self.images[:n], self.labels[:n])
+
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.images.to(device), self.labels.to(device))
 
@@ -89,27 +92,33 @@ class Half:
 
 
 def load_half(data_dir: Path, classes: tuple[int, ...]) -> Half:
-    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class.
-
-    A constant chooses one training image in six of each class for validation. Raises DataError.
-    """
+    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError."""
     raw = ensure_files(data_dir)
     train_images, train_labels, test_images, test_labels = (_read_idx(raw / file.name) for file in FILES)
-    train: list[np.ndarray] = []
-    val: list[np.ndarray] = []
-    for c in classes:
-        shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(train_labels == c))
-        n_val = len(shuffled) // 6
-        val.append(shuffled[:n_val])
-        train.append(shuffled[n_val:])
+    train, val = train_and_val_indices(train_labels, classes)
     test = np.flatnonzero(np.isin(test_labels, classes))
     return Half(
         classes,
-        _examples(train_images, train_labels, np.sort(np.concatenate(train)), classes),
-        _examples(train_images, train_labels, np.sort(np.concatenate(val)), classes),
+        _examples(train_images, train_labels, train, classes),
+        _examples(train_images, train_labels, val, classes),
         _examples(test_images, test_labels, test, classes),
         hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest(),
     )
+
+
+def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the 60,000 training images, ascending, train and which validate for these classes.
+
+    labels: [60,000]. A constant chooses one image in six of each class for validation.
+    """
+    train: list[np.ndarray] = []
+    val: list[np.ndarray] = []
+    for c in classes:
+        shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c))
+        n_val = len(shuffled) // 6
+        val.append(shuffled[:n_val])
+        train.append(shuffled[n_val:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
 def _examples(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, classes: tuple[int, ...]) -> Examples:

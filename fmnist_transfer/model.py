@@ -183,6 +183,12 @@ def forward_mflops(spec: CNN2Spec) -> float:
     return flops / 1e6
 
 
+def training_mflops(spec: CNN2Spec) -> float:
+    """Of one image's training step: forward, gradients of the weights, and of every layer's input but the first's."""
+    first_convolution = 2 * IMAGE_SIZE**2 * spec.kernel_size**2 * spec.channels[0] / 1e6
+    return 3 * forward_mflops(spec) - first_convolution
+
+
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 of names, shapes, types and bytes in order of name: equal if and only if the weights are."""
     digest = hashlib.sha256()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.recipe import Recipe
     from fmnist_transfer.training import Epoch, Result
 
-TUNING, TRANSFER = "fmnist-tuning", "fmnist-transfer"  # experiments
+TUNING, TRANSFER, BENCHMARK = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"  # experiments
 PROJECT = Path(__file__).resolve().parent.parent
 METRICS_A_CALL, TEXTS_A_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
 HEALTH_SECONDS = 5.0

@@ -55,7 +55,12 @@ class Epoch:
     learning_rate: float
     seconds: float
     train_seconds: float
-    """Of `seconds`, those spent on the training steps; the others on evaluation."""
+    """Of `seconds`, those of the training steps."""
+
+    @property
+    def val_seconds(self) -> float:
+        """Of `seconds`, those of the evaluation."""
+        return self.seconds - self.train_seconds
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,13 @@ class Result:
     final_state: State
     seconds: float
 
-    @property
-    def train_seconds(self) -> float:
-        """Of `seconds`, those spent on the training steps."""
-        return sum(epoch.train_seconds for epoch in self.epochs)
+    def cost(self) -> dict[str, float]:
+        """Seconds: all, those of the training steps, those of the validation after each epoch."""
+        return {
+            "seconds": self.seconds,
+            "train_seconds": sum(epoch.train_seconds for epoch in self.epochs),
+            "val_seconds": sum(epoch.val_seconds for epoch in self.epochs),
+        }
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """`final`, `best` and `test` as plain numbers: train_loss, train_accuracy, val_loss, val_accuracy, epoch."""

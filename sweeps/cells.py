@@ -56,11 +56,12 @@ def plan_for(
 def train_cell(
     plan: CellPlan, cell: Cell, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> CellResult:
-    """Train one cell, in a worker; reports the number of each epoch."""
+    """Train one cell, in a worker; reports 0 when it starts and the number of each epoch when it ends."""
     streams = Streams(plan.seed, cell.replicate, stage="target")
     network = starting_network(cell.init, plan.spec, plan.registered, streams).to(plan.device)
     order = nested_order(plan.half.train.labels, streams.generator("subset"))
     half = plan.half.to(plan.device)
+    report(0)
     result = fit_and_score(
         network,
         half.train.take(order[: n_train(plan.half.train, cell.percent)].to(plan.device)),

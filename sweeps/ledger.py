@@ -136,7 +136,7 @@ class Ledger:
 
     def finish(self, run_id: str, result: Result, weights_digest: str) -> None:
         """Log every result in one batch, then FINISHED."""
-        cost = [("cost/seconds", result.seconds, 0), ("cost/train_seconds", result.train_seconds, 0)]
+        cost = [(f"cost/{key}", seconds, 0) for key, seconds in result.cost().items()]
         rows = [*curve_rows(result.epochs), *score_rows(result), *cost]
         self._store.log(run_id, metrics=rows, tags={"weights_digest": weights_digest})
         self._end(run_id, "FINISHED")

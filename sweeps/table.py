@@ -23,6 +23,7 @@ SCORES = (
     "test/accuracy",
     "cost/seconds",
     "cost/train_seconds",
+    "cost/val_seconds",
 )
 GROUPS = ("final", "best", "test", "cost")  # prefixes of the scores
 Status = Literal["open", "finished", "failed"]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sweeps.cells import CellPlan, CellResult
     from sweeps.ledger import Ledger
 
+FIRST_STEP = "first_step_seconds"
+
 
 @dataclass(frozen=True)
 class TransferSettings:
@@ -75,7 +77,8 @@ def main(settings: TransferSettings) -> int:
         result = sweep(settings, stop, stopwatch)
     say(f"The sweep took {stopwatch}")
     if settings.json:
-        write_json(settings.json, result | {"seconds": stopwatch.seconds, "stages": stopwatch.stages})
+        times = {"seconds": stopwatch.seconds, "stages": stopwatch.stages, FIRST_STEP: stopwatch.marks.get(FIRST_STEP)}
+        write_json(settings.json, result | times)
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
 
 
@@ -135,7 +138,9 @@ def _sweep(
                 say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
             stopwatch.lap("resume check")
             to_run = {cell: grid[cell] for cell in todo}
-            _run_cells(settings, ledger, to_run, plan, workers=workers, on_finished=picture.refresh)
+            _run_cells(
+                settings, ledger, to_run, plan, workers=workers, stopwatch=stopwatch, on_finished=picture.refresh
+            )
             stopwatch.lap("cells")
             rows = picture.draw()
             asked = ledger.rows(grid)
@@ -178,6 +183,7 @@ def _run_cells(
     plan: "CellPlan",
     *,
     workers: Workers,
+    stopwatch: Stopwatch,
     on_finished: Callable[[], None],
 ) -> None:
     """Train the cells `todo` (with their numbers of training images), log each as it finishes."""
@@ -189,6 +195,7 @@ def _run_cells(
         run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
 
     def show(cell: Cell, epoch: int) -> None:
+        stopwatch.mark(FIRST_STEP)
         epochs = plan.recipe.epochs
         progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
 
