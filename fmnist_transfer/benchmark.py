@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.data import Half
     from fmnist_transfer.speed import Spread
 
-Part = Literal["loop", "goal", "outside", "resume"]
+Part = Literal["loop", "stack", "goal", "outside", "resume"]
 PARTS: tuple[Part, ...] = get_args(Part)
 # The reference recipe's validation first reaches 93.33 % after so many epochs in the notebook's loop: what `--quick`
 # multiplies its measured seconds with. From a run without `--quick`.
@@ -41,7 +41,8 @@ class BenchmarkSettings:
     quick: bool = False
     """Small samples, and computed instead of run where a run takes long."""
     only: tuple[Part, ...] = PARTS
-    """loop: images a second, limit and scaling; goal: time to 93.33 %; outside: a sweep's wall time; resume."""
+    """loop: images a second, limit and scaling; stack: cells trained as one computation (left out by --quick on a CPU);
+    goal: time to 93.33 %; outside: a sweep's wall time; resume: finding what is done."""
     workers: str = "auto"
     """Training processes, one thread each; auto: one per core."""
     device: str = "auto"
@@ -129,6 +130,9 @@ def main(settings: BenchmarkSettings) -> int:
             if "loop" in settings.only:
                 measure_loop(bed, findings)
                 stopwatch.lap("loop")
+            if "stack" in settings.only and not (settings.quick and device == "cpu"):
+                measure_stack(bed, findings)
+                stopwatch.lap("stack")
             if "goal" in settings.only:
                 measure_goal(bed, findings)
                 stopwatch.lap("goal")
@@ -179,6 +183,18 @@ def measure_loop(bed: Bed, findings: Findings) -> None:
         comment = f"cells of {n_train} images x {recipe.epochs} epochs, training alone"
         findings.add(f"cells per hour, {count} workers", "", per_hour, comment=comment)
         findings.cells_per_hour[count] = findings.lines[-1].spread.median
+
+
+def measure_stack(bed: Bed, findings: Findings) -> None:
+    """The cells of one fraction as one computation, beside one cell alone."""
+    from fmnist_transfer.overheads import DEFAULT_CELLS_A_FRACTION, DEFAULT_RECIPE, DEFAULT_SPEC
+    from fmnist_transfer.speed import Workload, stacked_speedup
+
+    recipe = dataclasses.replace(DEFAULT_RECIPE, epochs=2)
+    work = Workload(DEFAULT_SPEC, recipe, bed.half.train.first(2_500), bed.half.val.first(500), bed.device)
+    speedups = [stacked_speedup(bed.workers, work, DEFAULT_CELLS_A_FRACTION, seed) for seed in range(3)]
+    comment = f"images/s of {DEFAULT_CELLS_A_FRACTION} networks as one computation to one network's, one worker"
+    findings.add("stacked_speedup", "times", speedups, ">= 2 on a GPU", comment)
 
 
 def measure_goal(bed: Bed, findings: Findings) -> None:

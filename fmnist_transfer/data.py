@@ -8,6 +8,7 @@ Pixels stay uint8 until a batch is on its device.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import struct
@@ -126,6 +127,12 @@ def _examples(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, class
         torch.from_numpy(images[indices]).unsqueeze(1),
         torch.from_numpy(np.searchsorted(classes, labels[indices]).astype(np.int64)),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def on_device(half: Half, device: str) -> Half:
+    """The half on `device`, where it stays for the next task that asks."""
+    return half.to(device)
 
 
 def n_train(train: Examples, percent: int) -> int:

@@ -1,7 +1,7 @@
 """Run many independent tasks: in this process, or on local worker processes of one torch thread each.
 
     with StopSignal() as stop, Workers(2, stop) as workers:
-        for outcome in workers.run(train_cell, shared, cells, on_report=show):
+        for outcome in workers.run(square, shared, numbers, on_report=show):
             ...
 
 A worker lives as long as the `with` block: it imports torch once, while this process does something else, and receives

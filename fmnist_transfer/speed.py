@@ -17,7 +17,8 @@ from fmnist_transfer.notebook_loop import Pairs, notebook_epochs
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.recipe import REFERENCE_RECIPE, Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import fit
+from fmnist_transfer.stacked import Group, fit_stacked
+from fmnist_transfer.training import History, fit
 
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
 SPEED_RECIPE = Recipe(batch_size=256, learning_rate=3e-3, weight_decay=1e-2)
@@ -150,6 +151,24 @@ def fraction_of_limit(one: Round, spec: CNN2Spec) -> float:
     """Floating-point operations of the training steps over those of the matrix product, all workers."""
     n = max(one.ours)
     return one.ours[n] * training_mflops(spec) / 1e3 / one.gflops[n]
+
+
+def stacked_speedup(workers: Workers, work: Workload, n_networks: int, seed: int) -> float:
+    """Images a second of `n_networks` trained as one computation, over those of one trained alone, on one worker."""
+    (alone,) = _results(workers, fit_once, work, [seed])
+    (images_per_s,) = _results(workers, fit_stack, work, [n_networks])
+    return float(images_per_s / alone.images_per_s)
+
+
+def fit_stack(work: Workload, k: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
+    """Images a second of k networks' training steps, in a worker."""
+    device = torch.device(work.device)
+    train, val = work.train.to(device), work.val.to(device)
+    groups = [Group((fresh_network(work.spec, Streams(i)).to(device),), train, Streams(i)) for i in range(k)]
+    histories = [history for history, _ in fit_stacked(groups, val, work.recipe)]
+    train_seconds = sum(epoch.train_seconds for one in histories if isinstance(one, History) for epoch in one.epochs)
+    steps = work.recipe.epochs * work.recipe.steps_per_epoch(len(train))
+    return k * steps * min(work.recipe.batch_size, len(train)) / train_seconds
 
 
 def seconds_to_goal(workers: Workers, work: Workload, seed: int) -> float:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_BYTES_KEPT = 2**30
 
 State = dict[str, Tensor]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 class Diverged(Exception):
@@ -116,8 +117,18 @@ def _flat(scores: dict[str, Scores]) -> dict[str, float]:
     return {f"{part}_{key}": value for part, s in scores.items() for key, value in dataclasses.asdict(s).items()}
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU. Raises UsageError for a device that is not there."""
+def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU.
+
+    Raises UsageError for a device that is not there, or that does not know the precision.
+    """
+    device = _find_device(name)
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision tf32: {device.type} has none; use float32 or bf16")
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, found in there.items() if found))
@@ -160,6 +171,7 @@ def fit(
     streams: Streams,
     *,
     steps_per_epoch: int | None = None,
+    precision: Precision = "float32",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -171,6 +183,7 @@ def fit(
         streams: batch order, augmentation and dropout each draw from their own.
         steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
             A larger number is the *steps* budget.
+        precision: of the training steps' forward passes; `tf32` has a meaning on CUDA alone. Evaluation is float32.
         on_epoch: called after each nominal epoch; may raise to end the training.
         should_stop: asked before each batch; True raises Interrupted.
 
@@ -178,10 +191,11 @@ def fit(
         Diverged: the loss is NaN or infinite.
     """
     device = train.images.device
-    optimizer = _optimizer(network, recipe)
+    use_precision(precision)
+    optimizer = make_optimizer(network, recipe)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
-    batches = _batches(len(train), recipe.batch_size, streams.generator("batches"))
+    order = batches(len(train), recipe.batch_size, streams.generator("batches"))
     augmentation = streams.generator("augmentation", device)
     epochs: list[Epoch] = []
     best_epoch, best_state = 0, State()
@@ -191,20 +205,22 @@ def fit(
             start = time.perf_counter()
             network.train()
             losses = torch.empty(steps_per_epoch, device=device)
+            orders = torch.stack([next(order) for _ in range(steps_per_epoch)]).to(device)
             for i in range(steps_per_epoch):
                 if should_stop():
                     raise Interrupted("training was interrupted")
                 step = (number - 1) * steps_per_epoch + i
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate_at(step, total_steps)
-                batch = train.take(next(batches).to(device))
-                logits = network(normalise(augment(batch.images, recipe, augmentation)))
-                loss = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+                batch = train.take(orders[i])
+                with autocast(precision, device):
+                    logits = network(normalise(augment(batch.images, recipe, augmentation)))
+                loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses[i] = loss.detach()
-            _check_finite(losses, number, steps_per_epoch)
+            check_finite(losses, number, steps_per_epoch)
             train_seconds = time.perf_counter() - start
             re_estimate_batch_norm(network, train)
             scores = evaluate(network, val)
@@ -239,6 +255,13 @@ def fit_and_score(
     """
     start = time.perf_counter()
     history = fit(network, train, half.val, recipe, streams, **options)
+    result = score(network, history, train, half)
+    return dataclasses.replace(result, seconds=time.perf_counter() - start)
+
+
+def score(network: nn.Module, history: History, train: Examples, half: Half) -> Result:
+    """Score the final weights, which the network holds, and the best; `seconds` are those of the epochs and of this."""
+    start = time.perf_counter()
     final_state = copy_state(network)
     final = {"train": evaluate(network, train), "val": Scores(history.final.val_loss, history.final.val_accuracy)}
     test = evaluate(network, half.test)
@@ -247,22 +270,39 @@ def fit_and_score(
         network.load_state_dict(history.best_state)
         best = {"train": evaluate(network, train), "val": Scores(history.best.val_loss, history.best.val_accuracy)}
         network.load_state_dict(final_state)
-    seconds = time.perf_counter() - start
+    seconds = sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start
     return Result(history.epochs, history.best_epoch, final, best, test, final_state, seconds)
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer; `recorded`: for steps in a CUDA graph, its learning rate a tensor on the device."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    learning_rate, weight_decay = recipe.learning_rate, recipe.weight_decay
+    device = parameters[0].device
+    learning_rate: float | Tensor = recipe.learning_rate
+    if recorded:
+        learning_rate = torch.tensor(recipe.learning_rate, device=device)
+    weight_decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True)
+    capturable = recorded and device.type == "cuda"
+    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True, capturable=capturable)
 
 
-def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def use_precision(precision: Precision) -> None:
+    """Whether this process's float32 products on CUDA may be rounded to TF32."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """bfloat16 in the forward pass, if asked for; without its cache, which would be stale in a recorded step."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of one batch after another, without end: fresh permutations, each one's remainder dropped."""
     while True:
         order = torch.randperm(n, generator=generator)
@@ -270,7 +310,7 @@ def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Te
         yield from order[:full].split(batch_size)
 
 
-def _check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
+def check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
     """One synchronisation an epoch. losses: [steps_per_epoch]."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):

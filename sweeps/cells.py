@@ -4,17 +4,19 @@ Workers import this module, so it imports no mlflow.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from fmnist_transfer.data import Half, n_train, nested_order
+from fmnist_transfer.data import Examples, Half, n_train, nested_order, on_device
 from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Result, fit_and_score
+from fmnist_transfer.stacked import Group, fit_stacked
+from fmnist_transfer.training import Diverged, Precision, Result, fit_and_score, score
 from sweeps.arms import starting_network
 from sweeps.grid import Cell
 
@@ -36,6 +38,9 @@ class CellPlan:
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
+    precision: Precision = "float32"
+    stack: bool = False
+    """Whether the cells of a fraction are trained as one computation."""
 
 
 class CellResult(NamedTuple):
@@ -45,31 +50,85 @@ class CellResult(NamedTuple):
 
 
 def plan_for(
-    model: "TrainedModel", half: Half, *, epochs: int | None, budget: Literal["epochs", "steps"], seed: int, device: str
+    model: "TrainedModel",
+    half: Half,
+    *,
+    epochs: int | None,
+    budget: Literal["epochs", "steps"],
+    seed: int,
+    device: str,
+    precision: Precision,
+    stack: bool,
 ) -> CellPlan:
     """The registered network and recipe, on the target half; `epochs` replaces the recipe's."""
     recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
     spec = dataclasses.replace(model.spec, n_classes=len(half.classes))
-    return CellPlan(half, spec, recipe, model.state, budget, seed, device)
+    return CellPlan(half, spec, recipe, model.state, budget, seed, device, precision, stack)
 
 
-def train_cell(
-    plan: CellPlan, cell: Cell, report: Callable[[Any], None], should_stop: Callable[[], bool]
-) -> CellResult:
-    """Train one cell, in a worker; reports 0 when it starts and the number of each epoch when it ends."""
+def train_cells(
+    plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> list[CellResult | Diverged]:
+    """Train a cell, or several of one fraction at once, in a worker; what became of each.
+
+    Reports 0 when it starts and the number of each epoch when it ends.
+    """
+    report(0)
+    options = {
+        "steps_per_epoch": plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None,
+        "precision": plan.precision,
+        "should_stop": should_stop,
+    }
+    if plan.stack:
+        return _train_together(plan, cells, report, options)
+    return [_train_alone(plan, cell, report, options) for cell in cells]
+
+
+def _train_alone(
+    plan: CellPlan, cell: Cell, report: Callable[[Any], None], options: dict[str, Any]
+) -> CellResult | Diverged:
     streams = Streams(plan.seed, cell.replicate, stage="target")
     network = starting_network(cell.init, plan.spec, plan.registered, streams).to(plan.device)
+    half = on_device(plan.half, plan.device)
+    train = _subset(plan, cell, streams)
+    try:
+        result = fit_and_score(
+            network, train, half, plan.recipe, streams, on_epoch=lambda epoch: report(epoch.epoch), **options
+        )
+    except Diverged as error:
+        return error
+    return _without_weights(result)
+
+
+def _train_together(
+    plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], options: dict[str, Any]
+) -> list[CellResult | Diverged]:
+    """cells: of one fraction, replicate by replicate."""
+    half = on_device(plan.half, plan.device)
+    groups = []
+    for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
+        inits = [cell.init for cell in of_replicate]
+        streams = Streams(plan.seed, replicate, stage="target")
+        networks = [starting_network(init, plan.spec, plan.registered, streams).to(plan.device) for init in inits]
+        groups.append(Group(tuple(networks), _subset(plan, cells[0], streams), streams))
+    trained = iter(fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options))
+    results: list[CellResult | Diverged] = []
+    for group in groups:
+        for network, (history, final_state) in zip(group.networks, trained, strict=False):
+            if isinstance(history, Diverged):
+                results.append(history)
+            else:
+                network.load_state_dict(final_state)
+                results.append(_without_weights(score(network, history, group.train, half)))
+    return results
+
+
+def _subset(plan: CellPlan, cell: Cell, streams: Streams) -> Examples:
+    """The cell's training images, on the plan's device."""
     order = nested_order(plan.half.train.labels, streams.generator("subset"))
-    half = plan.half.to(plan.device)
-    report(0)
-    result = fit_and_score(
-        network,
-        half.train.take(order[: n_train(plan.half.train, cell.percent)].to(plan.device)),
-        half,
-        plan.recipe,
-        streams,
-        steps_per_epoch=plan.recipe.steps_per_epoch(len(order)) if plan.budget == "steps" else None,
-        on_epoch=lambda epoch: report(epoch.epoch),
-        should_stop=should_stop,
-    )
+    train = on_device(plan.half, plan.device).train
+    return train.take(order[: n_train(plan.half.train, cell.percent)].to(plan.device))
+
+
+def _without_weights(result: Result) -> CellResult:
     return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state))

@@ -33,6 +33,14 @@ def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int
     ]
 
 
+def by_fraction(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
+    """Cells of the same fraction together, replicate by replicate; the fractions in the order of their first cells."""
+    groups: dict[int, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.percent, []).append(cell)
+    return [tuple(sorted(group, key=lambda cell: cell.replicate)) for group in groups.values()]
+
+
 def coarse_to_fine(percents: Iterable[int]) -> list[int]:
     """Largest, smallest, then the middles of ever smaller parts: 100, 5, 50, 25, 75 ..."""
     ordered = sorted(percents)

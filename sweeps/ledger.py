@@ -28,6 +28,7 @@ REASON_LENGTH = 5_000  # characters; MLflow's tags hold that many
 
 def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
     """All that a cell's result depends on but its fraction, init and replicate."""
+    stacked = {"stacked": True} if plan.stack else {}  # other roundings; on CUDA other dropout masks, too
     return settings_params(plan.spec, plan.recipe) | {
         "weights_digest": weights_digest(model.state),
         "split": str(model.split),
@@ -35,10 +36,11 @@ def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
         "seed": plan.seed,
         "data_sha256": plan.half.data_sha256,
         "device": torch.device(plan.device).type,
-        "dtype": "float32",
+        "dtype": plan.precision,
         "threads": 1,
         "torch": ".".join(torch.__version__.split(".")[:2]),
         "numerics_version": NUMERICS_VERSION,
+        **stacked,
     }
 
 

@@ -8,7 +8,7 @@ the table, and what the sweep says of the report's four claims.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
-from sweeps.grid import INITS, Cell, Init, plan_cells
+from sweeps.grid import INITS, Cell, Init, by_fraction, plan_cells
 
 if TYPE_CHECKING:
     from sweeps.cells import CellPlan, CellResult
@@ -53,6 +53,10 @@ class TransferSettings:
     """Training processes, one thread each; auto: one per core."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    stack: bool = False
+    """Train all cells of a fraction as one computation: for a GPU, not faster on a CPU."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the training steps' forward passes; tf32 on CUDA alone."""
     json: Path | None = None
     """Write the result to this file."""
     debug: bool = False
@@ -87,7 +91,7 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
     say("Loading torch and mlflow ...")
     from fmnist_transfer.training import choose_device
 
-    device = str(choose_device(settings.device))
+    device = str(choose_device(settings.device, settings.precision))
     cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
     with Workers(count_workers(settings.workers, device, len(cells)), stop) as workers:
         return _sweep(settings, cells, workers, device=device, stop=stop, stopwatch=stopwatch)
@@ -114,7 +118,16 @@ def _sweep(
     reference = resolve(store, settings.model_uri)
     model = load(reference)
     half = load_half(settings.data_dir or default_data_dir(), model.split.target).share_memory()
-    plan = plan_for(model, half, epochs=settings.epochs, budget=settings.budget, seed=settings.seed, device=device)
+    plan = plan_for(
+        model,
+        half,
+        epochs=settings.epochs,
+        budget=settings.budget,
+        seed=settings.seed,
+        device=device,
+        precision=settings.precision,
+        stack=settings.stack,
+    )
     if plan.spec.n_classes != model.spec.n_classes:
         say(
             f"The model has {model.spec.n_classes} outputs and the target {plan.spec.n_classes} classes: "
@@ -187,32 +200,45 @@ def _run_cells(
     on_finished: Callable[[], None],
 ) -> None:
     """Train the cells `todo` (with their numbers of training images), log each as it finishes."""
-    from sweeps.cells import train_cell
+    from sweeps.cells import train_cells
 
+    tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
     run_ids: dict[Cell, str] = {}
 
-    def claim(cell: Cell) -> None:
-        run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
+    def claim(cells: tuple[Cell, ...]) -> None:
+        for cell in cells:
+            run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
 
-    def show(cell: Cell, epoch: int) -> None:
+    def show(cells: tuple[Cell, ...], epoch: int) -> None:
         stopwatch.mark(FIRST_STEP)
         epochs = plan.recipe.epochs
-        progress.working(cell, epoch / epochs, f"{cell.name}: epoch {epoch}/{epochs}")
+        progress.working(cells, epoch / epochs, f"{cells[0].name}: epoch {epoch}/{epochs}")
 
     try:
-        with Progress("cells", len(todo)) as progress:
-            for outcome in workers.run(train_cell, plan, todo, on_start=claim, on_report=show):
+        with Progress("cells", len(tasks)) as progress:
+            for outcome in workers.run(train_cells, plan, tasks, on_start=claim, on_report=show):
                 if outcome.status != "lost":
                     progress.finished(outcome.task)
-                _log_outcome(settings, ledger, run_ids[outcome.task], outcome)
-                del run_ids[outcome.task]
-                if outcome.result is not None:
+                for cell, one in _per_cell(outcome):
+                    _log_outcome(settings, ledger, run_ids[cell], one)
+                    del run_ids[cell]
+                if outcome.status == "done":
                     on_finished()
     finally:
         # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
         for run_id in run_ids.values():
             with contextlib.suppress(Exception):
                 ledger.interrupt(run_id, "the sweep ended before it")
+
+
+def _per_cell(outcome: Outcome[tuple[Cell, ...], Any]) -> Iterator[tuple[Cell, Outcome[Cell, "CellResult"]]]:
+    """The outcome of a task as those of its cells, of which some may have diverged."""
+    for i, cell in enumerate(outcome.task):
+        result = outcome.result[i] if outcome.result else None
+        if isinstance(result, Exception):
+            yield cell, Outcome(cell, "failed", reason=f"{type(result).__name__}: {result}")
+        else:
+            yield cell, Outcome(cell, outcome.status, result, outcome.reason, outcome.details)
 
 
 def _log_outcome(

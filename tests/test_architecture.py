@@ -66,6 +66,8 @@ def test_init_files_import_nothing() -> None:
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
+        ("fmnist_transfer.benchmark", ["--help"]),
+        ("fmnist_transfer.benchmark", ["--workers", "0"]),
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
         ("tuning.search", ["--trials", "0"]),

@@ -238,9 +238,30 @@ def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)[1]["sweep_run_id"]
-        for more in ([], ["--budget", "steps"], ["--epochs", "1"])
+        for more in ([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"])
     }
-    assert len(ids) == 3
+    assert len(ids) == 5
+
+
+def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:
+    arguments = ["--seed", "6", "--fractions", "20", "100", "--replicates", "2"]
+    alone = project.sweep(*arguments)[1]["cells"]
+    status, result = project.sweep(*arguments, "--stack")
+    assert status == 0
+    assert [cell["status"] for cell in result["cells"]] == ["finished"] * 8
+    for cell, other in zip(result["cells"], alone, strict=True):
+        assert (cell["percent"], cell["init"], cell["replicate"]) == (
+            *(other["percent"], other["init"], other["replicate"]),
+        )
+        assert cell["final"]["val_loss"] == pytest.approx(other["final"]["val_loss"], rel=1e-2)
+    parent = project.store.client.get_run(result["sweep_run_id"])
+    assert parent.data.params["stacked"] == "True"
+    assert project.sweep(*arguments, "--stack")[1]["cells"] == result["cells"]
+
+
+def test_tf32_needs_cuda(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.sweep("--precision", "tf32") == (2, {})
+    assert "error: --precision tf32: cpu has none; use float32 or bf16" in capsys.readouterr().err
 
 
 def test_a_diverged_cell_is_failed_absent_and_not_redone(

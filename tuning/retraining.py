@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmnist_transfer.console import Progress, print_table, say
-from fmnist_transfer.data import Half, nested_order
+from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.parallel import Outcome, Workers
@@ -18,7 +18,7 @@ from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
 from fmnist_transfer.stopping import StopSignal
-from fmnist_transfer.training import Result, fit_and_score
+from fmnist_transfer.training import Precision, Result, fit_and_score
 
 if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store
@@ -53,6 +53,7 @@ class Retraining(NamedTuple):
 class RetrainingPlan:
     seed: int
     device: str
+    precision: Precision
     split: Split
     half: Half
 
@@ -80,7 +81,7 @@ def retrain_one(
 ) -> Result:
     """Train the candidate on the whole source half, in a worker."""
     streams = Streams(plan.seed, task.replicate)
-    half = plan.half.to(plan.device)
+    half = on_device(plan.half, plan.device)
     order = nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)
     network = fresh_network(task.candidate.spec, streams).to(plan.device)
     return fit_and_score(
@@ -89,6 +90,7 @@ def retrain_one(
         half,
         task.candidate.recipe,
         streams,
+        precision=plan.precision,
         on_epoch=lambda epoch: report((epoch.epoch, epoch.val_accuracy)),
         should_stop=should_stop,
     )
@@ -152,6 +154,7 @@ def _log(store: "Store", parent: str, plan: RetrainingPlan, outcome: Outcome[Ret
         "split": plan.split,
         "data_sha256": plan.half.data_sha256,
         "device": plan.device,
+        "precision": plan.precision,
     }
     tags = {"role": "retrained", "parent": parent} | ({"reason": outcome.reason} if outcome.reason else {})
     run_id = store.start(TUNING, task.name, parent=parent, params=params, tags=tags)

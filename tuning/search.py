@@ -63,6 +63,8 @@ class SearchSettings:
     """Training processes, one thread each; auto: one per core."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the training steps' forward passes; tf32 on CUDA alone."""
     timeout: float | None = None
     """Seconds after which no further trial is started."""
     json: Path | None = None
@@ -127,7 +129,7 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
     say("Loading torch, mlflow and optuna ...")
     from fmnist_transfer.training import choose_device
 
-    device = str(choose_device(settings.device))
+    device = str(choose_device(settings.device, settings.precision))
     n_tasks = 1 if settings.reference else max(settings.trials, settings.top * settings.retrain_seeds)
     with Workers(count_workers(settings.workers, device, n_tasks), stop) as workers:
         return _search(settings, device, workers, stop, stopwatch)
@@ -175,6 +177,7 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
         "seed": settings.seed,
         "space": SPACE_VERSION,
         "data_sha256": half.data_sha256,
+        "precision": settings.precision,
     }
     study = open_study(uri, study_name, identity)
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
@@ -182,7 +185,16 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     with store.ending(log.run_id):
         store.log_data(log.run_id, half, "source")
         log.log_finished()
-        plan = TrialPlan(uri, study_name, settings.seed, settings.epochs, settings.mflops_limit, context.device, half)
+        plan = TrialPlan(
+            uri,
+            study_name,
+            settings.seed,
+            settings.epochs,
+            settings.mflops_limit,
+            context.device,
+            settings.precision,
+            half,
+        )
         context.stopwatch.lap("start")
         for outcome in run_trials(context, len(finished(study)), plan):
             if outcome.status == "lost":
@@ -257,6 +269,7 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         "seed": context.settings.seed,
         "data_sha256": half.data_sha256,
         "device": context.device,
+        "precision": context.settings.precision,
     }
     for run in store.find(TUNING, role="study", study=study_name):
         if run.info.status == "RUNNING":  # its process died: this one owns the name
@@ -283,7 +296,7 @@ def register_best(
     version = promote.registered_before(store, name, key)
     n_failed = 0
     if version is None:
-        plan = RetrainingPlan(settings.seed, context.device, context.split, context.half)
+        plan = RetrainingPlan(settings.seed, context.device, settings.precision, context.split, context.half)
         retrained = retrain(
             store, run_id, candidates, plan, n_seeds=n_seeds, workers=context.workers, stop=context.stop
         )

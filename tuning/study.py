@@ -15,13 +15,13 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_transfer.data import Half, nested_order
+from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.database import create_once, masked, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Diverged, Epoch, fit
+from fmnist_transfer.training import Diverged, Epoch, Precision, fit
 from tuning.space import first_trial, suggest
 
 # User attributes
@@ -41,6 +41,7 @@ class TrialPlan:
     epochs: int
     max_mflops: float | None
     device: str
+    precision: Precision
     half: Half
 
 
@@ -178,7 +179,7 @@ def _train_trial(
     trial.set_user_attr("spec", spec.to_dict())
     trial.set_user_attr("recipe", recipe.to_dict())
     streams = Streams(plan.seed)
-    half = plan.half.to(plan.device)
+    half = on_device(plan.half, plan.device)
     epochs: list[Epoch] = []
 
     def on_epoch(epoch: Epoch) -> None:
@@ -195,6 +196,7 @@ def _train_trial(
             half.val,
             recipe,
             streams,
+            precision=plan.precision,
             on_epoch=on_epoch,
             should_stop=should_stop,
         )

@@ -63,7 +63,7 @@ def test_fewer_images_than_a_batch_are_one_batch(half: Half, n: int) -> None:
 
 
 def test_batches_are_fresh_permutations_without_the_remainder() -> None:
-    batches = training._batches(10, 4, torch.Generator().manual_seed(0))
+    batches = training.batches(10, 4, torch.Generator().manual_seed(0))
     first, second = torch.cat([next(batches), next(batches)]), torch.cat([next(batches), next(batches)])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 8
     assert first.tolist() != second.tolist()

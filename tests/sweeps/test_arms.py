@@ -1,5 +1,6 @@
 """Pairing: only where the layers but the classifier come from differs between the inits."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
 from sweeps.arms import starting_network
-from sweeps.cells import CellPlan, train_cell
+from sweeps.cells import CellPlan, CellResult, train_cells
 from sweeps.grid import Cell
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
@@ -60,12 +61,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
     return batches
 
 
+def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
+    (result,) = train_cells(plan, (cell,), lambda epoch: None, lambda: False)
+    assert isinstance(result, CellResult)
+    return result
+
+
 def test_inits_see_the_same_augmented_batches(
     half: Half, registered: dict[str, torch.Tensor], seen: list[torch.Tensor]
 ) -> None:
     plan = CellPlan(half, SPEC, RECIPE, registered, "epochs", 0, "cpu")
     for cell in (Cell(20, "pretrained", 1), Cell(20, "random", 1), Cell(20, "random", 2)):
-        train_cell(plan, cell, lambda epoch: None, lambda: False)
+        train_cell(plan, cell)
     assert len(seen) == 9  # 50 images, batches of 16
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:6], strict=True))
     assert not torch.equal(seen[0], seen[6])
@@ -74,8 +81,8 @@ def test_inits_see_the_same_augmented_batches(
 def test_a_cell_does_not_depend_on_what_ran_before(half: Half, registered: dict[str, torch.Tensor]) -> None:
     plan = CellPlan(half, SPEC, RECIPE, registered, "epochs", 0, "cpu")
     cells = [Cell(20, "pretrained", 0), Cell(100, "random", 1)]
-    one = {cell: train_cell(plan, cell, lambda epoch: None, lambda: False) for cell in cells}
-    other = {cell: train_cell(plan, cell, lambda epoch: None, lambda: False) for cell in reversed(cells)}
+    one = {cell: train_cell(plan, cell) for cell in cells}
+    other = {cell: train_cell(plan, cell) for cell in reversed(cells)}
     for cell in cells:
         assert one[cell].weights_digest == other[cell].weights_digest
         assert one[cell].result.to_dict() == other[cell].result.to_dict()
@@ -84,5 +91,23 @@ def test_a_cell_does_not_depend_on_what_ran_before(half: Half, registered: dict[
 def test_budgets_differ_in_steps_and_not_in_evaluations(half: Half, registered: dict[str, torch.Tensor]) -> None:
     for budget, steps in (("epochs", 3), ("steps", 15)):
         plan = CellPlan(half, SPEC, RECIPE, registered, budget, 0, "cpu")
-        result = train_cell(plan, Cell(20, "random", 0), lambda epoch: None, lambda: False).result
+        result = train_cell(plan, Cell(20, "random", 0)).result
         assert [epoch.step for epoch in result.epochs] == [steps]
+
+
+def test_cells_trained_together_score_as_if_alone(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, registered, "epochs", 0, "cpu")
+    cells = tuple(Cell(40, init, replicate) for replicate in (0, 2) for init in ("pretrained", "random"))
+    stacked = dataclasses.replace(plan, stack=True)
+    epochs: list[int] = []
+    together = train_cells(stacked, cells, epochs.append, lambda: False)
+    assert epochs == list(range(RECIPE.epochs + 1))
+    for cell, one in zip(cells, together, strict=True):
+        assert isinstance(one, CellResult)
+        alone = train_cell(plan, cell).result.to_dict()
+        for group, scores in one.result.to_dict().items():
+            for key, value in scores.items():
+                tolerance = 0.02 if key.endswith("accuracy") else 2e-3
+                expected = pytest.approx(alone[group][key], abs=tolerance, rel=1e-3)
+                assert value == expected, (cell, group, key)
+    assert len({one.weights_digest for one in together if isinstance(one, CellResult)}) == 4

@@ -1,6 +1,6 @@
 """The plan of a sweep."""
 
-from sweeps.grid import Cell, coarse_to_fine, plan_cells
+from sweeps.grid import Cell, by_fraction, coarse_to_fine, plan_cells
 
 
 def test_coarse_to_fine_starts_at_both_ends() -> None:
@@ -23,3 +23,12 @@ def test_the_last_replicate_starts_with_the_longest_cells() -> None:
     cells = plan_cells([5, 50, 75, 100], ["pretrained", "random"], 3)
     percents = [[cell.percent for cell in cells if cell.replicate == replicate][::2] for replicate in range(3)]
     assert percents == [[100, 5, 50, 75], [100, 5, 50, 75], [100, 75, 50, 5]]
+
+
+def test_cells_of_a_fraction_are_grouped_replicate_by_replicate() -> None:
+    groups = by_fraction(plan_cells([5, 50, 100], ["pretrained", "random"], 2))
+    assert [group[0].percent for group in groups] == [100, 5, 50]
+    assert [(cell.replicate, cell.init) for cell in groups[0]] == [
+        *((0, "pretrained"), (0, "random")),
+        *((1, "pretrained"), (1, "random")),
+    ]

@@ -1,0 +1,353 @@
+"""Several networks of one spec trained as one computation: one small network leaves most of a GPU idle.
+
+Convolutions become grouped ones, batch norm sees the channels of all networks, linear layers are batched products; each
+network's numbers are those that `training.fit` would give it, but for rounding. On CUDA a step is recorded once as a
+graph and replayed. (There, dropout masks differ from those of `fit`, which come from a kernel of their own.)
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmnist_transfer.augmentation import augment, normalise
+from fmnist_transfer.data import Examples
+from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.model import CNN2, CNN2Spec
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.training import (
+    BATCH_NORM_BATCH,
+    BATCH_NORM_IMAGES,
+    Diverged,
+    Epoch,
+    History,
+    Precision,
+    State,
+    autocast,
+    batches,
+    check_finite,
+    make_optimizer,
+    use_precision,
+)
+
+EVALUATION_BATCH = 1_000  # images
+STEPS_BEFORE_RECORDING = 3  # on CUDA: allocations and the optimizer's state have to be there
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks that see the same images in the same order, augmentation and dropout: the inits of a replicate."""
+
+    networks: tuple[CNN2, ...]
+    train: Examples
+    streams: Streams
+
+
+class StackedCNN2(nn.Module):
+    """The networks of all groups, parameters and buffers stacked along a new first axis of length K.
+
+    Args:
+        masks: for each group, the generator of its dropout masks, on the networks' device.
+    """
+
+    def __init__(self, groups: Sequence[Group], masks: Sequence[torch.Generator]):
+        super().__init__()
+        networks = [network for group in groups for network in group.networks]
+        self.spec: CNN2Spec = networks[0].spec
+        self.k = len(networks)
+        self._sizes = [len(group.networks) for group in groups]
+        self._masks = list(masks)
+        self._estimating: int | None = (
+            None  # batches that the statistics are the mean of, while they are estimated anew
+        )
+        self._names: list[str] = []
+        for name, parameter in networks[0].named_parameters():
+            stacked = torch.stack([network.get_parameter(name).detach() for network in networks])
+            self.register_parameter(_key(name), nn.Parameter(stacked.to(parameter.device)))
+            self._names.append(name)
+        for name, _ in networks[0].named_buffers():
+            self.register_buffer(_key(name), torch.stack([network.get_buffer(name) for network in networks]))
+            self._names.append(name)
+
+    def stacked(self, name: str) -> Tensor:
+        """[K, ...]: the parameter or buffer that one network calls `name`."""
+        tensor: Tensor = getattr(self, _key(name))
+        return tensor
+
+    def state(self, k: int) -> State:
+        """A copy on the CPU of network k's weights and buffers, with the names of a `CNN2`."""
+        return {name: self.stacked(name)[k].detach().cpu().clone() for name in self._names}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[n, K, 28, 28], one image for each network -> logits [K, n, n_classes]."""
+        hidden = images
+        for i in range(len(self.spec.channels)):
+            hidden = self._block(i, hidden)
+        n = len(hidden)
+        hidden = hidden.reshape(n, self.k, -1).transpose(0, 1)  # [K, n, features]
+        for name in ("fc1", "fc2"):
+            hidden = self._dropout(torch.relu(self._linear(name, hidden)), self.spec.fc_dropout)
+        return self._linear("fc3", hidden)
+
+    def _linear(self, name: str, hidden: Tensor) -> Tensor:
+        weight, bias = self.stacked(f"{name}.weight"), self.stacked(f"{name}.bias")
+        return torch.baddbmm(bias.unsqueeze(1), hidden, weight.transpose(1, 2))
+
+    def _block(self, i: int, hidden: Tensor) -> Tensor:
+        """As `model._block` orders the layers of block i, by the names that they have there."""
+        spec, layer = self.spec, itertools.count()
+        for conv in range(spec.convs_per_block):
+            last = conv == spec.convs_per_block - 1
+            name = f"blocks.{i}.{next(layer)}"
+            weight, bias = self.stacked(f"{name}.weight").flatten(0, 1), self.stacked(f"{name}.bias").flatten()
+            hidden = F.conv2d(hidden, weight, bias, padding=spec.kernel_size // 2, groups=self.k)
+            if last and spec.pooling == "max":
+                hidden = F.max_pool2d(hidden, 2)
+                next(layer)
+            if spec.normalisation == "batch":
+                hidden = self._batch_norm(f"blocks.{i}.{next(layer)}", hidden)
+            hidden = torch.relu(hidden)
+            next(layer)
+            if last and spec.pooling == "avg":
+                hidden = F.avg_pool2d(hidden, 2)
+                next(layer)
+        if spec.conv_dropout and self.training:
+            n, channels = len(hidden), spec.channels[i]
+            mask = self._mask((n, channels, 1, 1), spec.conv_dropout, hidden)  # [K, n, channels, 1, 1]
+            hidden = hidden * mask.transpose(0, 1).reshape(n, self.k * channels, 1, 1)
+        return hidden
+
+    def _batch_norm(self, name: str, hidden: Tensor, momentum: float = 0.1) -> Tensor:
+        parts = [self.stacked(f"{name}.{part}") for part in ("running_mean", "running_var", "weight", "bias")]
+        mean, variance, weight, bias = (part.flatten() for part in parts)
+        if self._estimating is not None:
+            momentum = 1 / (1 + self._estimating)
+        elif self.training:
+            self.stacked(f"{name}.num_batches_tracked").add_(1)
+        batch_statistics = self.training or self._estimating is not None
+        return F.batch_norm(hidden, mean, variance, weight, bias, batch_statistics, momentum)
+
+    @torch.no_grad()
+    def re_estimate_batch_norm(self, images: Tensor) -> None:
+        """As `training.re_estimate_batch_norm`. images: float32 [n, K, 28, 28]."""
+        if self.spec.normalisation != "batch":
+            return
+        self.eval()
+        chunks = images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH))
+        for i, chunk in enumerate(chunks):
+            self._estimating = i
+            self(chunk)
+        self._estimating = None
+        for name in self._names:
+            if name.endswith("num_batches_tracked"):
+                self.stacked(name).fill_(len(chunks))
+
+    def _dropout(self, hidden: Tensor, probability: float) -> Tensor:
+        if not probability or not self.training:
+            return hidden
+        return hidden * self._mask(tuple(hidden.shape[1:]), probability, hidden)
+
+    def _mask(self, shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
+        """[K, *shape] of zeros and 1/(1 - p); the networks of a group share theirs."""
+        masks = [
+            torch.empty(shape, device=like.device, dtype=like.dtype)
+            .bernoulli_(1 - probability, generator=generator)
+            .div_(1 - probability)
+            .expand(size, *shape)
+            for generator, size in zip(self._masks, self._sizes, strict=True)
+        ]
+        return torch.cat(masks)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # a registered name holds no dot
+
+
+def fit_stacked(
+    groups: Sequence[Group],
+    val: Examples,
+    recipe: Recipe,
+    *,
+    steps_per_epoch: int | None = None,
+    precision: Precision = "float32",
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[tuple[History | Diverged, State]]:
+    """Train the networks of all groups; for each, in order, its history (or how it diverged) and its final weights.
+
+    The networks themselves stay as they are. Arguments as those of `training.fit`; seconds of an epoch are a network's
+    share of them. A network that diverges does not touch the others.
+    """
+    use_precision(precision)
+    return _StackedFit(groups, val, recipe, steps_per_epoch, precision).run(on_epoch, should_stop)
+
+
+class _StackedFit:
+    """The state of one `fit_stacked`, all of it on the device: a step reads nothing from the host."""
+
+    def __init__(
+        self, groups: Sequence[Group], val: Examples, recipe: Recipe, steps_per_epoch: int | None, precision: Precision
+    ):
+        self.groups, self.val, self.recipe, self.precision = groups, val, recipe, precision
+        self.device = val.images.device
+        n_train = len(groups[0].train)
+        self.steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(n_train)
+        self.total_steps = self.steps_per_epoch * recipe.epochs
+        # The generator that `fit` seeds for dropout, but one for each group.
+        masks = [torch.Generator(self.device).manual_seed(group.streams.seed("dropout")) for group in groups]
+        self.network = StackedCNN2(groups, masks)
+        self.augmentations = [group.streams.generator("augmentation", self.device) for group in groups]
+        self.generators = masks + self.augmentations
+        self.optimizer = make_optimizer(self.network, recipe, recorded=True)
+        self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
+        rates = [recipe.learning_rate_at(step, self.total_steps) for step in range(self.total_steps)]
+        self.rates = torch.tensor(rates, device=self.device)
+        self.step_number = torch.zeros(1, dtype=torch.int64, device=self.device)
+        batch_size = min(recipe.batch_size, n_train)
+        shape = (self.steps_per_epoch, len(groups), batch_size)
+        self.orders = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.losses = torch.zeros(self.steps_per_epoch, self.network.k, device=self.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def run(
+        self, on_epoch: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> list[tuple[History | Diverged, State]]:
+        records = [_Record() for _ in range(self.network.k)]
+        for number in range(1, self.recipe.epochs + 1):
+            start = time.perf_counter()
+            self._draw_orders()
+            self.network.train()
+            for i in range(self.steps_per_epoch):
+                if should_stop():
+                    raise Interrupted("training was interrupted")
+                self._run_step((number - 1) * self.steps_per_epoch + i)
+            losses = self.losses.cpu()  # the one synchronisation of an epoch
+            train_seconds = time.perf_counter() - start
+            self.network.re_estimate_batch_norm(self._inputs([g.train.images[:BATCH_NORM_IMAGES] for g in self.groups]))
+            val_losses, val_accuracies = self._evaluate()
+            seconds = time.perf_counter() - start
+            for k, record in enumerate(records):
+                epoch = Epoch(
+                    epoch=number,
+                    step=number * self.steps_per_epoch,
+                    train_loss=float(losses[:, k].mean()),
+                    val_loss=val_losses[k],
+                    val_accuracy=val_accuracies[k],
+                    learning_rate=self.recipe.learning_rate_at(number * self.steps_per_epoch - 1, self.total_steps),
+                    seconds=seconds / self.network.k,
+                    train_seconds=train_seconds / self.network.k,
+                )
+                record.add(epoch, losses[:, k], lambda k=k: self.network.state(k))  # type: ignore[misc]
+            on_epoch(number)
+        return [(record.outcome(), self.network.state(k)) for k, record in enumerate(records)]
+
+    def _draw_orders(self) -> None:
+        for g, one in enumerate(self.batches):
+            self.orders[:, g].copy_(torch.stack([next(one) for _ in range(self.steps_per_epoch)]))
+
+    def _run_step(self, number: int) -> None:
+        if self.device.type != "cuda":
+            self._step()
+        elif number < STEPS_BEFORE_RECORDING:
+            self._step_aside()
+        else:
+            if self.graph is None:
+                self.graph = self._record()
+            self.graph.replay()
+
+    def _step_aside(self) -> None:
+        """A step on a stream of its own, as torch asks for before a recording."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            self._step()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        """Record a step without running it."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph
+
+    def _step(self) -> None:
+        """One step of every network; which one it is, is on the device."""
+        in_epoch = self.step_number % self.steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
+        orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
+        taken = [group.train.take(orders[g]) for g, group in enumerate(self.groups)]
+        images = [
+            augment(one.images, self.recipe, generator)
+            for one, generator in zip(taken, self.augmentations, strict=True)
+        ]
+        with autocast(self.precision, self.device):
+            logits = self.network(self._inputs(images))
+        loss = self._cross_entropy(logits, [one.labels for one in taken], self.recipe.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.sum().backward()
+        self.optimizer.step()
+        self.losses.index_copy_(0, in_epoch, loss.detach().unsqueeze(0))
+        self.step_number += 1
+
+    def _inputs(self, images: Sequence[Tensor]) -> Tensor:
+        """uint8 [n, 1, 28, 28] of each group -> float32 [n, K, 28, 28]."""
+        sizes = [len(group.networks) for group in self.groups]
+        each = [normalise(one).expand(-1, size, -1, -1) for one, size in zip(images, sizes, strict=True)]
+        return torch.cat(each, dim=1)
+
+    def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
+        """logits: [K, n, n_classes]; labels: [n] of each group. Returns the mean of each network, [K]."""
+        sizes = [len(group.networks) for group in self.groups]
+        targets = torch.cat([one.expand(size, -1) for one, size in zip(labels, sizes, strict=True)])
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=label_smoothing, reduction="none"
+        )
+        return losses.view(targets.shape).mean(1)
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[list[float], list[float]]:
+        """Mean cross-entropy and accuracy on the validation images, of each network."""
+        self.network.eval()
+        parts = [
+            self.network(normalise(images).expand(-1, self.network.k, -1, -1))
+            for images in self.val.images.split(EVALUATION_BATCH)
+        ]
+        logits = torch.cat(parts, dim=1)
+        losses = self._cross_entropy(logits, [self.val.labels] * len(self.groups), 0.0)
+        n_correct = (logits.argmax(2) == self.val.labels).sum(1)
+        return losses.tolist(), (n_correct / len(self.val)).tolist()
+
+
+class _Record:
+    """What one network's training was like so far."""
+
+    def __init__(self) -> None:
+        self.epochs: list[Epoch] = []
+        self.best_epoch, self.best_state = 0, State()
+        self.diverged: Diverged | None = None
+
+    def add(self, epoch: Epoch, losses: Tensor, state: Callable[[], State]) -> None:
+        if self.diverged:
+            return
+        try:
+            check_finite(losses, epoch.epoch, len(losses))
+            if not math.isfinite(epoch.val_loss):
+                raise Diverged(f"validation loss is {epoch.val_loss} after epoch {epoch.epoch}, step {epoch.step}")
+        except Diverged as error:
+            self.diverged = error
+            return
+        if not self.best_epoch or epoch.val_loss < self.epochs[self.best_epoch - 1].val_loss:
+            self.best_epoch, self.best_state = epoch.epoch, state()
+        self.epochs.append(epoch)
+
+    def outcome(self) -> History | Diverged:
+        return self.diverged or History(tuple(self.epochs), self.best_epoch, self.best_state)

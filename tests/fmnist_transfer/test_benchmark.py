@@ -1,0 +1,127 @@
+"""The benchmark's arithmetic, and that its two contenders train the same network on the same images."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmnist_transfer import benchmark, overheads, speed
+from fmnist_transfer.data import Half, load_half
+from fmnist_transfer.model import CNN2Spec, training_mflops
+from fmnist_transfer.notebook_loop import notebook_data, notebook_epochs
+from fmnist_transfer.parallel import Workers
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.tracking import BENCHMARK, Store
+from fmnist_transfer.training import normalise
+
+SPEC = CNN2Spec(channels=(3, 4), fc1=8, fc2=6)
+RECIPE = Recipe(batch_size=32, epochs=2)
+
+
+def test_training_costs_three_passes_less_the_first_input_gradient() -> None:
+    spec = CNN2Spec(channels=(32, 64), fc1=256, fc2=128)
+    first, second = 2 * 784 * 9 * 32, 2 * 196 * 9 * 32 * 64
+    linear = 2 * (3136 * 256 + 256 * 128 + 128 * 5)
+    assert training_mflops(spec) == pytest.approx((2 * first + 3 * second + 3 * linear) / 1e6)
+
+
+def test_spread_of_measurements() -> None:
+    spread = speed.Spread.of([3.0, 1.0, 2.0, 10.0])
+    assert (spread.median, spread.min, spread.max, spread.n) == (2.5, 1.0, 10.0, 4)
+
+
+def test_the_notebook_sees_the_same_images(data_dir: Path) -> None:
+    classes = (0, 2, 4, 6, 8)
+    half = load_half(data_dir, classes)
+    train, val = notebook_data(data_dir, classes, 30, 20)
+    for pairs, examples in ((train, half.train), (val, half.val)):
+        images = torch.stack([pairs[i][0] for i in range(len(pairs))])  # type: ignore[arg-type]
+        torch.testing.assert_close(images, normalise(examples.images[: len(images)]), rtol=1e-4, atol=1e-5)
+        assert [pairs[i][1] for i in range(len(images))] == examples.labels[: len(images)].tolist()
+    assert (len(train), len(val)) == (30, 20)  # type: ignore[arg-type]
+
+
+def test_the_notebook_learns(data_dir: Path) -> None:
+    data = notebook_data(data_dir, (5, 6, 7, 8, 9), 250, 50)
+    recipe = Recipe(batch_size=32, epochs=12, learning_rate=1e-2)
+    epochs = list(notebook_epochs(SPEC, recipe, *data, device=torch.device("cpu"), seed=0))
+    assert [epoch.n_images for epoch in epochs] == [250] * 12
+    assert epochs[-1].val_accuracy > 0.5  # of five classes
+
+
+def test_a_round_measures_both_and_the_limit(half: Half, data_dir: Path) -> None:
+    work = speed.Workload(SPEC, RECIPE, half.train, half.val, "cpu")
+    data = notebook_data(data_dir, half.classes, 250, 50)
+    with StopSignal() as stop, Workers(1, stop) as workers:
+        (one,) = speed.measure_rounds(workers, [1], work, data, n_rounds=1, n_threads=1)
+        assert speed.stacked_speedup(workers, work, 2, 0) > 0
+    assert one.notebook_images_per_s > 0
+    assert set(one.ours) == set(one.gflops) == {1}
+    share = speed.fraction_of_limit(one._replace(ours={1: 1e3}, gflops={1: 10.0}), SPEC)
+    assert share == pytest.approx(training_mflops(SPEC) / 10)
+
+
+def times(cells: list[dict[str, float]], stage_seconds: float, wall: float) -> overheads.SweepTimes:
+    result = {
+        "cells": [{"n_train": cell.pop("n_train"), "cost": cell} for cell in cells],
+        "stages": {"cells": stage_seconds},
+        "seconds": wall - 1,
+        "first_step_seconds": 4.0,
+    }
+    return overheads.SweepTimes(wall, result)
+
+
+def test_shares_of_a_sweep() -> None:
+    cell = {"n_train": 100, "seconds": 10.0, "train_seconds": 7.0, "val_seconds": 2.0}
+    one = times([dict(cell) for _ in range(4)], 22.0, 25.0)
+    assert one.first_step_seconds == 5.0
+    shares = overheads.shares(one, n_workers=2)
+    assert shares.outside == pytest.approx(100 * (1 - 40 / 50))
+    assert shares.evaluation == pytest.approx(100 * 12 / 50)
+
+
+def test_predicted_shares_of_the_default_sweep() -> None:
+    small = {"n_train": 250, "seconds": 0.25 + 0.5, "train_seconds": 0.25, "val_seconds": 0.4}
+    large = {"n_train": 5_000, "seconds": 5 + 0.5, "train_seconds": 5.0, "val_seconds": 0.4}
+    one = times([small, large], (0.75 + 5.5 + 2 * 0.3) / 2, 10.0)
+    shares = overheads.predicted_shares(one, n_workers=2)
+    training = 10 * 6 * 250 * sum(range(5, 101, 5)) * 1e-3
+    evaluation = 120 * (10 * 0.4 + 0.1)
+    available = training + evaluation + 120 * 0.3 + 2 * (10 - 3.425)
+    assert shares.outside == pytest.approx(100 * (1 - (training + evaluation) / available))
+    assert shares.evaluation == pytest.approx(100 * evaluation / available)
+
+
+@pytest.fixture
+def findings() -> benchmark.Findings:
+    found = benchmark.Findings()
+    found.add("naive_images_per_s", "images/s", [1.0, 2.0, 3.0])
+    found.add("ours_images_per_s", "images/s", [8.0])
+    found.add("fraction_of_limit", "", [0.8])
+    found.add("resume_seconds, 100 runs", "s", [0.1, 0.2], comment="to find 8 finished cells")
+    found.cells_per_hour = {1: 10.0, 2: 19.0}
+    found.resume_seconds = {100: found.lines[-1].spread}
+    return found
+
+
+def test_json_holds_median_min_and_max_and_null_for_what_was_not_measured(findings: benchmark.Findings) -> None:
+    result = json.loads(json.dumps(benchmark.to_json(findings, "cpu: x")))
+    assert result["naive_images_per_s"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert result["time_to_reference_ratio"] is None
+    assert result["resume_seconds"] == {
+        **{"median": pytest.approx(0.15), "min": 0.1, "max": 0.2},
+        "by_runs": {"100": {"median": pytest.approx(0.15), "min": 0.1, "max": 0.2}},
+    }
+    assert result["device"] == "cpu: x"
+
+
+def test_the_result_is_logged(findings: benchmark.Findings, store: Store) -> None:
+    settings = benchmark.BenchmarkSettings(quick=True, tracking_uri=store.uri)
+    benchmark.log(settings, findings, benchmark.to_json(findings, "cpu: x"), "cpu")
+    (run,) = store.find(BENCHMARK, role="benchmark")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["resume_seconds 100 runs"] == pytest.approx(0.15)
+    files = {file.path for file in store.client.list_artifacts(run.info.run_id)}
+    assert files == {"benchmark.csv", "benchmark.png"}
