@@ -4,8 +4,9 @@ torchvision's data set with `ToTensor` and `Normalize`, a shuffling `DataLoader`
 at each step, validation the same way. Network, recipe and images are those of `fit`; augmentation is left out.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD, ensure_files, train_and_val_indices
+from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
@@ -31,6 +33,23 @@ class NotebookEpoch:
     train_seconds: float
     val_seconds: float
     val_accuracy: float
+
+
+@dataclass(frozen=True)
+class NotebookPlan:
+    """What the loop trains, and when it stops."""
+
+    data_dir: Path
+    classes: tuple[int, ...]
+    n_train: int
+    n_val: int
+    spec: CNN2Spec
+    recipe: Recipe
+    device: str
+    n_threads: int
+    goal: float = math.inf
+    """Validation accuracy at which it stops."""
+    max_epochs: int | None = None
 
 
 def notebook_data(data_dir: Path, classes: tuple[int, ...], n_train: int, n_val: int) -> tuple[Pairs, Pairs]:
@@ -79,6 +98,22 @@ def notebook_epochs(
             time.perf_counter() - trained,
             accuracy,
         )
+
+
+def run_notebook(
+    plan: NotebookPlan, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> list[NotebookEpoch]:
+    """Train, in a worker that meets torch as a notebook does: what `fit` sets in its process is not set there."""
+    torch.set_num_threads(plan.n_threads)
+    data = notebook_data(plan.data_dir, plan.classes, plan.n_train, plan.n_val)
+    epochs = []
+    for epoch in notebook_epochs(plan.spec, plan.recipe, *data, device=torch.device(plan.device), seed=seed):
+        epochs.append(epoch)
+        if should_stop():
+            raise Interrupted("the benchmark was stopped")
+        if epoch.val_accuracy >= plan.goal or len(epochs) == plan.max_epochs:
+            break
+    return epochs
 
 
 def _validate(network: nn.Module, loader: DataLoader[Any], device: torch.device) -> float:

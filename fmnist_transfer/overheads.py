@@ -4,6 +4,7 @@ They run as a user runs them, in processes of their own, on a store that is made
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
+from fmnist_transfer.speed import STOPPED
 from fmnist_transfer.split import parse_split
+from fmnist_transfer.stopping import StopSignal
 
 # What the search starts from by default: `tuning.space.FIRST_TRIAL` at 4 MFLOPs.
 DEFAULT_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, fc_dropout=0.3)
@@ -27,6 +30,7 @@ DEFAULT_RECIPE = Recipe(
 )
 DEFAULT_PERCENTS = tuple(range(5, 101, 5))
 DEFAULT_CELLS_A_FRACTION = 6  # two inits, three replicates
+IMAGES_A_PERCENT = 250
 
 
 class SweepTimes(NamedTuple):
@@ -53,13 +57,14 @@ class Shares(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A throw-away store with a registered model, on which commands are timed."""
+class ScratchStore:
+    """A store to throw away, with a registered model, on which commands are timed."""
 
     folder: Path
     data_dir: Path
     n_workers: int
     device: str
+    stop: StopSignal
 
     def prepare(self) -> tracking.Store:
         """Make the store and register a network as `models:/cnn2/best`."""
@@ -83,9 +88,24 @@ class Bench:
             [*command, *where, *machine, *flags], cwd=tracking.PROJECT, capture_output=True, text=True, check=False
         )
         wall = time.perf_counter() - start
+        self.stop.raise_if_set(STOPPED)
         if done.returncode:
             raise UserError(f"sweeps.transfer ended with {done.returncode}: {done.stderr.strip()}")
         return SweepTimes(wall, json.loads(file.read_text()))
+
+    def resume_seconds(
+        self, store: tracking.Store, flags: Sequence[str], n_runs: Sequence[int], n_repeats: int
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Seconds in which a finished sweep finds its cells beside so many runs of others, for each of `n_runs`."""
+        there = 0
+        for n in n_runs:
+            say(f"filling the store to {n} runs ...")
+            while there < n:
+                self.stop.raise_if_set(STOPPED)
+                tags = {"role": "cell", "parent": "another sweep"}
+                store.end(store.start(tracking.TRANSFER, f"other {there}", tags=tags))
+                there += 1
+            yield n, [self.sweep(*flags).result["stages"]["resume check"] for _ in range(n_repeats)]
 
 
 def shares(times: SweepTimes, n_workers: int) -> Shares:
@@ -100,33 +120,21 @@ def predicted_shares(small: SweepTimes, n_workers: int) -> Shares:
     """Computed for the default sweep, from a small one of one epoch.
 
     Each cell of the small sweep gives the cost of an image trained and of an evaluation; the wall time of its stages
-    gives the fixed costs, and what its workers waited for gives the cost of a cell.
+    gives the fixed costs, and what its workers waited for gives the cost of a cell: a little much, for the first
+    drawing and the end, when some have nothing left to do, count in it.
     """
     cells = small.result["cells"]
     seconds, train_seconds, val_seconds = (
         sum(small.cell_seconds(key)) / len(cells) for key in ("seconds", "train_seconds", "val_seconds")
     )
-    largest = max(cells, key=lambda cell: cell["n_train"])
-    image_seconds = largest["cost"]["train_seconds"] / largest["n_train"]
+    n_largest = max(cell["n_train"] for cell in cells)
+    largest = [cell["cost"]["train_seconds"] for cell in cells if cell["n_train"] == n_largest]
+    image_seconds = statistics.median(largest) / n_largest
     waited = max(0.0, n_workers * small.result["stages"]["cells"] / len(cells) - seconds)
     fixed = small.wall_seconds - small.result["stages"]["cells"]
     n_cells = DEFAULT_CELLS_A_FRACTION * len(DEFAULT_PERCENTS)
-    images = DEFAULT_CELLS_A_FRACTION * sum(50 * 5 * percent for percent in DEFAULT_PERCENTS)
+    images = DEFAULT_CELLS_A_FRACTION * IMAGES_A_PERCENT * sum(DEFAULT_PERCENTS)
     training = DEFAULT_RECIPE.epochs * images * image_seconds
     evaluation = n_cells * (DEFAULT_RECIPE.epochs * val_seconds + seconds - train_seconds - val_seconds)
     available = training + evaluation + n_cells * waited + n_workers * fixed
     return Shares(100 * (1 - (training + evaluation) / available), 100 * evaluation / available)
-
-
-def resume_seconds(
-    bench: Bench, store: tracking.Store, flags: Sequence[str], n_runs: Sequence[int], n_repeats: int
-) -> Iterator[tuple[int, list[float]]]:
-    """Seconds that a finished sweep takes to find its cells in a store of so many runs, for each of `n_runs`."""
-    there = 0
-    for n in n_runs:
-        say(f"filling the store to {n} runs ...")
-        while there < n:
-            run_id = store.start(tracking.TRANSFER, f"other {there}", tags={"role": "cell", "parent": "another sweep"})
-            store.end(run_id)
-            there += 1
-        yield n, [bench.sweep(*flags).result["stages"]["resume check"] for _ in range(n_repeats)]

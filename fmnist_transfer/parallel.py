@@ -13,6 +13,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -72,20 +73,28 @@ def count_workers(text: str, device: str, n_tasks: int) -> int:
 
 
 class Workers:
-    """`n` processes that run tasks until the `with` block ends. One worker is this process itself."""
+    """`n` processes that run tasks until the `with` block ends. One worker is this process itself, unless `apart`.
 
-    def __init__(self, n: int, stop: StopSignal):
-        self._n, self._stop = n, stop
+    Args:
+        apart: run tasks in other processes, even one at a time.
+        prepare: whether those are prepared for training (`training.prepare_process`) or left as torch comes.
+    """
+
+    def __init__(self, n: int, stop: StopSignal, *, apart: bool = False, prepare: bool = True):
+        self._n, self.stop, self._prepare = n, stop, prepare
+        self._apart = apart or n > 1
         self._processes: list[_Process] = []
 
     def __enter__(self) -> "Workers":
-        if self._n > 1:
-            self._processes = [_Process(self._stop) for _ in range(self._n)]
+        if self._apart:
+            self._processes = [_Process(self.stop, self._prepare) for _ in range(self._n)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.leave()
+        for process in self._processes:
+            process.wait()
 
     def run(
         self,
@@ -107,16 +116,16 @@ class Workers:
         After a signal no further task is started; the running ones end as `interrupted`.
         """
         job = _Job(function, shared, on_report, on_start)
-        if self._n == 1:
-            yield from self._run_here(job, iter(tasks))
-        else:
+        if self._apart:
             yield from self._run_on_processes(job, iter(tasks))
+        else:
+            yield from self._run_here(job, iter(tasks))
 
     def _run_here(self, job: "_Job", tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
         from fmnist_transfer.training import prepare_process
 
         prepare_process()
-        should_stop = self._stop.is_set
+        should_stop = self.stop.is_set
         while not should_stop() and (task := next(tasks, None)) is not None:
             job.on_start(task)
             yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
@@ -125,7 +134,7 @@ class Workers:
         lost: list[Any] = []
         while True:
             for process in self._processes:
-                if process.task is None and not self._stop.is_set():
+                if process.task is None and not self.stop.is_set():
                     number = 2 if lost else 1
                     if (task := lost.pop() if lost else next(tasks, None)) is None:
                         break
@@ -139,7 +148,7 @@ class Workers:
                 if (outcome := process.receive(job)) is None:
                     continue
                 if process.task is not None:  # it died
-                    self._processes[self._processes.index(process)] = _Process(self._stop)
+                    self._processes[self._processes.index(process)] = _Process(self.stop, self._prepare)
                     if outcome.status == "lost":
                         lost.append(outcome.task)
                 yield outcome
@@ -169,13 +178,13 @@ def _attempt(
 class _Process:
     """A worker and our end of its pipe; `task` is what it works on, None while it is idle."""
 
-    def __init__(self, stop: StopSignal):
+    def __init__(self, stop: StopSignal, prepare: bool):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: Any = None
         self._number = 0  # of the attempt at it
         self._job: _Job | None = None  # what it knows of
-        self._process = context.Process(target=_work, args=(theirs, stop.flag), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, stop.flag, prepare), daemon=True)
         # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._process.start()
@@ -195,6 +204,7 @@ class _Process:
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):  # also in the midst of a message
+            self._process.kill()  # if it is the pipe that failed
             self._process.join()
             status: Literal["lost", "failed"] = "lost" if self._number < ATTEMPTS else "failed"
             reason = f"the worker process died ({_death(self._process.exitcode or 0)})"
@@ -206,9 +216,12 @@ class _Process:
         return cast(Outcome[Any, Any], content)
 
     def leave(self) -> None:
-        self.connection.close()  # an idle worker then leaves by itself
-        self._process.join(5)
+        """End it at once: it is idle, or something went wrong."""
+        self.connection.close()
         self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
 
 
 def _death(exit_code: int) -> str:
@@ -217,14 +230,15 @@ def _death(exit_code: int) -> str:
     return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
 
 
-def _work(connection: Connection, stop_flag: Any) -> None:
+def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
     """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from fmnist_transfer.training import prepare_process
 
-    prepare_process()
+    if prepare:
+        prepare_process()
     parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
@@ -242,4 +256,6 @@ def _work(connection: Connection, stop_flag: Any) -> None:
                 case ("job", function, shared):
                     pass
                 case ("task", task):
-                    connection.send(("outcome", _attempt(function, shared, task, report, should_stop)))
+                    outcome = _attempt(function, shared, task, report, should_stop)
+                    # By value: sent otherwise, each tensor of a result would hold a file descriptor of the parent.
+                    connection.send_bytes(pickle.dumps(("outcome", outcome)))

@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 WARM_UP = 0.25  # share of the steps in which one-cycle climbs
 START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
 
+Precision = Literal["float32", "tf32", "bf16"]  # of the arithmetic; weights, optimizer and losses stay float32
+
 
 @dataclass(frozen=True)
 class Recipe:

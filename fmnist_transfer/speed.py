@@ -3,23 +3,26 @@
 Everything is measured in rounds, one thing after the other, so that a slow minute of a shared machine hits all of them.
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
 from fmnist_transfer.data import Examples
-from fmnist_transfer.model import REFERENCE_SPEC, CNN2Spec, fresh_network, training_mflops
-from fmnist_transfer.notebook_loop import Pairs, notebook_epochs
+from fmnist_transfer.errors import UserError
+from fmnist_transfer.model import CNN2Spec, fresh_network, training_mflops
+from fmnist_transfer.notebook_loop import NotebookEpoch, NotebookPlan, run_notebook
 from fmnist_transfer.parallel import Workers
-from fmnist_transfer.recipe import REFERENCE_RECIPE, Recipe
+from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
-from fmnist_transfer.training import History, fit
+from fmnist_transfer.training import Diverged, History, fit
 
+STOPPED = "the benchmark was stopped and keeps nothing; run it again"
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
 SPEED_RECIPE = Recipe(batch_size=256, learning_rate=3e-3, weight_decay=1e-2)
 GOAL = 0.9333  # validation accuracy on FMNIST-2, of the original report
@@ -28,23 +31,6 @@ GOAL_SPEC = CNN2Spec(channels=(16, 32), kernel_size=3, fc1=128, fc2=64, fc_dropo
 GOAL_RECIPE = Recipe(batch_size=128, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
 MATRIX_SIDE = {"cpu": 1_024, "cuda": 8_192}
 MATRIX_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest of repeated measurements."""
-
-    median: float
-    min: float
-    max: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def to_dict(self) -> dict[str, float]:
-        return {"median": self.median, "min": self.min, "max": self.max}
 
 
 @dataclass(frozen=True)
@@ -59,35 +45,45 @@ class Workload:
 
 
 class Fitted(NamedTuple):
-    """One `fit`: training images a second of its steps, seconds in all, and the final validation accuracy."""
+    """One `fit`: training images a second of its steps, when it began and ended, and its final validation accuracy."""
 
     images_per_s: float
-    seconds: float
+    start: float
+    end: float
     val_accuracy: float
 
 
 class Round(NamedTuple):
-    """What one round measured. `ours` and `gflops`: number of workers -> the sum over them."""
+    """What one round measured; keys are numbers of workers."""
 
     notebook_images_per_s: float
     notebook_accuracy: float
     ours: dict[int, float]
+    """Images a second, the sum over the workers."""
     our_accuracy: float
+    fits_per_hour: dict[int, float]
+    """By the time from the first start to the last end."""
     gflops: dict[int, float]
+    """Of the matrix product, the sum over the workers."""
 
 
 def fit_once(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> Fitted:
     """Train a fresh network, in a worker."""
     device = torch.device(work.device)
     streams = Streams(seed)
-    train, val = work.train.to(device), work.val.to(device)
-    start = time.perf_counter()
-    history = fit(fresh_network(work.spec, streams).to(device), train, val, work.recipe, streams)
-    seconds = time.perf_counter() - start
-    steps = history.final.step
-    n_images = steps * min(work.recipe.batch_size, len(train))
-    train_seconds = sum(epoch.train_seconds for epoch in history.epochs)
-    return Fitted(n_images / train_seconds, seconds, history.final.val_accuracy)
+    network, train, val = fresh_network(work.spec, streams).to(device), work.train.to(device), work.val.to(device)
+    start = time.monotonic()  # the same clock in every process
+    history = fit(network, train, val, work.recipe, streams, should_stop=should_stop)
+    end = time.monotonic()
+    return Fitted(_images_per_s(history, work, 0), start, end, history.final.val_accuracy)
+
+
+def _images_per_s(history: History, work: Workload, n_skipped: int) -> float:
+    """Of the training steps, without the first `n_skipped` epochs where there are more: they allocate and record."""
+    counted = history.epochs[n_skipped:] or history.epochs
+    batch_size = min(work.recipe.batch_size, len(work.train))
+    n_images = len(counted) * work.recipe.steps_per_epoch(len(work.train)) * batch_size
+    return n_images / sum(epoch.train_seconds for epoch in counted)
 
 
 def matrix_product(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
@@ -106,44 +102,40 @@ def matrix_product(work: Workload, seed: int, report: Callable[[Any], None], sho
 
 
 def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def measure_rounds(
     workers: Workers,
+    notebook_worker: Workers,
     counts: Sequence[int],
     work: Workload,
-    notebook: tuple[Pairs, Pairs],
+    notebook: NotebookPlan,
     *,
     n_rounds: int,
-    n_threads: int,
 ) -> Iterator[Round]:
-    """Yield rounds of: the notebook's loop with all threads, then 1, ... all workers, then the matrix product.
+    """Yield rounds of: the notebook's loop with all threads, then `fit` and the matrix product on 1, ... all workers.
 
     Args:
         counts: numbers of workers to measure, ascending.
-        n_threads: of the notebook's loop, which has one process.
     """
-    warm_up = list(range(counts[-1]))
-    _results(workers, fit_once, work, warm_up)
+    _results(notebook_worker, run_notebook, dataclasses.replace(notebook, max_epochs=1), [0])  # both warm up
+    _results(workers, fit_once, work, list(range(counts[-1])))
     for number in range(n_rounds):
-        torch.set_num_threads(n_threads)
-        device = torch.device(work.device)
-        epochs = list(notebook_epochs(work.spec, work.recipe, *notebook, device=device, seed=number))
-        ours: dict[int, float] = {}
-        gflops: dict[int, float] = {}
-        for n in counts:
-            seeds = list(range(number * n, number * n + n))
-            fitted = _results(workers, fit_once, work, seeds)
-            ours[n] = sum(one.images_per_s for one in fitted)
-            gflops[n] = sum(_results(workers, matrix_product, work, seeds))
+        (epochs,) = _results(notebook_worker, run_notebook, notebook, [number])
+        fitted = {n: _results(workers, fit_once, work, [number * n + i for i in range(n)]) for n in counts}
+        gflops = {n: sum(_results(workers, matrix_product, work, list(range(n)))) for n in counts}
         yield Round(
-            sum(e.n_images for e in epochs) / sum(e.train_seconds for e in epochs),
-            epochs[-1].val_accuracy,
-            ours,
-            statistics.mean(one.val_accuracy for one in fitted),
-            gflops,
+            notebook_images_per_s=sum(e.n_images for e in epochs) / sum(e.train_seconds for e in epochs),
+            notebook_accuracy=epochs[-1].val_accuracy,
+            ours={n: sum(one.images_per_s for one in those) for n, those in fitted.items()},
+            our_accuracy=statistics.mean(one.val_accuracy for one in fitted[counts[-1]]),
+            fits_per_hour={
+                n: 3_600 * n / (max(one.end for one in those) - min(one.start for one in those))
+                for n, those in fitted.items()
+            },
+            gflops=gflops,
         )
 
 
@@ -153,26 +145,38 @@ def fraction_of_limit(one: Round, spec: CNN2Spec) -> float:
     return one.ours[n] * training_mflops(spec) / 1e3 / one.gflops[n]
 
 
-def stacked_speedup(workers: Workers, work: Workload, n_networks: int, seed: int) -> float:
-    """Images a second of `n_networks` trained as one computation, over those of one trained alone, on one worker."""
-    (alone,) = _results(workers, fit_once, work, [seed])
-    (images_per_s,) = _results(workers, fit_stack, work, [n_networks])
-    return float(images_per_s / alone.images_per_s)
+def stacked_speedup(workers: Workers, work: Workload, seed: int) -> float:
+    """Images a second of a fraction's six cells trained as one computation, over those of one trained alone."""
+    (alone,) = _results(workers, fit_alone, work, [seed])
+    (together,) = _results(workers, fit_fraction, work, [seed])
+    return float(together / alone)
 
 
-def fit_stack(work: Workload, k: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
-    """Images a second of k networks' training steps, in a worker."""
-    device = torch.device(work.device)
-    train, val = work.train.to(device), work.val.to(device)
-    groups = [Group((fresh_network(work.spec, Streams(i)).to(device),), train, Streams(i)) for i in range(k)]
-    histories = [history for history, _ in fit_stacked(groups, val, work.recipe)]
-    train_seconds = sum(epoch.train_seconds for one in histories if isinstance(one, History) for epoch in one.epochs)
-    steps = work.recipe.epochs * work.recipe.steps_per_epoch(len(train))
-    return k * steps * min(work.recipe.batch_size, len(train)) / train_seconds
+def fit_alone(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
+    """Images a second of one network, its first epoch apart, in a worker."""
+    streams = Streams(seed)
+    network = fresh_network(work.spec, streams).to(work.device)
+    train, val = work.train.to(work.device), work.val.to(work.device)
+    return _images_per_s(fit(network, train, val, work.recipe, streams, should_stop=should_stop), work, 1)
+
+
+def fit_fraction(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
+    """Images a second of three replicates of two networks as one computation, the first epoch apart, in a worker."""
+    train, val = work.train.to(work.device), work.val.to(work.device)
+    groups = []
+    for replicate in range(3):
+        networks = [fresh_network(work.spec, Streams(seed + i, replicate)).to(work.device) for i in range(2)]
+        groups.append(Group(tuple(networks), train, Streams(seed, replicate)))
+    rates = []
+    for history, _ in fit_stacked(groups, val, work.recipe, should_stop=should_stop):
+        if isinstance(history, Diverged):
+            raise history
+        rates.append(_images_per_s(history, work, 1))  # its seconds are a network's share
+    return statistics.mean(rates)
 
 
 def seconds_to_goal(workers: Workers, work: Workload, seed: int) -> float:
-    """Wall time of `fit` with the tuned recipe until its validation reaches `GOAL`; infinite if it never does."""
+    """Wall time of `fit` until its validation reaches `GOAL`. Raises UserError if it never does."""
     (seconds,) = _results(workers, fit_to_goal, work, [seed])
     return float(seconds)
 
@@ -181,40 +185,28 @@ def fit_to_goal(work: Workload, seed: int, report: Callable[[Any], None], should
     """Seconds until `GOAL`, in a worker."""
     streams = Streams(seed)
     network = fresh_network(work.spec, streams).to(work.device)
-    history = fit(network, work.train.to(work.device), work.val.to(work.device), work.recipe, streams)
+    train, val = work.train.to(work.device), work.val.to(work.device)
+    history = fit(network, train, val, work.recipe, streams, should_stop=should_stop)
     seconds = 0.0
     for epoch in history.epochs:
         seconds += epoch.seconds
         if epoch.val_accuracy >= GOAL:
             return seconds
-    return float("inf")
+    raise UserError(f"validation accuracy {history.best.val_accuracy:.2%} misses {GOAL:.2%}: no time to it")
 
 
-def notebook_seconds_to_goal(notebook: tuple[Pairs, Pairs], device: str, n_threads: int) -> tuple[float, int]:
-    """The notebook's loop with the reference network and recipe: seconds and epochs until `GOAL`."""
-    torch.set_num_threads(n_threads)
-    seconds = 0.0
-    epochs = notebook_epochs(REFERENCE_SPEC, REFERENCE_RECIPE, *notebook, device=torch.device(device), seed=0)
-    for number, epoch in enumerate(epochs, 1):
-        seconds += epoch.train_seconds + epoch.val_seconds
-        if epoch.val_accuracy >= GOAL:
-            return seconds, number
-    return float("inf"), REFERENCE_RECIPE.epochs
+def run_reference(notebook_worker: Workers, plan: NotebookPlan) -> list[NotebookEpoch]:
+    """The epochs of the notebook's loop with the plan."""
+    (epochs,) = _results(notebook_worker, run_notebook, plan, [0])
+    return list(epochs)
 
 
-def notebook_epoch_seconds(notebook: tuple[Pairs, Pairs], whole: tuple[int, int], device: str, n_threads: int) -> float:
-    """Seconds of an epoch over `whole` (training, validation) images, from one over fewer of them."""
-    torch.set_num_threads(n_threads)
-    epochs = notebook_epochs(REFERENCE_SPEC, REFERENCE_RECIPE, *notebook, device=torch.device(device), seed=0)
-    epoch = next(epochs)
-    n_val = len(notebook[1])  # type: ignore[arg-type]  # a Subset has a length
-    return epoch.train_seconds * whole[0] / epoch.n_images + epoch.val_seconds * whole[1] / n_val
-
-
-def _results(workers: Workers, function: Any, work: Workload, seeds: Sequence[int]) -> list[Any]:
+def _results(workers: Workers, function: Any, work: Workload | NotebookPlan, seeds: Sequence[int]) -> list[Any]:
     results = []
     for outcome in workers.run(function, work, seeds):
-        if outcome.status != "done":
-            raise RuntimeError(f"a measurement was {outcome.status}: {outcome.reason}")
-        results.append(outcome.result)
+        if outcome.status == "failed":
+            raise UserError(f"a measurement failed: {outcome.reason}")
+        if outcome.status == "done":
+            results.append(outcome.result)
+    workers.stop.raise_if_set(STOPPED)
     return results

@@ -5,6 +5,7 @@ network's numbers are those that `training.fit` would give it, but for rounding.
 graph and replayed. (There, dropout masks differ from those of `fit`, which come from a kernel of their own.)
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -18,17 +19,14 @@ from torch import Tensor, nn
 from fmnist_transfer.augmentation import augment, normalise
 from fmnist_transfer.data import Examples
 from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.evaluation import BATCH_NORM_BATCH, BATCH_NORM_IMAGES, State, evaluation_batch
 from fmnist_transfer.model import CNN2, CNN2Spec
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import (
-    BATCH_NORM_BATCH,
-    BATCH_NORM_IMAGES,
     Diverged,
     Epoch,
     History,
-    Precision,
-    State,
     autocast,
     batches,
     check_finite,
@@ -36,7 +34,6 @@ from fmnist_transfer.training import (
     use_precision,
 )
 
-EVALUATION_BATCH = 1_000  # images
 STEPS_BEFORE_RECORDING = 3  # on CUDA: allocations and the optimizer's state have to be there
 
 
@@ -183,9 +180,19 @@ def fit_stacked(
 
     The networks themselves stay as they are. Arguments as those of `training.fit`; seconds of an epoch are a network's
     share of them. A network that diverges does not touch the others.
+
+    Raises:
+        ValueError: the groups differ in spec or number of training images.
+        Interrupted: `should_stop` said so.
     """
+    if len({network.spec for group in groups for network in group.networks}) != 1:
+        raise ValueError("networks of different specs cannot be stacked")
+    if len({len(group.train) for group in groups}) != 1:
+        raise ValueError("groups of different numbers of training images cannot be stacked")
     use_precision(precision)
-    return _StackedFit(groups, val, recipe, steps_per_epoch, precision).run(on_epoch, should_stop)
+    device = val.images.device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # where a graph is recorded
+        return _StackedFit(groups, val, recipe, steps_per_epoch, precision).run(on_epoch, should_stop)
 
 
 class _StackedFit:
@@ -227,7 +234,7 @@ class _StackedFit:
                 if should_stop():
                     raise Interrupted("training was interrupted")
                 self._run_step((number - 1) * self.steps_per_epoch + i)
-            losses = self.losses.cpu()  # the one synchronisation of an epoch
+            losses = self.losses.cpu()  # waits for the steps of the epoch
             train_seconds = time.perf_counter() - start
             self.network.re_estimate_batch_norm(self._inputs([g.train.images[:BATCH_NORM_IMAGES] for g in self.groups]))
             val_losses, val_accuracies = self._evaluate()
@@ -319,7 +326,7 @@ class _StackedFit:
         self.network.eval()
         parts = [
             self.network(normalise(images).expand(-1, self.network.k, -1, -1))
-            for images in self.val.images.split(EVALUATION_BATCH)
+            for images in self.val.images.split(evaluation_batch(self.device))
         ]
         logits = torch.cat(parts, dim=1)
         losses = self._cross_entropy(logits, [self.val.labels] * len(self.groups), 0.0)

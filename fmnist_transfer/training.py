@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +20,16 @@ from torch import Tensor, nn
 from fmnist_transfer.augmentation import augment, normalise
 from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.evaluation import Scores, State, copy_state, evaluate, re_estimate_batch_norm
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 
-BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # running statistics are re-estimated on at most so many, in batches
-EVALUATION_BATCH = 64  # images; larger ones leave a core's cache: 256 evaluate a fifth slower
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_BYTES_KEPT = 2**30
-
-State = dict[str, Tensor]
-Precision = Literal["float32", "tf32", "bf16"]
+MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
 
 class Diverged(Exception):
     """The loss became NaN or infinite. `str` says at which epoch and step."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Evaluation mode, every image once: mean cross-entropy in nats, accuracy in [0, 1]."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -55,8 +43,8 @@ class Epoch:
     val_accuracy: float
     learning_rate: float
     seconds: float
-    train_seconds: float
-    """Of `seconds`, those of the training steps."""
+    train_seconds: float = math.nan
+    """Of `seconds`, those of the training steps; NaN in studies of before it was measured."""
 
     @property
     def val_seconds(self) -> float:
@@ -159,8 +147,9 @@ def _keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT)
-        mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
+        # Old versions refuse more than 32 MiB; either setting alone would switch off glibc's own adaptation.
+        if mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT_BY_OLD_GLIBC):
+            mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
 
 
 def fit(
@@ -183,7 +172,7 @@ def fit(
         streams: batch order, augmentation and dropout each draw from their own.
         steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
             A larger number is the *steps* budget.
-        precision: of the training steps' forward passes; `tf32` has a meaning on CUDA alone. Evaluation is float32.
+        precision: `bf16` is of the training steps' forward passes, `tf32` of every product on CUDA, evaluation too.
         on_epoch: called after each nominal epoch; may raise to end the training.
         should_stop: asked before each batch; True raises Interrupted.
 
@@ -318,45 +307,3 @@ def check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
         raise Diverged(
             f"training loss is {float(losses[i])} at epoch {epoch}, step {(epoch - 1) * steps_per_epoch + i + 1}"
         )
-
-
-@torch.inference_mode()
-def predict(network: nn.Module, examples: Examples) -> Tensor:
-    """Logits [n, n_classes] in evaluation mode, every image once."""
-    network.eval()
-    return torch.cat([network(normalise(images)) for images in examples.images.split(EVALUATION_BATCH)])
-
-
-def evaluate(network: nn.Module, examples: Examples) -> Scores:
-    """Mean cross-entropy and accuracy over all of `examples`, without smoothing, dropout or augmentation."""
-    logits = predict(network, examples)
-    loss = F.cross_entropy(logits, examples.labels)
-    n_correct = int((logits.argmax(1) == examples.labels).sum())
-    return Scores(float(loss), n_correct / len(examples))
-
-
-@torch.no_grad()
-def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
-    """Replace batch-norm running statistics by the mean over up to 2,048 unaugmented training images.
-
-    After a few steps at momentum 0.1 they are still mostly initial: after 5 steps, 59 %.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        return
-    momentum = norms[0].momentum
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    images = train.images[:BATCH_NORM_IMAGES]
-    for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # of equal size, so weighed equally
-        network(normalise(chunk))
-    for norm in norms:
-        norm.momentum = momentum
-
-
-def copy_state(network: nn.Module) -> State:
-    """A copy of the weights and buffers, on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fmnist_transfer.data import Examples, Half, n_train, nested_order, on_device
 from fmnist_transfer.model import CNN2Spec, weights_digest
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
-from fmnist_transfer.training import Diverged, Precision, Result, fit_and_score, score
+from fmnist_transfer.training import Diverged, Result, fit_and_score, score
 from sweeps.arms import starting_network
 from sweeps.grid import Cell
 
@@ -73,7 +73,6 @@ def train_cells(
 
     Reports 0 when it starts and the number of each epoch when it ends.
     """
-    report(0)
     options = {
         "steps_per_epoch": plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None,
         "precision": plan.precision,
@@ -91,6 +90,7 @@ def _train_alone(
     network = starting_network(cell.init, plan.spec, plan.registered, streams).to(plan.device)
     half = on_device(plan.half, plan.device)
     train = _subset(plan, cell, streams)
+    report(0)
     try:
         result = fit_and_score(
             network, train, half, plan.recipe, streams, on_epoch=lambda epoch: report(epoch.epoch), **options
@@ -111,6 +111,7 @@ def _train_together(
         streams = Streams(plan.seed, replicate, stage="target")
         networks = [starting_network(init, plan.spec, plan.registered, streams).to(plan.device) for init in inits]
         groups.append(Group(tuple(networks), _subset(plan, cells[0], streams), streams))
+    report(0)
     trained = iter(fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options))
     results: list[CellResult | Diverged] = []
     for group in groups:

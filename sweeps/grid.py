@@ -27,7 +27,10 @@ def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int
     Coarse to fine, so that the curves are there early; in the last replicate the longest cells first, so that no worker
     is left alone with a long one at the end.
     """
-    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [sorted(percents, reverse=True)]
+    longest_first = sorted(percents, reverse=True)
+    if n_replicates == 1:  # both ends first, so that there is something to see
+        longest_first = [*longest_first[:1], *longest_first[1:][-1:], *longest_first[1:-1]]
+    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [longest_first]
     return [
         Cell(percent, init, replicate) for replicate, order in enumerate(orders) for percent in order for init in inits
     ]

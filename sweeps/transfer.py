@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
+from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
 from sweeps.grid import INITS, Cell, Init, by_fraction, plan_cells
@@ -55,8 +56,8 @@ class TransferSettings:
     """auto, cpu, cuda, cuda:N or mps."""
     stack: bool = False
     """Train all cells of a fraction as one computation: for a GPU, not faster on a CPU."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Of the training steps' forward passes; tf32 on CUDA alone."""
+    precision: Precision = "float32"
+    """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
     json: Path | None = None
     """Write the result to this file."""
     debug: bool = False
@@ -93,7 +94,8 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
 
     device = str(choose_device(settings.device, settings.precision))
     cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
-    with Workers(count_workers(settings.workers, device, len(cells)), stop) as workers:
+    n_tasks = len(by_fraction(cells)) if settings.stack else len(cells)
+    with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _sweep(settings, cells, workers, device=device, stop=stop, stopwatch=stopwatch)
 
 
@@ -249,7 +251,7 @@ def _log_outcome(
     elif outcome.status == "failed":
         ledger.fail(run_id, outcome.reason, outcome.details)
         say(f"{outcome.task.name} failed: {outcome.reason}")
-        if settings.debug:
+        if settings.debug and outcome.details:
             say(outcome.details)
     else:
         if outcome.status == "lost":

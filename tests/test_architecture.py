@@ -52,7 +52,18 @@ def test_only_tuning_imports_optuna() -> None:
 
 def test_training_and_what_lies_below_it_know_no_store() -> None:
     above = {f"fmnist_transfer.{name}" for name in ("tracking", "registry", "console", "parallel", "database")}
-    for name in ("data", "sources", "split", "model", "recipe", "seeding", "augmentation", "training"):
+    for name in (
+        "data",
+        "sources",
+        "split",
+        "model",
+        "recipe",
+        "seeding",
+        "augmentation",
+        "evaluation",
+        "training",
+        "stacked",
+    ):
         assert not imports(MODULES[f"fmnist_transfer.{name}"]) & above
     for name in ("data", "model", "recipe", "seeding"):
         assert "fmnist_transfer.training" not in imports(MODULES[f"fmnist_transfer.{name}"])

@@ -58,6 +58,23 @@ def test_a_sweep_learns_from_a_twentieth_of_the_target(store: Path) -> None:
     assert "cannot be told" in done.stdout
 
 
+def test_the_quick_benchmark_measures_everything(store: Path) -> None:
+    """Its parts and their arithmetic; how fast things are is for the benchmark to say, not for a test."""
+    file = store.parent / "benchmark.json"
+    done = run("fmnist_transfer.benchmark", "--quick", "--tracking-uri", str(store), "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    names = ("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling")
+    for name in (*names, "time_to_reference_ratio", "outside_training_percent", "resume_seconds"):
+        assert 0 < result[name]["min"] <= result[name]["median"] <= result[name]["max"], name
+    assert set(result["resume_seconds"]["by_runs"]) == {"100"}
+    assert 0 < result["outside_training_percent"]["median"] < 100
+    accuracies = {line["name"]: line["spread"]["median"] for line in result["lines"] if "accuracy" in line["name"]}
+    assert len(accuracies) == 2
+    assert min(accuracies.values()) > 0.8  # two epochs of a fifth of the images; of five classes
+    assert result["device"].startswith(("cpu", "cuda", "mps"))
+
+
 @pytest.mark.usefixtures("searched")
 def test_mlflow_predicts_with_the_registered_model(store: Path, tmp_path: Path) -> None:
     (tmp_path / "images.json").write_text(json.dumps({"inputs": torch.zeros(3, 1, 28, 28).tolist()}))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from fmnist_transfer.recipe import Precision
 from fmnist_transfer.registry import TrainedModel, best_version, register, set_best
 from fmnist_transfer.split import Split
 from fmnist_transfer.tracking import Store
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-def promotion_key(candidates: list[Candidate], seed: int, n_seeds: int, split: Split, data_sha256: str) -> str:
+def promotion_key(
+    candidates: list[Candidate], *, seed: int, n_seeds: int, split: Split, data_sha256: str, precision: Precision
+) -> str:
     """Equal for equal work, so that a command run again finds what it registered."""
     configurations = [[candidate.spec.to_dict(), candidate.recipe.to_dict()] for candidate in candidates]
-    text = json.dumps([configurations, seed, n_seeds, str(split), data_sha256], sort_keys=True)
+    rounded = [precision] if precision != "float32" else []
+    text = json.dumps([configurations, seed, n_seeds, str(split), data_sha256, *rounded], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

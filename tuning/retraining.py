@@ -14,11 +14,11 @@ from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.parallel import Outcome, Workers
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
 from fmnist_transfer.stopping import StopSignal
-from fmnist_transfer.training import Precision, Result, fit_and_score
+from fmnist_transfer.training import Result, fit_and_score
 
 if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store

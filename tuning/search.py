@@ -19,6 +19,7 @@ from fmnist_transfer.console import Progress, Stopwatch, check_range, run_comman
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
+from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import Split, parse_split
 from fmnist_transfer.stopping import StopSignal
 
@@ -63,8 +64,8 @@ class SearchSettings:
     """Training processes, one thread each; auto: one per core."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Of the training steps' forward passes; tf32 on CUDA alone."""
+    precision: Precision = "float32"
+    """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
     timeout: float | None = None
     """Seconds after which no further trial is started."""
     json: Path | None = None
@@ -131,7 +132,7 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
 
     device = str(choose_device(settings.device, settings.precision))
     n_tasks = 1 if settings.reference else max(settings.trials, settings.top * settings.retrain_seeds)
-    with Workers(count_workers(settings.workers, device, n_tasks), stop) as workers:
+    with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _search(settings, device, workers, stop, stopwatch)
 
 
@@ -177,8 +178,9 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
         "seed": settings.seed,
         "space": SPACE_VERSION,
         "data_sha256": half.data_sha256,
-        "precision": settings.precision,
     }
+    if settings.precision != "float32":  # studies of before know no other
+        identity["precision"] = settings.precision
     study = open_study(uri, study_name, identity)
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
     log = StudyLog(store, study, identity | {"device": context.device}, half)
@@ -292,7 +294,14 @@ def register_best(
 
     settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
     name = model + context.split.suffix
-    key = promote.promotion_key(candidates, settings.seed, n_seeds, context.split, data_sha256)
+    key = promote.promotion_key(
+        candidates,
+        seed=settings.seed,
+        n_seeds=n_seeds,
+        split=context.split,
+        data_sha256=data_sha256,
+        precision=settings.precision,
+    )
     version = promote.registered_before(store, name, key)
     n_failed = 0
     if version is None:

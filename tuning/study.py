@@ -19,9 +19,9 @@ from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.database import create_once, masked, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Diverged, Epoch, Precision, fit
+from fmnist_transfer.training import Diverged, Epoch, fit
 from tuning.space import first_trial, suggest
 
 # User attributes
@@ -77,9 +77,9 @@ def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
         study.set_user_attr(SETTINGS, settings)
         study.enqueue_trial(first_trial(settings["max_mflops"]))
         return study
-    differing = [key for key in settings if settings[key] != before.get(key)]
+    differing = [key for key in settings | before if settings.get(key) != before.get(key)]
     if differing:
-        changes = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in differing)
+        changes = ", ".join(f"{key} {before.get(key)} (now {settings.get(key)})" for key in differing)
         raise UsageError(
             f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to "
             "go on with it, or another --study-name to begin anew"

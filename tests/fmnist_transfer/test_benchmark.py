@@ -1,20 +1,25 @@
 """The benchmark's arithmetic, and that its two contenders train the same network on the same images."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
-from fmnist_transfer import benchmark, overheads, speed
+from fmnist_transfer import benchmark, findings, overheads, speed
+from fmnist_transfer.augmentation import normalise
 from fmnist_transfer.data import Half, load_half
+from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, training_mflops
-from fmnist_transfer.notebook_loop import notebook_data, notebook_epochs
+from fmnist_transfer.notebook_loop import NotebookPlan, notebook_data, notebook_epochs
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.stopping import StopSignal
 from fmnist_transfer.tracking import BENCHMARK, Store
-from fmnist_transfer.training import normalise
+from fmnist_transfer.training import Epoch, History
+from tuning.space import first_trial, suggest
 
 SPEC = CNN2Spec(channels=(3, 4), fc1=8, fc2=6)
 RECIPE = Recipe(batch_size=32, epochs=2)
@@ -28,7 +33,7 @@ def test_training_costs_three_passes_less_the_first_input_gradient() -> None:
 
 
 def test_spread_of_measurements() -> None:
-    spread = speed.Spread.of([3.0, 1.0, 2.0, 10.0])
+    spread = findings.Spread.of([3.0, 1.0, 2.0, 10.0])
     assert (spread.median, spread.min, spread.max, spread.n) == (2.5, 1.0, 10.0, 4)
 
 
@@ -53,14 +58,46 @@ def test_the_notebook_learns(data_dir: Path) -> None:
 
 def test_a_round_measures_both_and_the_limit(half: Half, data_dir: Path) -> None:
     work = speed.Workload(SPEC, RECIPE, half.train, half.val, "cpu")
-    data = notebook_data(data_dir, half.classes, 250, 50)
+    plan = NotebookPlan(data_dir, half.classes, 250, 50, SPEC, RECIPE, "cpu", n_threads=1)
     with StopSignal() as stop, Workers(1, stop) as workers:
-        (one,) = speed.measure_rounds(workers, [1], work, data, n_rounds=1, n_threads=1)
-        assert speed.stacked_speedup(workers, work, 2, 0) > 0
+        (one,) = speed.measure_rounds(workers, workers, [1], work, plan, n_rounds=1)
     assert one.notebook_images_per_s > 0
-    assert set(one.ours) == set(one.gflops) == {1}
+    assert set(one.ours) == set(one.gflops) == set(one.fits_per_hour) == {1}
+    # A fit an hour trains 14 batches of 32; evaluation comes on top of that.
+    assert one.fits_per_hour[1] * 14 * 32 / 3_600 < one.ours[1]
     share = speed.fraction_of_limit(one._replace(ours={1: 1e3}, gflops={1: 10.0}), SPEC)
     assert share == pytest.approx(training_mflops(SPEC) / 10)
+
+
+def test_rates_count_every_network_and_leave_the_first_epoch_out(half: Half) -> None:
+    def epoch(number: int, train_seconds: float) -> Epoch:
+        return Epoch(number, 7 * number, 1.0, 1.0, 0.5, 1e-3, 2 * train_seconds, train_seconds)
+
+    work = speed.Workload(SPEC, RECIPE, half.train, half.val, "cpu")
+    history = History((epoch(1, 100.0), epoch(2, 2.0)), 1, {})
+    assert speed._images_per_s(history, work, 1) == pytest.approx(7 * 32 / 2)
+    assert speed._images_per_s(history, work, 0) == pytest.approx(14 * 32 / 102)
+
+
+def test_the_stack_trains_what_the_single_network_does(half: Half) -> None:
+    work = speed.Workload(SPEC, RECIPE, half.train, half.val, "cpu")
+    with StopSignal() as stop, Workers(1, stop) as workers:
+        assert 0 < speed.stacked_speedup(workers, work, 0) < 100
+
+
+def test_a_goal_that_is_missed_is_an_error(half: Half) -> None:
+    work = speed.Workload(SPEC, dataclasses.replace(RECIPE, learning_rate=1e-9), half.train, half.val, "cpu")
+    with (
+        StopSignal() as stop,
+        Workers(1, stop) as workers,
+        pytest.raises(UserError, match=r"validation accuracy .* misses 93\.33%"),
+    ):
+        speed.seconds_to_goal(workers, work, 0)
+
+
+def test_the_default_network_is_that_of_the_first_trial() -> None:
+    trial = optuna.trial.FixedTrial(first_trial(4.0))
+    assert suggest(trial, epochs=10, max_mflops=4.0) == (overheads.DEFAULT_SPEC, overheads.DEFAULT_RECIPE)
 
 
 def times(cells: list[dict[str, float]], stage_seconds: float, wall: float) -> overheads.SweepTimes:
@@ -95,8 +132,8 @@ def test_predicted_shares_of_the_default_sweep() -> None:
 
 
 @pytest.fixture
-def findings() -> benchmark.Findings:
-    found = benchmark.Findings()
+def found() -> findings.Findings:
+    found = findings.Findings()
     found.add("naive_images_per_s", "images/s", [1.0, 2.0, 3.0])
     found.add("ours_images_per_s", "images/s", [8.0])
     found.add("fraction_of_limit", "", [0.8])
@@ -106,8 +143,8 @@ def findings() -> benchmark.Findings:
     return found
 
 
-def test_json_holds_median_min_and_max_and_null_for_what_was_not_measured(findings: benchmark.Findings) -> None:
-    result = json.loads(json.dumps(benchmark.to_json(findings, "cpu: x")))
+def test_json_holds_median_min_and_max_and_null_for_what_was_not_measured(found: findings.Findings) -> None:
+    result = json.loads(json.dumps(findings.to_json(found, "cpu: x")))
     assert result["naive_images_per_s"] == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert result["time_to_reference_ratio"] is None
     assert result["resume_seconds"] == {
@@ -117,9 +154,9 @@ def test_json_holds_median_min_and_max_and_null_for_what_was_not_measured(findin
     assert result["device"] == "cpu: x"
 
 
-def test_the_result_is_logged(findings: benchmark.Findings, store: Store) -> None:
+def test_the_result_is_logged(found: findings.Findings, store: Store) -> None:
     settings = benchmark.BenchmarkSettings(quick=True, tracking_uri=store.uri)
-    benchmark.log(settings, findings, benchmark.to_json(findings, "cpu: x"), "cpu")
+    benchmark.log(settings, found, findings.to_json(found, "cpu: x"), "cpu")
     (run,) = store.find(BENCHMARK, role="benchmark")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["resume_seconds 100 runs"] == pytest.approx(0.15)

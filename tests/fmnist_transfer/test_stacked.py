@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fmnist_transfer.data import Examples, Half, nested_order
+from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
@@ -106,6 +107,19 @@ def test_a_network_that_diverges_leaves_the_others_alone(half: Half) -> None:
         assert isinstance(history, History)
         assert len(history.epochs) == ADAMW.epochs
     assert together[0][0].epochs[0].val_loss == pytest.approx(expected.val_loss, rel=1e-3)
+
+
+def test_it_stops_when_asked(half: Half) -> None:
+    with pytest.raises(Interrupted):
+        fit_stacked(make_groups(DROPPING, half), half.val, ADAMW, should_stop=lambda: True)
+
+
+def test_what_cannot_be_stacked_is_refused(half: Half) -> None:
+    one, other = make_groups(DROPPING, half)
+    with pytest.raises(ValueError, match="different specs"):
+        fit_stacked([one, make_groups(PLAIN, half)[1]], half.val, ADAMW)
+    with pytest.raises(ValueError, match="different numbers of training images"):
+        fit_stacked([one, dataclasses.replace(other, train=other.train.first(50))], half.val, ADAMW)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(half: Half) -> None:

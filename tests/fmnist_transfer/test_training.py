@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmnist_transfer import training
+from fmnist_transfer import evaluation, training
+from fmnist_transfer.augmentation import normalise
 from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
@@ -114,7 +115,7 @@ class Constant(torch.nn.Module):
 
 
 def test_evaluation_counts_every_image_once() -> None:
-    n = training.EVALUATION_BATCH + 1
+    n = evaluation.EVALUATION_BATCH + 1
     labels = torch.zeros(n, dtype=torch.int64)
     labels[-1] = 1
     scores = evaluate(Constant(), Examples(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), labels))
@@ -125,10 +126,10 @@ def test_evaluation_counts_every_image_once() -> None:
 
 def test_batch_norm_statistics_are_those_of_the_training_images(half: Half) -> None:
     network = fresh_network(SPEC, Streams(0))
-    training.re_estimate_batch_norm(network, half.train)
+    evaluation.re_estimate_batch_norm(network, half.train)
     norm, convolution = network.blocks[0][2], network.blocks[0][0]
     with torch.no_grad():
-        pooled = torch.nn.functional.max_pool2d(convolution(training.normalise(half.train.images)), 2)
+        pooled = torch.nn.functional.max_pool2d(convolution(normalise(half.train.images)), 2)
     assert torch.allclose(norm.running_mean, pooled.mean(dim=(0, 2, 3)), atol=1e-5)
     assert norm.momentum == 0.1
 

@@ -25,6 +25,12 @@ def test_the_last_replicate_starts_with_the_longest_cells() -> None:
     assert percents == [[100, 5, 50, 75], [100, 5, 50, 75], [100, 75, 50, 5]]
 
 
+def test_a_single_replicate_starts_at_both_ends_and_goes_on_with_the_longest() -> None:
+    assert [cell.percent for cell in plan_cells([5, 50, 75, 100], ["random"], 1)] == [100, 5, 75, 50]
+    assert [cell.percent for cell in plan_cells([5, 50], ["random"], 1)] == [50, 5]
+    assert [cell.percent for cell in plan_cells([5], ["random"], 1)] == [5]
+
+
 def test_cells_of_a_fraction_are_grouped_replicate_by_replicate() -> None:
     groups = by_fraction(plan_cells([5, 50, 100], ["pretrained", "random"], 2))
     assert [group[0].percent for group in groups] == [100, 5, 50]
