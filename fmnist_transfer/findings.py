@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fmnist_transfer.console import print_table, say
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -98,30 +99,45 @@ def to_csv(findings: Findings) -> str:
 
 
 def picture(findings: Findings, title: str) -> "Figure":
-    """Images a second of each contender, cells per hour against workers, seconds to resume against runs."""
+    """Panels of what was measured: images a second, cells per hour by workers, seconds to resume by runs."""
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    images = [line for line in findings.lines if line.unit == "images/s"]
+    measured = {_draw_images: images, _draw_scaling: findings.cells_per_hour, _draw_resume: findings.resume_seconds}
+    panels = [draw for draw, there in measured.items() if there]
+    n = max(1, len(panels))
+    figure, axes = plt.subplots(1, n, figsize=(4.5 * n, 3.6), layout="constrained", squeeze=False)
     figure.suptitle(title, fontsize=9)
-    bars = [line for line in findings.lines if line.unit == "images/s"]
-    labels = ["notebook", "one worker", "all workers"][: len(bars)]
-    medians = [line.spread.median for line in bars]
-    errors = [[line.spread.median - line.spread.min, line.spread.max - line.spread.median] for line in bars]
-    left.bar(labels, medians, yerr=list(zip(*errors, strict=True)) if errors else None, capsize=4)
-    if (fraction := findings.spread("fraction_of_limit")) and medians:
-        left.axhline(medians[-1] / fraction["median"], color="black", linestyle="--", label="matrix-product limit")
-        left.legend()
-    left.set_ylabel("training images per second")
-    counts = list(findings.cells_per_hour)
-    middle.plot(counts, list(findings.cells_per_hour.values()), "o-", label="measured")
-    if counts:
-        middle.plot(counts, [findings.cells_per_hour[counts[0]] * n for n in counts], "k--", label="ideal")
-        middle.legend()
-    middle.set(xlabel="workers", ylabel="cells per hour")
-    runs = list(findings.resume_seconds)
-    right.plot(runs, [findings.resume_seconds[n].median for n in runs], "o-")
-    right.set(xlabel="runs in the store", ylabel="seconds to find what is done", xscale="log", ylim=(0, None))
+    for draw, axis in zip(panels, axes[0], strict=False):
+        draw(findings, axis)
+        axis.set_ylim(0, None)
     return figure
+
+
+def _draw_images(findings: Findings, axis: "Axes") -> None:
+    spreads = [line.spread for line in findings.lines if line.unit == "images/s"]
+    labels = ["notebook", "one worker", "all workers"][: len(spreads)]
+    errors = [[s.median - s.min for s in spreads], [s.max - s.median for s in spreads]]
+    axis.bar(labels, [s.median for s in spreads], yerr=errors, capsize=4)
+    if fraction := findings.spread("fraction_of_limit"):
+        limit = spreads[-1].median / fraction["median"]
+        axis.axhline(limit, color="black", linestyle="--", label="matrix-product limit")
+        axis.legend(loc=(0.02, 0.75))
+    axis.set_ylabel("training images per second")
+
+
+def _draw_scaling(findings: Findings, axis: "Axes") -> None:
+    counts, per_hour = list(findings.cells_per_hour), list(findings.cells_per_hour.values())
+    axis.plot(counts, per_hour, "o-", label="measured")
+    axis.plot(counts, [per_hour[0] * n / counts[0] for n in counts], "k--", label="ideal")
+    axis.set(xlabel="workers", ylabel="cells per hour", xticks=counts)
+    axis.legend()
+
+
+def _draw_resume(findings: Findings, axis: "Axes") -> None:
+    runs = list(findings.resume_seconds)
+    axis.plot(runs, [findings.resume_seconds[n].median for n in runs], "o-")
+    axis.set(xlabel="runs in the store", ylabel="seconds to find what is done", xscale="log")
 
 
 def metric_name(name: str) -> str:
