@@ -8,6 +8,7 @@ runs the real command in a process of its own, with FOLDER's files in place of t
 import contextlib
 import hashlib
 import importlib
+import signal
 import sqlite3
 import struct
 import sys
@@ -59,6 +60,7 @@ def copy_database(source: Path, destination: Path) -> Path:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` would have it ignored
     folder, module, *arguments = sys.argv[1:]
     data.FILES = describe(Path(folder))
     sys.exit(importlib.import_module(module).command([*arguments, "--data-dir", folder]))
