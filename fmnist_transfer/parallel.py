@@ -31,7 +31,6 @@ Report = Callable[[Any], None]
 TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
 
 POLL_SECONDS = 0.25
-ATTEMPTS = 2  # of a task whose worker dies
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,11 @@ class Workers:
         while True:
             for process in self._processes:
                 if process.task is None and not self.stop.is_set():
-                    number = 2 if lost else 1
+                    again = bool(lost)
                     if (task := lost.pop() if lost else next(tasks, None)) is None:
                         break
                     job.on_start(task)
-                    process.hand_out(job, task, number)
+                    process.hand_out(job, task, again=again)
             busy = {process.connection: process for process in self._processes if process.task is not None}
             if not busy:
                 return
@@ -182,7 +181,7 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: Any = None
-        self._number = 0  # of the attempt at it
+        self._again = False  # whether another worker died of it
         self._job: _Job | None = None  # what it knows of
         self._process = context.Process(target=_work, args=(theirs, stop.flag, prepare), daemon=True)
         # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
@@ -191,8 +190,8 @@ class _Process:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()  # so that its death is the end of the pipe
 
-    def hand_out(self, job: _Job, task: Any, number: int) -> None:
-        self.task, self._number = task, number
+    def hand_out(self, job: _Job, task: Any, *, again: bool) -> None:
+        self.task, self._again = task, again
         with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
             if self._job is not job:
                 self.connection.send(("job", job.function, job.shared))
@@ -206,9 +205,10 @@ class _Process:
         except (EOFError, OSError):  # also in the midst of a message
             self._process.kill()  # if it is the pipe that failed
             self._process.join()
-            status: Literal["lost", "failed"] = "lost" if self._number < ATTEMPTS else "failed"
             reason = f"the worker process died ({_death(self._process.exitcode or 0)})"
-            return Outcome(self.task, status, reason=reason + (", twice" if status == "failed" else ""))
+            if self._again:
+                return Outcome(self.task, "failed", reason=f"{reason}, twice")
+            return Outcome(self.task, "lost", reason=reason)
         if kind == "report":
             job.on_report(self.task, content)
             return None

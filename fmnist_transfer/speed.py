@@ -69,13 +69,18 @@ class Round(NamedTuple):
 
 def fit_once(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> Fitted:
     """Train a fresh network, in a worker."""
-    device = torch.device(work.device)
-    streams = Streams(seed)
-    network, train, val = fresh_network(work.spec, streams).to(device), work.train.to(device), work.val.to(device)
     start = time.monotonic()  # the same clock in every process
-    history = fit(network, train, val, work.recipe, streams, should_stop=should_stop)
+    history = _fit(work, seed, should_stop)
     end = time.monotonic()
     return Fitted(_images_per_s(history, work, 0), start, end, history.final.val_accuracy)
+
+
+def _fit(work: Workload, seed: int, should_stop: Callable[[], bool]) -> History:
+    """Train a fresh network of the workload."""
+    streams = Streams(seed)
+    network = fresh_network(work.spec, streams).to(work.device)
+    train, val = work.train.to(work.device), work.val.to(work.device)
+    return fit(network, train, val, work.recipe, streams, should_stop=should_stop)
 
 
 def _images_per_s(history: History, work: Workload, n_skipped: int) -> float:
@@ -154,10 +159,7 @@ def stacked_speedup(workers: Workers, work: Workload, seed: int) -> float:
 
 def fit_alone(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
     """Images a second of one network, its first epoch apart, in a worker."""
-    streams = Streams(seed)
-    network = fresh_network(work.spec, streams).to(work.device)
-    train, val = work.train.to(work.device), work.val.to(work.device)
-    return _images_per_s(fit(network, train, val, work.recipe, streams, should_stop=should_stop), work, 1)
+    return _images_per_s(_fit(work, seed, should_stop), work, 1)
 
 
 def fit_fraction(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
@@ -183,10 +185,7 @@ def seconds_to_goal(workers: Workers, work: Workload, seed: int) -> float:
 
 def fit_to_goal(work: Workload, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> float:
     """Seconds until `GOAL`, in a worker."""
-    streams = Streams(seed)
-    network = fresh_network(work.spec, streams).to(work.device)
-    train, val = work.train.to(work.device), work.val.to(work.device)
-    history = fit(network, train, val, work.recipe, streams, should_stop=should_stop)
+    history = _fit(work, seed, should_stop)
     seconds = 0.0
     for epoch in history.epochs:
         seconds += epoch.seconds

@@ -60,9 +60,8 @@ class StackedCNN2(nn.Module):
         self.k = len(networks)
         self._sizes = [len(group.networks) for group in groups]
         self._masks = list(masks)
-        self._estimating: int | None = (
-            None  # batches that the statistics are the mean of, while they are estimated anew
-        )
+        # While statistics are estimated anew: the number of batches that they are the mean of so far.
+        self._estimating: int | None = None
         self._names: list[str] = []
         for name, parameter in networks[0].named_parameters():
             stacked = torch.stack([network.get_parameter(name).detach() for network in networks])
