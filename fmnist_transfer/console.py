@@ -7,6 +7,7 @@ into its one line and its exit status.
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fmnist_transfer.database import masked, write_problem
 from fmnist_transfer.errors import StoreError, UsageError, UserError
 
 
@@ -49,15 +51,19 @@ def run_command(
             warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return _report(str(error), error.exit_status, debug)
+    except KeyboardInterrupt:  # before the command could see to signals itself
+        return _report("stopped before anything was begun", 128 + signal.SIGINT, debug)
     except Exception as error:  # whatever else went wrong is one line too
-        if debug:
-            traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}. Finished work is kept; --debug shows where.", file=sys.stderr)
-        return UserError.exit_status
+        text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
+        return _report(text, UserError.exit_status, debug)
+
+
+def _report(text: str, exit_status: int, debug: bool) -> int:
+    if debug:
+        print(masked(traceback.format_exc()), file=sys.stderr)
+    print(f"error: {masked(text)}", file=sys.stderr)
+    return exit_status
 
 
 def _quiet_libraries() -> None:
@@ -86,7 +92,12 @@ def check_distinct(flag: str, values: Sequence[Any]) -> None:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(masked(text), flush=True)
+
+
+def warn(text: str) -> None:
+    """A line that is no result: on the error stream."""
+    print(f"note: {masked(text)}", file=sys.stderr, flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -196,7 +207,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; the runs themselves are in the store") from error
+        raise StoreError(f"{write_problem(path, error)}; the runs themselves are in the store") from error
 
 
 def _finite(value: Any) -> Any:

@@ -1,21 +1,32 @@
-"""Database files and URIs, as MLflow's store and Optuna's study need them: created whole or not at all, and masked."""
+"""Database files and URIs, as MLflow's store and Optuna's study need them.
+
+Files are created whole or not at all, are known for what they are before a library touches them (which would add its
+tables to a foreign one and upgrade an old one), and have room to grow. URIs are masked.
+"""
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fmnist_transfer.errors import StoreError
 
+PROJECT = Path(__file__).resolve().parent.parent
 SQLITE = "sqlite:///"  # and a path
+PROBE_BYTES = 8 * 2**20  # room for the runs and figures of a small sweep
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_USER_INFORMATION = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"]+@", re.IGNORECASE)
 
 
-def masked(uri: str) -> str:
-    """The URI without its user information."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "***@", 1) if "@" in parts.netloc else uri
+def masked(text: str) -> str:
+    """The URI, or any text with URIs in it, without their user information."""
+    return _USER_INFORMATION.sub(r"\1***@", text)
 
 
 def sqlite_uri(path: Path) -> str:
@@ -30,30 +41,120 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
 
 
+def default_folder() -> Path:
+    """The `mlruns` of the checkout that holds this package, else of the current directory."""
+    return (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "mlruns"
+
+
+def store_uri(asked: str | None) -> str:
+    """The tracking store's URI: as asked for, else `MLFLOW_TRACKING_URI`, else sqlite under `mlruns/`.
+
+    A mere path that ends in `.db` becomes a sqlite URI, and a sqlite URI's path absolute.
+    """
+    uri = asked or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
+    if "://" not in uri and uri.endswith(".db"):
+        uri = f"{SQLITE}{uri}"
+    database = sqlite_path(uri)
+    return uri if database is None else sqlite_uri(database)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Whose database a file is to be, and how its version is known."""
+
+    product: str
+    table: str
+    """One that each of its databases has."""
+    migrations: Path
+    """Folder of its alembic scripts."""
+    upgrade: str
+    """Command for an older database; `{uri}` stands for its URI."""
+
+
+def open_file(database: Path, schema: Schema, create: Callable[[Path], None]) -> None:
+    """Make sure that `database` is a sqlite file of this schema that can be written; made by `create` if missing.
+
+    Raises StoreError, with what is wrong and what to do; the file is then left as it is.
+    """
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        probe(database.parent)
+        create_once(database, create)
+        check_schema(database, schema)
+    except OSError as error:
+        raise StoreError(write_problem(database, error)) from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{database}: {error}; move it away, or use another store") from error
+
+
+def probe(folder: Path) -> None:
+    """Raise OSError unless there is room for some more files in the folder."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(bytes(PROBE_BYTES))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_problem(path: Path, error: OSError) -> str:
+    """`cannot write PATH: disk full (3 MB free)`, or what else the system says."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in FULL:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        reason = f"disk full ({shutil.disk_usage(there).free // 10**6} MB free)"
+    return f"cannot write {path}: {reason}"
+
+
 def create_once(database: Path, create: Callable[[Path], None]) -> None:
     """Make a sqlite file by `create(temporary path)`, under a lock, and rename it into place when it is whole.
 
-    Racing processes and kills leave either no file or a good one. Raises StoreError for what is not sqlite.
+    Racing processes and kills leave either no file or a good one.
     """
     import filelock
 
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        if not database.exists():
-            with filelock.FileLock(f"{database}.lock"):
-                if not database.exists():
-                    temporary = database.with_name(f".{database.name}.new")
-                    temporary.unlink(missing_ok=True)
-                    create(temporary)
-                    with contextlib.closing(sqlite3.connect(temporary)) as connection:
-                        connection.execute("PRAGMA journal_mode=WAL")
-                    with temporary.open("rb") as stream:
-                        os.fsync(stream.fileno())
-                    os.replace(temporary, database)
-        # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA schema_version")
-    except OSError as error:
-        raise StoreError(f"cannot write {database}: {error.strerror}") from error
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{database}: {error}; move it away, or use another store") from error
+    if database.exists():
+        return
+    with filelock.FileLock(f"{database}.lock"):
+        if database.exists():
+            return
+        folder = database.with_name(f".{database.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)  # of one who was killed, its journal too
+        folder.mkdir()
+        temporary = folder / database.name
+        create(temporary)
+        with contextlib.closing(sqlite3.connect(temporary)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, database)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_schema(database: Path, schema: Schema) -> None:
+    """Raise StoreError unless the file is of this schema, neither older nor newer than the library at hand."""
+    from alembic.script import ScriptDirectory
+
+    # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            raise StoreError(f"{database} is an empty database; delete it, and the same command makes a new one")
+        if not {schema.table, "alembic_version"} <= tables:
+            some = ", ".join(sorted(tables)[:3])
+            raise StoreError(
+                f"{database} is not {schema.product}'s: it holds other tables ({some} ...). It is left as it is; "
+                "give another path"
+            )
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+    scripts = ScriptDirectory(str(schema.migrations))
+    head = scripts.get_current_head()
+    if revision == head:
+        return
+    if revision in {script.revision for script in scripts.walk_revisions()}:
+        raise StoreError(
+            f"{database} was made by an older {schema.product} (schema {revision}, now {head}). It is left as it is; "
+            f"copy it, then upgrade it: {schema.upgrade.format(uri=sqlite_uri(database))}"
+        )
+    raise StoreError(
+        f"{database} was made by a newer {schema.product} (schema {revision}, here {head}). It is left as it is; "
+        f"upgrade {schema.product}: pip install --upgrade {schema.product.lower()}"
+    )

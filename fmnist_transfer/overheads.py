@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fmnist_transfer import registry, tracking
 from fmnist_transfer.console import say
+from fmnist_transfer.database import PROJECT
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
@@ -85,7 +86,7 @@ class ScratchStore:
         machine = ["--workers", str(self.n_workers), "--device", self.device, "--json", str(file)]
         start = time.perf_counter()
         done = subprocess.run(
-            [*command, *where, *machine, *flags], cwd=tracking.PROJECT, capture_output=True, text=True, check=False
+            [*command, *where, *machine, *flags], cwd=PROJECT, capture_output=True, text=True, check=False
         )
         wall = time.perf_counter() - start
         self.stop.raise_if_set(STOPPED)

@@ -1,15 +1,65 @@
-"""One driver for each sweep and each study: a lock of the operating system, which cannot outlive its owner."""
+"""One driver for each sweep and each study.
+
+On one machine a lock of the operating system, which cannot outlive its owner; on a server, which other machines use
+too, what the owner wrote of itself on the run.
+"""
 
 import contextlib
+import functools
 import hashlib
+import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from fmnist_transfer.database import sqlite_path
 from fmnist_transfer.errors import BusyError
+
+SAME_START_SECONDS = 2.0  # a clock that was set moves the start of a process, too
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process. A pid alone may be another's by now; with its start it is not, after a reboot neither."""
+
+    host: str
+    pid: int
+    started: float
+    """Seconds since the epoch; 0 where it is not known."""
+
+    @classmethod
+    @functools.cache
+    def this_process(cls) -> Self:
+        import psutil
+
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Self:
+        return cls(tags.get("host", "unknown"), int(tags.get("pid", 0)), float(tags.get("process_started", 0)))
+
+    def to_tags(self) -> dict[str, str]:
+        return {"host": self.host, "pid": str(self.pid), "process_started": str(self.started)}
+
+    def is_dead(self) -> bool:
+        """Whether it is certain that the process has ended; of another host it never is."""
+        import psutil
+
+        if self.host != socket.gethostname():
+            return False
+        try:
+            started = psutil.Process(self.pid).create_time()
+        except psutil.NoSuchProcess:
+            return True
+        return bool(self.started) and abs(started - self.started) > SAME_START_SECONDS
+
+    def __str__(self) -> str:
+        since = f", since {time.strftime('%F %T', time.localtime(self.started))}" if self.started else ""
+        return f"host {self.host}, pid {self.pid}{since}"
 
 
 @contextlib.contextmanager
@@ -27,13 +77,27 @@ def owning(uri: str, what: str, key: str) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = owner.read_text() if owner.exists() else "unknown"
-        raise BusyError(f"another process works on this {what} ({who}); wait for it, or stop it first") from None
+        raise busy(what, _read(owner)) from None
     try:
-        owner.write_text(f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%F %T')}")
+        owner.write_text(json.dumps(asdict(Owner.this_process())))
         yield
     finally:
         lock.release()
+
+
+def busy(what: str, owner: Owner | None) -> BusyError:
+    """What the second driver is told."""
+    return BusyError(
+        f"another process works on this {what} ({owner or 'which has not said who it is'}); wait for it, or stop it "
+        "first. What it has finished is kept"
+    )
+
+
+def _read(file: Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):  # it has the lock, but has not yet written
+        return None
 
 
 def _locks_folder(uri: str) -> Path:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from fmnist_transfer.errors import Interrupted, UsageError
+from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.stopping import SIGNALS, StopSignal
 
 Task = TypeVar("Task")
@@ -168,10 +168,16 @@ def _attempt(
 ) -> Outcome[Any, Any]:
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
-    except Interrupted as error:
+    except (Interrupted, StoreError) as error:  # without its store a task has not failed: it is still to be done
         return Outcome(task, "interrupted", reason=str(error))
     except Exception as error:  # one task's failure is its own; the caller sees the reason
-        return Outcome(task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc())
+        outcome = Outcome[Any, Any](
+            task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc()
+        )
+    from fmnist_transfer.training import free_memory
+
+    free_memory()  # now that the error's frames are gone
+    return outcome
 
 
 class _Process:

@@ -10,9 +10,12 @@ nothing else: nothing from a registry is ever unpickled, imported or run.
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import numpy as np
@@ -31,7 +34,7 @@ from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import Store, settings_params
+from fmnist_transfer.tracking import Store, already_there, settings_params
 
 BEST = "best"
 FORMAT = 1
@@ -90,17 +93,20 @@ def register(
     )
     with tempfile.TemporaryDirectory() as folder:
         weights, spec_file = Path(folder) / WEIGHTS_FILE, Path(folder) / SPEC_FILE
-        safetensors.torch.save_file({key: value.contiguous() for key, value in model.state.items()}, weights)
-        content = model.to_dict() | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        weights.write_bytes(packed := pack_weights(model.state))
+        content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
         spec_file.write_text(json.dumps(content, indent=2))
         params = settings_params(model.spec, model.recipe) | {"split": model.split}
+        experiment_id = store.client.get_run(run_id).info.experiment_id
+        _delete_half_made(store, experiment_id, run_id, name)
         logged = store.client.create_logged_model(  # log_model alone would put it into the experiment `Default`
-            store.client.get_run(run_id).info.experiment_id,
+            experiment_id,
             name,
             source_run_id=run_id,
             params={key: str(value) for key, value in params.items()},
         )
-        info = mlflow.pytorch.log_model(
+        info = store.patience.call(
+            mlflow.pytorch.log_model,
             network,
             name=name,
             model_id=logged.model_id,
@@ -113,19 +119,41 @@ def register(
             metadata=content,
         )
     if not _has_model(store, name):
-        store.client.create_registered_model(
+        with already_there():
+            store.client.create_registered_model(
+                name,
+                description=f"CNN2 trained on Fashion-MNIST classes {model.split.source}. Load it with "
+                f"`python -m sweeps.transfer --model-uri models:/{name}/{BEST}`.",
+            )
+    return store.patience.create(
+        lambda: next((version for version in _versions(store, name) if _model_id(version) == info.model_id), None),
+        lambda: store.once.create_model_version(
             name,
-            description=f"CNN2 trained on Fashion-MNIST classes {model.split.source}. Load it with "
-            f"`python -m sweeps.transfer --model-uri models:/{name}/{BEST}`.",
-        )
-    return store.client.create_model_version(
-        name,
-        info.model_uri,
-        run_id,
-        tags={key: str(value) for key, value in tags.items()},
-        description=description,
-        model_id=info.model_id,
+            info.model_uri,
+            run_id,
+            tags={key: str(value) for key, value in tags.items()},
+            description=description,
+            model_id=info.model_id,
+        ),
     )
+
+
+def _delete_half_made(store: Store, experiment_id: str, run_id: str, name: str) -> None:
+    """Models of this run that were never registered: whoever began them was killed."""
+    registered = {_model_id(version) for version in _versions(store, name)}
+    made = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    for model in made:
+        if model.model_id not in registered:
+            store.client.delete_logged_model(model.model_id)
+
+
+def _model_id(version: ModelVersion) -> str:
+    """Of the version's logged model; a search returns versions without it, but with their source."""
+    return str(version.model_id or str(version.source).removeprefix("models:/"))
+
+
+def _versions(store: Store, name: str) -> list[ModelVersion]:
+    return list(store.client.search_model_versions(f"name = '{name}'"))
 
 
 def best_version(store: Store, name: str) -> ModelVersion | None:
@@ -167,7 +195,7 @@ def resolve(store: Store, uri: str) -> Reference:
 
 
 def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Reference:
-    versions = {v.version: v for v in store.client.search_model_versions(f"name = '{name}'")}
+    versions = {v.version: v for v in _versions(store, name)}
     number = suffix
     if suffix == "latest":
         number = max(versions, key=int, default="")
@@ -182,7 +210,7 @@ def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Referenc
     version = {str(key): value for key, value in versions.items()}.get(str(number))
     if version is None:
         raise ModelError(f"no version {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}")
-    model_id = version.model_id or str(version.source).removeprefix("models:/")
+    model_id = _model_id(version)
     return Reference(
         uri, f"models:/{name}/{version.version}", store.client.get_logged_model(model_id).artifact_location
     )
@@ -200,7 +228,7 @@ def _known(store: Store) -> str:
     """Every model with its versions and aliases, in one phrase."""
     models = []
     for model in store.client.search_registered_models():
-        versions = sorted(int(v.version) for v in store.client.search_model_versions(f"name = '{model.name}'"))
+        versions = sorted(int(version.version) for version in _versions(store, model.name))
         aliases = store.client.get_registered_model(model.name).aliases
         models.append(
             f"{model.name} (versions {', '.join(map(str, versions)) or 'none'}; "
@@ -209,32 +237,49 @@ def _known(store: Store) -> str:
     return f"Known: {'; '.join(models) or 'no model'}"
 
 
-def load(reference: Reference) -> TrainedModel:
+def load(store: Store, reference: Reference) -> TrainedModel:
     """Read the two files of the model, check size, digests, names, shapes, types and finiteness.
 
     Raises ModelError for anything that is not as `register` writes it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        content = _read_json(_fetch(reference, SPEC_FILE, Path(folder)), reference)
-        weights = _fetch(reference, WEIGHTS_FILE, Path(folder)).read_bytes()
+    what = reference.pinned
+    content = _read_json(_fetch(store, reference.location, f"{FILES_FOLDER}/{SPEC_FILE}", what), what)
+    weights = _fetch(store, reference.location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", what)
     try:
         if content["format"] != FORMAT:
-            raise ModelError(f"{reference.pinned} has format {content['format']!r}; this version reads {FORMAT}")
+            raise ModelError(f"{what} has format {content['format']!r}; this version reads {FORMAT}")
         found = hashlib.sha256(weights).hexdigest()
         if found != content["weights_sha256"]:
-            raise ModelError(
-                f"{reference.pinned}: {WEIGHTS_FILE} has sha256 {found}, expected {content['weights_sha256']}"
-            )
+            raise ModelError(f"{what}: {WEIGHTS_FILE} has sha256 {found}, expected {content['weights_sha256']}")
         spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
         split = Split(tuple(content["source_classes"]))
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
-            raise ModelError(f"{reference.pinned}: its network would not fit into {WEIGHTS_FILE}'s limit")
-        state = safetensors.torch.load(weights)
+            raise ModelError(f"{what}: its network would not fit into {WEIGHTS_FILE}'s limit")
         facts = dict(content["facts"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError, SafetensorError) as error:
-        raise ModelError(f"{reference.pinned} is not a CNN2 model as this package writes it: {error!r}") from error
-    check_state(state, spec, reference.pinned)
-    return TrainedModel(spec, recipe, split, state, facts)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
+    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, what), facts)
+
+
+def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
+    """Weights and buffers in the safetensors format."""
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+
+
+def unpack_weights(content: bytes, spec: CNN2Spec, what: str) -> dict[str, torch.Tensor]:
+    """Inverse of `pack_weights`. Raises ModelError unless it holds exactly the weights of the spec's network."""
+    try:
+        state = safetensors.torch.load(content)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
+    check_state(state, spec, what)
+    return state
+
+
+def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.Tensor]:
+    """What a run logged as `weights.safetensors`. Raises ModelError."""
+    location = str(store.client.get_run(run_id).info.artifact_uri)
+    return unpack_weights(_fetch(store, location, WEIGHTS_FILE, f"run {run_id}"), spec, f"run {run_id}")
 
 
 def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
@@ -255,28 +300,41 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
-def _fetch(reference: Reference, name: str, folder: Path) -> Path:
-    path = f"{FILES_FOLDER}/{name}"
-    try:
-        repository = get_artifact_repository(reference.location)
-        sizes = {file.path: file.file_size or 0 for file in repository.list_artifacts(FILES_FOLDER)}
-        if path not in sizes:
-            raise ModelError(
-                f"{reference.pinned} has no {path} in {masked(reference.location)}: it was not registered by this "
-                "package, or its files were moved or deleted"
-            )
-        if sizes[path] > MAX_BYTES[name]:
-            raise ModelError(f"{reference.pinned}: {name} has {sizes[path]} bytes, more than {MAX_BYTES[name]}")
-        return Path(repository.download_artifacts(path, str(folder)))
-    except (MlflowException, OSError) as error:
-        raise ModelError(f"cannot read {path} of {reference.pinned}: {error}") from error
+def _fetch(store: Store, location: str, path: str, what: str) -> bytes:
+    """The artifact `path` below `location`, if it is a plain file within its limit. Raises ModelError."""
+    limit = MAX_BYTES[Path(path).name]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            repository = get_artifact_repository(location)
+            listed = store.patience.call(repository.list_artifacts, str(Path(path).parent) if "/" in path else None)
+            sizes = {file.path: file.file_size or 0 for file in listed}
+            if path not in sizes:
+                raise ModelError(
+                    f"{what} has no {path} in {masked(location)}: it was not registered by this package, or its files "
+                    "were moved or deleted"
+                )
+            if sizes[path] > limit:
+                raise ModelError(f"{what}: {path} has {sizes[path]} bytes, more than {limit}")
+            if _has_link(location, path):
+                raise ModelError(f"{what}: {path} is a link; only a plain file is read")
+            return Path(store.patience.call(repository.download_artifacts, path, folder)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise ModelError(f"cannot read {path} of {what}: {error}") from error
 
 
-def _read_json(path: Path, reference: Reference) -> dict[str, Any]:
+def _has_link(location: str, path: str) -> bool:
+    """Whether the file, or its folder, is a symbolic link; of a place that is not local it cannot be one."""
+    if urlsplit(location).scheme not in ("", "file"):
+        return False
+    file = Path(url2pathname(urlsplit(location).path)) / path
+    return file.is_symlink() or file.parent.is_symlink()
+
+
+def _read_json(text: bytes, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{reference.pinned}: {SPEC_FILE} is not JSON: {error}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{what}: {SPEC_FILE} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{reference.pinned}: {SPEC_FILE} holds no object")
+        raise ModelError(f"{what}: {SPEC_FILE} holds no object")
     return content

@@ -4,9 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
-from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.errors import Interrupted, StoreError
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -29,9 +30,11 @@ class StopSignal:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, StoreError):  # whoever stopped it while the store was away wants to hear of the stop
+            self.raise_if_set(str(error))
 
     def _handle(self, number: int, frame: object) -> None:
         if self.number is not None:
@@ -41,6 +44,10 @@ class StopSignal:
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; once more to leave at once\n")
 
+    def halt(self) -> None:
+        """Stop the tasks as a signal would, for another reason."""
+        self.flag.value = 1
+
     def is_set(self) -> bool:
         return bool(self.flag.value)
 
@@ -48,3 +55,29 @@ class StopSignal:
         """Raise Interrupted, with the signal's exit status, if a signal came."""
         if self.number is not None:
             raise Interrupted(message, self.number)
+
+
+class Outage:
+    """Lets tasks end in good order when the store is lost: the first StoreError stops them, and is raised afterwards.
+
+    with outage.held():
+        store.log(...)
+    outage.raise_if_any()
+    """
+
+    def __init__(self, stop: StopSignal):
+        self._stop = stop
+        self._error: StoreError | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold back a StoreError of the block."""
+        try:
+            yield
+        except StoreError as error:
+            self._error = self._error or error
+            self._stop.halt()
+
+    def raise_if_any(self) -> None:
+        if self._error is not None:
+            raise self._error

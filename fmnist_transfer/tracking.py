@@ -10,21 +10,22 @@ One process writes: workers return arrays, and the command logs them in batches.
 
 import contextlib
 import functools
+import hashlib
 import io
 import logging
 import os
+import secrets
 import shlex
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -33,8 +34,23 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fmnist_transfer.database import SQLITE, create_once, masked, sqlite_path, sqlite_uri
+from fmnist_transfer.console import say, warn
+from fmnist_transfer.database import (
+    PROJECT,
+    SQLITE,
+    Schema,
+    default_folder,
+    masked,
+    open_file,
+    sqlite_path,
+    sqlite_uri,
+    store_uri,
+)
 from fmnist_transfer.errors import Interrupted, StoreError
+from fmnist_transfer.ownership import Owner, busy
+from fmnist_transfer.patience import Patience, PatientClient
+from fmnist_transfer.repair import ARTIFACTS, moved_from
+from fmnist_transfer.spool import Ending, MetricRow, Spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,17 +60,16 @@ if TYPE_CHECKING:
     from fmnist_transfer.recipe import Recipe
     from fmnist_transfer.training import Epoch, Result
 
-TUNING, TRANSFER, BENCHMARK = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"  # experiments
-PROJECT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = TUNING, TRANSFER, BENCHMARK = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"
 METRICS_A_CALL, TEXTS_A_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
 HEALTH_SECONDS = 5.0
-
-MetricRow = tuple[str, float, int]  # key, value, step
-
-
-def default_folder() -> Path:
-    """The `mlruns` of the checkout that holds this package, else of the current directory."""
-    return (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "mlruns"
+SCHEMA = Schema(
+    "MLflow", "experiments", Path(mlflow.__file__).parent / "store" / "db_migrations", "mlflow db upgrade '{uri}'"
+)
+HTTP_DEFAULTS = {  # without them a client is silent for four minutes, and makes two runs of a request that it repeats
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,12 @@ class Store:
     folder: Path
     """Beside the database; where the study database is by default."""
     client: MlflowClient
+    """Every call of which is retried with `patience`."""
+    once: MlflowClient
+    """The same, whose calls are tried once: for what must not be done twice."""
+    patience: Patience
+    spool: Spool
+    _experiments: dict[str, str] = field(default_factory=dict)
 
     @property
     def ui_command(self) -> str:
@@ -75,16 +96,22 @@ class Store:
             return f"mlflow server --backend-store-uri {masked(self.uri)}"
         return (
             f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(self.uri)} "
-            f"--artifacts-destination {shlex.quote(str(self.folder / 'artifacts'))} --workers 1"
+            f"--artifacts-destination {shlex.quote(str(self.folder / ARTIFACTS))} --workers 1"
         )
 
     def experiment(self, name: str) -> str:
         """Id of the experiment, created if it is not there."""
-        found = self.client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
-        location = (self.folder / "artifacts" / name).as_uri() if self.uri.startswith("sqlite") else None
-        return self.client.create_experiment(name, artifact_location=location)
+        if (known := self._known_experiment(name)) is not None:
+            return known
+        location = (self.folder / ARTIFACTS / name).as_uri() if self.uri.startswith(SQLITE) else None
+        with already_there():  # another command was quicker
+            self.client.create_experiment(name, artifact_location=location)
+        return str(self._known_experiment(name))
+
+    def _known_experiment(self, name: str) -> str | None:
+        if name not in self._experiments and (found := self.client.get_experiment_by_name(name)):
+            self._experiments[name] = str(found.experiment_id)
+        return self._experiments.get(name)
 
     def start(
         self,
@@ -96,10 +123,15 @@ class Store:
         tags: Mapping[str, Any] | None = None,
     ) -> str:
         """Create a RUNNING run with its provenance and return its id."""
-        all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()}
+        creation = secrets.token_hex(8)  # by which a run is found whose request arrived and whose response was lost
+        all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment(experiment), run_name=name, tags=all_tags)
+        experiment_id = self.experiment(experiment)
+        run = self.patience.create(
+            lambda: next(iter(self.find(experiment, creation=creation)), None),
+            lambda: self.once.create_run(experiment_id, run_name=name, tags=all_tags),
+        )
         self.log(run.info.run_id, params=params)
         return str(run.info.run_id)
 
@@ -110,15 +142,27 @@ class Store:
         metrics: Sequence[MetricRow] = (),
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        time_ms: int | None = None,
     ) -> None:
-        """Log everything in as few calls as MLflow allows."""
-        now = int(time.time() * 1_000)
-        values = [Metric(key, float(value), now, step) for key, value, step in metrics]
+        """Log everything in as few calls as MLflow allows; `time_ms` of the metrics is now, unless it is given."""
+        time_ms = time_ms or int(time.time() * 1_000)
+        values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
         texts = [Param(key, str(value)) for key, value in (params or {}).items()]
         labels = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
         while values or texts or labels:
             self.client.log_batch(run_id, values[:METRICS_A_CALL], texts[:TEXTS_A_CALL], labels[:TEXTS_A_CALL])
             values, texts, labels = values[METRICS_A_CALL:], texts[TEXTS_A_CALL:], labels[TEXTS_A_CALL:]
+
+    def log_once(self, run_id: str, key: str, value: str) -> str:
+        """Log a param unless it is there; the value that it has then. Of racing processes one wins."""
+        try:
+            self.log(run_id, params={key: value})
+        except MlflowException:  # params are write-once
+            there = self.client.get_run(run_id).data.params.get(key)
+            if there is None:
+                raise
+            return str(there)
+        return value
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Name the half of Fashion-MNIST that the run used; `role` is `source` or `target`."""
@@ -140,89 +184,169 @@ class Store:
             file.write_bytes(content.getvalue())
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
-    def reopen(self, run_id: str) -> None:
-        """Make a finished run RUNNING again, to extend it."""
-        self.client.update_run(run_id, status="RUNNING")
+    def reopen(self, run: Run, what: str) -> None:
+        """Make a run RUNNING again, this process its owner. The caller owns `what` it stands for on this machine.
+
+        Raises BusyError if the run is RUNNING on a server and its process is not known to be dead.
+        """
+        if run.info.status == "RUNNING" and not self.uri.startswith(SQLITE):
+            owner = Owner.from_tags(run.data.tags)
+            if owner != Owner.this_process() and not owner.is_dead():
+                raise busy(what, owner)
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        self.log(run.info.run_id, tags=Owner.this_process().to_tags())
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
+
+    def conclude(self, ending: Ending) -> None:
+        """Log all that is left of a run, and end it; from the first failure on a copy of that waits in the spool."""
+        with self.patience.on_trouble(lambda: self.spool.keep(ending)):
+            self._send(ending)
+        self.spool.drop(ending.run_id)
+
+    def _send(self, ending: Ending) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in ending.files.items():
+                file = Path(folder) / name
+                file.write_bytes(content)
+                self.client.log_artifact(ending.run_id, str(file))
+        self.log(ending.run_id, metrics=ending.metrics, tags=ending.tags, time_ms=ending.time_ms)
+        self.end(ending.run_id, ending.status)
+
+    def send_spooled(self) -> None:
+        """Log what an earlier command could not."""
+        n_sent = 0
+        for ending in self.spool.endings():
+            try:
+                self._send(ending)
+            except MlflowException as error:  # the run is gone, say
+                file = self.spool.set_aside(ending.run_id)
+                warn(f"the store refuses a result that waited for it ({error.message}); it is kept in {file}")
+            else:
+                self.spool.drop(ending.run_id)
+                n_sent += 1
+        if n_sent:
+            say(f"{n_sent} results that the store could not take before are in it now")
+
+    def reap(self, experiment: str) -> int:
+        """End as KILLED what processes left RUNNING that are certainly dead; how many it was."""
+        dead = [run for run in self.find(experiment, status="RUNNING") if Owner.from_tags(run.data.tags).is_dead()]
+        for run in dead:
+            self.end(run.info.run_id, "KILLED")
+        return len(dead)
 
     @contextlib.contextmanager
     def ending(self, run_id: str) -> Iterator[None]:
         """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception."""
         try:
             yield
-        except (Interrupted, KeyboardInterrupt):
-            self.end(run_id, "KILLED")
-            raise
-        except BaseException:
-            self.end(run_id, "FAILED")
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            with contextlib.suppress(StoreError):  # the error itself says more
+                self.end(run_id, "KILLED" if stopped else "FAILED")
             raise
         self.end(run_id)
 
-    def find(self, experiment: str, **tags: str) -> list[Run]:
-        """Runs of the experiment with these tags, the newest first."""
-        condition = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
+        """Runs of the experiment with this status and these tags, the newest first."""
+        conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
+        conditions += [f"attributes.status = '{status}'"] if status else []
+        condition = " and ".join(conditions)
         runs: list[Run] = []
         token = None
+        if (experiment_id := self._known_experiment(experiment)) is None:
+            return runs
         while True:
-            page = self.client.search_runs([self.experiment(experiment)], condition, page_token=token)
+            page = self.client.search_runs([experiment_id], condition, page_token=token)
             runs += page
             if not (token := page.token):
                 return runs
 
 
-def open_store(tracking_uri: str | None) -> Store:
+@contextlib.contextmanager
+def already_there() -> Iterator[None]:
+    """Within the block, creating what is there already is no error."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def open_store(tracking_uri: str | None, patience: Patience | None = None) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `sqlite` under `mlruns/`, made if need be.
 
-    A sqlite file gets its artifacts in `artifacts/` beside it. Raises StoreError.
+    A sqlite file gets its artifacts in `artifacts/` beside it. What an earlier command could not log is logged first.
+    Raises StoreError.
     """
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would beat the parent of every run
-    asked = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
-    if "://" not in asked and asked.endswith(".db"):
-        asked = f"{SQLITE}{Path(asked).absolute()}"
-    folder = default_folder()
-    if (database := sqlite_path(asked)) is not None:
-        asked, folder = sqlite_uri(database), database.parent
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / "artifacts").as_uri()
-        create_once(database, lambda path: _create_database(path, folder))
-    elif asked.startswith(("http://", "https://")):
-        _probe(asked)
-    elif not asked.startswith(("postgresql", "mysql", "mssql")):
+    patience = patience or Patience()
+    if tracking_uri and masked(tracking_uri) != tracking_uri:
+        warn("a password on a command line is seen by every user of the machine; MLFLOW_TRACKING_URI hides it")
+    uri, folder = store_uri(tracking_uri), default_folder()
+    if (database := sqlite_path(uri)) is not None:
+        folder = database.parent
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
+        open_file(database, SCHEMA, lambda path: _create_database(path, folder))
+        _check_place(database)
+    elif uri.startswith(("http://", "https://")):
+        for name, value in HTTP_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        _probe(uri)
+    elif not uri.startswith(("postgresql", "mysql", "mssql")):
         raise StoreError(
-            f"{masked(asked)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
+            f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
     try:
-        mlflow.set_tracking_uri(asked)
-        client = MlflowClient(asked)
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, ImportError) as error:
-        reason = str(error).strip().splitlines()[0].replace(asked, masked(asked))
-        raise StoreError(f"cannot open the tracking store {masked(asked)}: {reason}") from error
-    return Store(asked, folder, client)
+        reason = str(error).strip().splitlines()[0]
+        raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(reason)}") from error
+    spool = Spool(folder / "spool" / hashlib.sha256(uri.encode()).hexdigest()[:16])
+    store = Store(uri, folder, cast(MlflowClient, PatientClient(client, patience)), client, patience, spool)
+    store.send_spooled()
+    return store
 
 
 def _create_database(path: Path, folder: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    store = SqlAlchemyStore(sqlite_uri(path), (folder / "artifacts").as_uri())
+    store = SqlAlchemyStore(sqlite_uri(path), (folder / ARTIFACTS).as_uri())
     store.engine.dispose()
 
 
-def _probe(uri: str) -> None:
-    try:
-        address = masked(uri).replace("***@", "").rstrip("/")
-        with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_SECONDS):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answers; whether it lets us in is seen at the first call
-    except OSError as error:
-        reason = getattr(error, "reason", error)
+def _check_place(database: Path) -> None:
+    """Raise StoreError if the folder was moved or copied since its experiments were made."""
+    if former := moved_from(database, EXPERIMENTS):
         raise StoreError(
-            f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again"
-        ) from error
+            f"{database.parent} was moved or copied: its runs look for their artifacts in {former[0]}. Nothing is "
+            f"lost; mend it with: python -m fmnist_transfer.repair --tracking-uri {shlex.quote(str(database))}"
+        )
+
+
+def _probe(uri: str) -> None:
+    """Raise StoreError if no server answers for a while."""
+    address = masked(uri).replace("***@", "").rstrip("/")
+    deadline = time.monotonic() + HEALTH_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_SECONDS):
+                return
+        except urllib.error.HTTPError:
+            return  # it answers; whether it lets us in is seen at the first call
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.25)
+                continue
+            reason = getattr(error, "reason", error)
+            raise StoreError(
+                f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again"
+            ) from error
 
 
 def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:
@@ -246,20 +370,21 @@ def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
     ]
 
 
-def score_rows(result: "Result") -> list[MetricRow]:
-    """`final/...`, `best/...` and `test/...` of a finished training, one value each."""
-    groups = result.to_dict().items()
-    return [(f"{group}/{key}", value, 0) for group, scores in groups for key, value in scores.items()]
+def result_rows(result: "Result") -> list[MetricRow]:
+    """All of a finished training: epoch curves, and one value each of `final/...`, `best/...`, `test/...`, `cost/...`."""
+    groups = result.to_dict() | {"cost": result.cost()}
+    scores = [(f"{group}/{key}", value, 0) for group, values in groups.items() for key, value in values.items()]
+    return [*curve_rows(result.epochs), *scores]
 
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Tags of every run: package version, git commit, host and process."""
+    """Tags of every run: package version, git commit, and the process that owns it."""
     try:
         package = version("fmnist-transfer")
     except PackageNotFoundError:
         package = "not installed"
-    tags = {"package_version": package, "host": socket.gethostname(), "pid": str(os.getpid())}
+    tags = {"package_version": package} | Owner.this_process().to_tags()
     git = ["git", "-C", str(PROJECT)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -7,6 +7,7 @@ nothing of MLflow, Optuna or command lines, and uses no global random state.
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from fmnist_transfer.evaluation import Scores, State, copy_state, evaluate, re_e
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 
+NUMERICS_VERSION = 3  # by hand, when results may change: trainings of before are then not reused
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
@@ -137,6 +139,22 @@ def prepare_process() -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     _keep_freed_memory()
+
+
+def numerics() -> dict[str, str]:
+    """What results depend on besides settings and data, of this process: torch, its threads, the CPU's kind."""
+    return {
+        "torch_build": torch.__version__,
+        "torch_threads": str(torch.get_num_threads()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def free_memory() -> None:
+    """Give back what a failed task held, so that the next one has it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _keep_freed_memory() -> None:

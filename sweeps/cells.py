@@ -16,7 +16,7 @@ from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
-from fmnist_transfer.training import Diverged, Result, fit_and_score, score
+from fmnist_transfer.training import Diverged, Result, fit_and_score, numerics, score
 from sweeps.arms import starting_network
 from sweeps.grid import Cell
 
@@ -47,6 +47,8 @@ class CellResult(NamedTuple):
     result: Result
     """Without the weights, which nobody needs any more."""
     weights_digest: str
+    numerics: dict[str, str]
+    """Of the process that trained it."""
 
 
 def plan_for(
@@ -132,4 +134,4 @@ def _subset(plan: CellPlan, cell: Cell, streams: Streams) -> Examples:
 
 
 def _without_weights(result: Result) -> CellResult:
-    return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state))
+    return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state), numerics())

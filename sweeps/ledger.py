@@ -8,20 +8,24 @@ last. Everything is read back from the store; nothing else remembers.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from fmnist_transfer.data import Half
 from fmnist_transfer.model import weights_digest
+from fmnist_transfer.ownership import Owner, busy
 from fmnist_transfer.registry import TrainedModel
-from fmnist_transfer.tracking import TRANSFER, Store, curve_rows, score_rows, settings_params
-from fmnist_transfer.training import Result
-from sweeps.cells import CellPlan
+from fmnist_transfer.spool import Ending
+from fmnist_transfer.tracking import TRANSFER, Store, result_rows, settings_params
+from fmnist_transfer.training import NUMERICS_VERSION
+from sweeps.cells import CellPlan, CellResult
 from sweeps.grid import Cell, Init
 from sweeps.table import GROUPS, Row, Status
 
-NUMERICS_VERSION = 3  # by hand, when results may change: cells of before are then not reused
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
 REASON_LENGTH = 5_000  # characters; MLflow's tags hold that many
 
@@ -50,41 +54,63 @@ def identity_key(identity: Mapping[str, Any]) -> str:
 
 
 class Ledger:
-    """The ledger of one sweep. The caller owns the sweep, so runs that still count as RUNNING died.
+    """The ledger of one sweep, as the store has it; `open` before anything is claimed.
 
     Args:
         identity: all that a cell's result depends on but fraction, init and replicate; the params of the parent.
-        name: of the parent run where it has to be created.
         half: the target half, which every run names as its data.
-        tags: of the parent, set anew each time (which model was asked for).
     """
 
-    def __init__(self, store: Store, identity: Mapping[str, Any], half: Half, *, name: str, tags: Mapping[str, Any]):
+    def __init__(self, store: Store, identity: Mapping[str, Any], half: Half):
         self._store, self._half = store, half
         self._identity = dict(identity)
         self.key = identity_key(identity)
+        self.run_id = ""
+        """Of the sweep's parent; empty if there is none yet."""
+        self._attempts: dict[str, tuple[int, str]] = {}  # cell key -> its highest attempt and the run that this names
+        self._named: set[str] = set()  # runs of all attempts
+        self._runs: dict[str, Run] = {}
         parents = store.find(TRANSFER, role="sweep", sweep_key=self.key)
         if parents:
-            self.run_id = str(parents[-1].info.run_id)
-            store.reopen(self.run_id)
-            store.log(self.run_id, tags=tags)
-        else:
-            all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
-            self.run_id = store.start(TRANSFER, name, params=identity, tags=all_tags)
-        self._attempts = self._read_attempts()
-        self._runs = {str(run.info.run_id): run for run in store.find(TRANSFER, role="cell", parent=self.run_id)}
-        for run_id, run in self._runs.items():
-            if run.info.status == "RUNNING":
-                store.end(run_id, "KILLED")
+            self._parent = parents[-1]
+            self.run_id = str(self._parent.info.run_id)
+            self._read()
 
-    def _read_attempts(self) -> dict[str, tuple[int, str]]:
-        """Cell key -> its highest attempt and the run that this names."""
-        attempts: dict[str, tuple[int, str]] = {}
+    def _read(self) -> None:
         for param, run_id in self._store.client.get_run(self.run_id).data.params.items():
             if param.startswith("cell."):
                 _, cell_key, number = param.split(".")
-                attempts[cell_key] = max(attempts.get(cell_key, (0, "")), (int(number), run_id))
-        return attempts
+                self._attempts[cell_key] = max(self._attempts.get(cell_key, (0, "")), (int(number), run_id))
+                self._named.add(run_id)
+        cells = self._store.find(TRANSFER, role="cell", parent=self.run_id)
+        self._runs = {str(run.info.run_id): run for run in cells}
+
+    def open(self, name: str, tags: Mapping[str, Any]) -> None:
+        """Make the parent RUNNING, or create it; the caller owns the sweep, so cells that still are RUNNING died.
+
+        Args:
+            name: of the parent where it has to be created.
+            tags: of the parent, set anew each time (which model was asked for).
+
+        Raises BusyError if the parent belongs to a process of another machine.
+        """
+        if not self.run_id:
+            all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
+            self.run_id = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
+            return
+        self._store.reopen(self._parent, "sweep")
+        self._store.log(self.run_id, tags=tags)
+        for run_id, run in self._runs.items():
+            if run.info.status == "RUNNING":
+                self.interrupt(run_id, "its process died")
+
+    def delete_ghosts(self) -> int:
+        """Delete runs of cells that no attempt names (whoever created them died before it said so); how many."""
+        ghosts = [run_id for run_id in self._runs if run_id not in self._named]
+        for run_id in ghosts:
+            self._store.client.delete_run(run_id)
+            del self._runs[run_id]
+        return len(ghosts)
 
     def cell_key(self, cell: Cell, n_train: int) -> str:
         """The images count, not the percent they were written as."""
@@ -113,12 +139,15 @@ class Ledger:
                 cells[cell] = int(params["n_train"])
         return cells
 
-    def is_to_run(self, cell: Cell, n_train: int) -> bool:
-        """Whether the cell is open, or failed in a way that another attempt may not."""
-        row = self.row(cell, n_train)
-        if row.status == "failed":
-            return not self._runs[row.run_id].data.tags.get("reason", "").startswith(DIVERGED)
-        return row.status == "open"
+    def to_run(self, cells: Mapping[Cell, int], *, retry_failed: bool = False) -> list[Cell]:
+        """Cells that are open, or failed in a way that another attempt may not (or are to be tried all the same)."""
+
+        def is_to_run(row: Row) -> bool:
+            if row.status == "failed":
+                return retry_failed or not self._runs[row.run_id].data.tags.get("reason", "").startswith(DIVERGED)
+            return row.status == "open"
+
+        return [row.cell for row in self.rows(cells) if is_to_run(row)]
 
     def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
         return [self.row(cell, n_train) for cell, n_train in cells.items()]
@@ -131,30 +160,29 @@ class Ledger:
         params = self._identity | labels | {"n_train": n_train}
         tags = labels | {"role": "cell", "parent": self.run_id, "cell_key": key, "attempt": attempt}
         run_id = self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
-        self._store.log(self.run_id, params={f"cell.{key}.{attempt}": run_id})
+        winner = self._store.log_once(self.run_id, f"cell.{key}.{attempt}", run_id)
+        if winner != run_id:
+            self._store.client.delete_run(run_id)
+            raise busy("sweep", Owner.from_tags(self._store.client.get_run(winner).data.tags))
         self._store.log_data(run_id, self._half, "target")
         self._attempts[key] = (attempt, run_id)
+        self._named.add(run_id)
         return run_id
 
-    def finish(self, run_id: str, result: Result, weights_digest: str) -> None:
+    def finish(self, run_id: str, trained: CellResult) -> None:
         """Log every result in one batch, then FINISHED."""
-        cost = [(f"cost/{key}", seconds, 0) for key, seconds in result.cost().items()]
-        rows = [*curve_rows(result.epochs), *score_rows(result), *cost]
-        self._store.log(run_id, metrics=rows, tags={"weights_digest": weights_digest})
-        self._end(run_id, "FINISHED")
+        tags = {"weights_digest": trained.weights_digest} | trained.numerics
+        self._conclude(Ending(run_id, "FINISHED", result_rows(trained.result), tags))
 
     def fail(self, run_id: str, reason: str, details: str = "") -> None:
         """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
-        self._store.log(run_id, tags={"reason": reason[:REASON_LENGTH]})
-        if details:
-            self._store.log_text(run_id, "traceback.txt", details)
-        self._end(run_id, "FAILED")
+        files = {"traceback.txt": details.encode()} if details else {}
+        self._conclude(Ending(run_id, "FAILED", tags={"reason": reason[:REASON_LENGTH]}, files=files))
 
     def interrupt(self, run_id: str, reason: str) -> None:
         """End the run KILLED: another attempt is to be made."""
-        self._store.log(run_id, tags={"reason": reason[:REASON_LENGTH]})
-        self._end(run_id, "KILLED")
+        self._conclude(Ending(run_id, "KILLED", tags={"reason": reason[:REASON_LENGTH]}))
 
-    def _end(self, run_id: str, status: str) -> None:
-        self._store.end(run_id, status)
-        self._runs[run_id] = self._store.client.get_run(run_id)
+    def _conclude(self, ending: Ending) -> None:
+        self._store.conclude(ending)
+        self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)

@@ -1,6 +1,7 @@
 """What a sweep's parent run shows: figures and table, refreshed as cells finish, the curve runs, and the claims."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from fmnist_transfer.console import duration, print_table, say
 from fmnist_transfer.tracking import TRANSFER, Store
 from sweeps.claims import CLAIMS
+from sweeps.grid import Cell
 from sweeps.table import Row, by_replicate, finished_percents, to_csv
 
 REFRESH_SECONDS = 60.0  # between two drawings
@@ -87,6 +89,20 @@ def claims_text(claims: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) ->
     if missing:
         lines += ["", f"{len(missing)} of {len(rows)} cells are missing: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
+
+
+def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
+    """What is there, a line for each fraction."""
+    inits = list(dict.fromkeys(row.cell.init for row in rows))
+    lines = []
+    for percent in sorted({row.cell.percent for row in rows}):
+        line = [str(percent)]
+        for init in inits:
+            group = [row for row in rows if (row.cell.percent, row.cell.init) == (percent, init)]
+            counts = Counter("to run" if row.cell in to_run else row.status for row in group)
+            line.append(", ".join(f"{n} {what}" for what, n in counts.items()))
+        lines.append(line)
+    print_table(["percent", *inits], lines)
 
 
 def print_summary(rows: Sequence[Row]) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
+from fmnist_transfer.patience import TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import digits
-from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.stopping import Outage, StopSignal
 from sweeps.grid import INITS, Cell, Init, by_fraction, plan_cells
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ class TransferSettings:
     """Train all cells of a fraction as one computation: for a GPU, not faster on a CPU."""
     precision: Precision = "float32"
     """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
+    store_timeout: float = TIMEOUT_SECONDS
+    """Seconds for which a store that does not answer is waited for."""
+    dry_run: bool = False
+    """Only say what is done and what would run."""
+    retry_failed: bool = False
+    """Also run cells again that diverged; they will diverge again unless something outside of the sweep changed."""
+    reap: bool = False
+    """First end what dead processes left RUNNING in the store, and delete this sweep's runs that are no cell's."""
     json: Path | None = None
     """Write the result to this file."""
     debug: bool = False
@@ -70,6 +79,7 @@ class TransferSettings:
             check_range("--fractions", percent, 1, 100)
         check_range("--replicates", self.replicates, 1)
         check_range("--seed", self.seed, 0)
+        check_range("--store-timeout", self.store_timeout, 0)
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         parse_workers(self.workers)
@@ -94,7 +104,7 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
 
     device = str(choose_device(settings.device, settings.precision))
     cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
-    n_tasks = len(by_fraction(cells)) if settings.stack else len(cells)
+    n_tasks = 1 if settings.dry_run else len(by_fraction(cells)) if settings.stack else len(cells)
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _sweep(settings, cells, workers, device=device, stop=stop, stopwatch=stopwatch)
 
@@ -110,15 +120,15 @@ def _sweep(
 ) -> dict[str, Any]:
     from fmnist_transfer.data import default_data_dir, load_half, n_train
     from fmnist_transfer.registry import load, resolve
-    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.tracking import TRANSFER, open_store
     from sweeps.cells import plan_for
     from sweeps.claims import judge
     from sweeps.ledger import Ledger, identity, identity_key
     from sweeps.picture import Picture, claims_text, log_curves, print_summary
 
-    store = open_store(settings.tracking_uri)
+    store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
     reference = resolve(store, settings.model_uri)
-    model = load(reference)
+    model = load(store, reference)
     half = load_half(settings.data_dir or default_data_dir(), model.split.target).share_memory()
     plan = plan_for(
         model,
@@ -137,18 +147,23 @@ def _sweep(
         )
     grid = {cell: n_train(half.train, cell.percent) for cell in cells}
     sweep_identity = identity(model, plan)
+    name = f"{reference.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
     stopwatch.lap("start")
+    if settings.dry_run:
+        return _dry_run(settings, Ledger(store, sweep_identity, half), grid, name)
     with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
-        name = f"{reference.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
-        tags = {"model_uri": reference.asked, "model_uri_pinned": reference.pinned}
-        ledger = Ledger(store, sweep_identity, half, name=name, tags=tags)
+        ledger = Ledger(store, sweep_identity, half)
+        ledger.open(name, {"model_uri": reference.asked, "model_uri_pinned": reference.pinned})
+        if settings.reap:
+            n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
+            say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
         say(f"Sweep {ledger.run_id}: {name}, {len(grid)} cells")
         with store.ending(ledger.run_id):
             store.log_data(ledger.run_id, half, "target")
             so_far = ledger.known() | grid  # a smaller grid leaves the picture of a larger one whole
             store.log(ledger.run_id, tags=_grid_tags(so_far))
             picture = Picture(store, ledger.run_id, lambda: ledger.rows(so_far), name)
-            todo = [cell for cell, n in grid.items() if ledger.is_to_run(cell, n)]
+            todo = ledger.to_run(grid, retry_failed=settings.retry_failed)
             if len(todo) < len(grid):
                 say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
             stopwatch.lap("resume check")
@@ -182,6 +197,18 @@ def _sweep(
     }
 
 
+def _dry_run(settings: TransferSettings, ledger: "Ledger", grid: dict[Cell, int], name: str) -> dict[str, Any]:
+    """Say what is done and what would run; nothing is written to the store."""
+    from sweeps.picture import print_plan
+
+    rows = ledger.rows(grid)
+    todo = ledger.to_run(grid, retry_failed=settings.retry_failed)
+    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {name}")
+    print_plan(rows, todo)
+    say(f"{len(rows) - len(todo)} of {len(rows)} cells would be left as they are, {len(todo)} would run")
+    return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
+
+
 def _grid_tags(cells: Iterable[Cell]) -> dict[str, str]:
     """The grid so far, on the parent."""
     return {
@@ -206,10 +233,12 @@ def _run_cells(
 
     tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
     run_ids: dict[Cell, str] = {}
+    outage = Outage(workers.stop)
 
     def claim(cells: tuple[Cell, ...]) -> None:
-        for cell in cells:
-            run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
+        with outage.held():
+            for cell in cells:
+                run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
 
     def show(cells: tuple[Cell, ...], epoch: int) -> None:
         stopwatch.mark(FIRST_STEP)
@@ -222,15 +251,18 @@ def _run_cells(
                 if outcome.status != "lost":
                     progress.finished(outcome.task)
                 for cell, one in _per_cell(outcome):
-                    _log_outcome(settings, ledger, run_ids[cell], one)
-                    del run_ids[cell]
+                    if cell in run_ids:
+                        with outage.held():
+                            _log_outcome(settings, ledger, run_ids.pop(cell), one)
                 if outcome.status == "done":
-                    on_finished()
+                    with outage.held():
+                        on_finished()
     finally:
         # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
         for run_id in run_ids.values():
             with contextlib.suppress(Exception):
                 ledger.interrupt(run_id, "the sweep ended before it")
+    outage.raise_if_any()
 
 
 def _per_cell(outcome: Outcome[tuple[Cell, ...], Any]) -> Iterator[tuple[Cell, Outcome[Cell, "CellResult"]]]:
@@ -247,7 +279,7 @@ def _log_outcome(
     settings: TransferSettings, ledger: "Ledger", run_id: str, outcome: Outcome[Cell, "CellResult"]
 ) -> None:
     if outcome.result is not None:
-        ledger.finish(run_id, outcome.result.result, outcome.result.weights_digest)
+        ledger.finish(run_id, outcome.result)
     elif outcome.status == "failed":
         ledger.fail(run_id, outcome.reason, outcome.details)
         say(f"{outcome.task.name} failed: {outcome.reason}")

@@ -8,6 +8,7 @@ runs the real command in a process of its own, with FOLDER's files in place of t
 import contextlib
 import hashlib
 import importlib
+import shutil
 import signal
 import sqlite3
 import struct
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_transfer import data
+from fmnist_transfer.repair import repair
 
 PUBLISHED = data.FILES
 PER_CLASS = {"train": 60, "t10k": 20}
@@ -57,6 +59,16 @@ def copy_database(source: Path, destination: Path) -> Path:
         one.backup(other)
         other.execute("PRAGMA journal_mode=WAL")
     return destination
+
+
+def copy_store(source: Path, destination: Path) -> Path:
+    """Copy a store's folder, databases and artifacts, and mend its places; the copy's `mlflow.db`."""
+    for database in source.glob("*.db"):
+        copy_database(database, destination / database.name)
+    if (source / "artifacts").exists():
+        shutil.copytree(source / "artifacts", destination / "artifacts")
+    repair(destination / "mlflow.db")
+    return destination / "mlflow.db"
 
 
 if __name__ == "__main__":

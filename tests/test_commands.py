@@ -134,9 +134,7 @@ def test_search_is_topped_up_and_best_moves_only_if_better(
     searched: tuple[Path, dict[str, Any]], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a copy of the store, for the other tests count on five trials."""
-    for name in ("mlflow.db", "optuna.db"):
-        synthetic.copy_database(searched[0].with_name(name), tmp_path / name)
-    project = Project(tmp_path / "mlflow.db", data_dir)
+    project = Project(synthetic.copy_store(searched[0].parent, tmp_path), data_dir)
     project.store.client.set_model_version_tag("cnn2", "1", "retrained_mean", "2.0")  # nothing is better than this
     status, result = project.search("--trials", "7", "--top", "1", "--retrain-seeds", "1")
     assert (status, result["n_trials"], result["version"], result["promoted"]) == (0, 7, 2, False)

@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fmnist_transfer.recipe import Precision
-from fmnist_transfer.registry import TrainedModel, best_version, register, set_best
+from fmnist_transfer.registry import TrainedModel, best_version, load_weights, register, set_best
 from fmnist_transfer.split import Split
 from fmnist_transfer.tracking import Store
 from tuning.retraining import Candidate, Retrained
@@ -45,14 +45,16 @@ def register_winner(store: Store, name: str, winner: Retrained, split: Split, fa
         "retrained_mean": winner.mean,
         "retrained_sd": winner.sd,
         "n_seeds": len(winner.val_accuracies),
-        "test_accuracy": winner.result.test.accuracy,
+        "test_accuracy": winner.test_accuracy,
     }
-    model = TrainedModel(winner.candidate.spec, winner.candidate.recipe, split, winner.result.final_state, facts)
+    spec = winner.candidate.spec
+    state = load_weights(store, winner.run_id, spec)
+    model = TrainedModel(spec, winner.candidate.recipe, split, state, facts)
     sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
     description = (
         f"CNN2 ({winner.candidate.name} of study `{facts['study']}`), trained on Fashion-MNIST classes {split.source}. "
         f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; this network, the "
-        f"first of them, has test accuracy {winner.result.test.accuracy:.2%}. Input: float32 [n, 1, 28, 28], pixels "
+        f"first of them, has test accuracy {winner.test_accuracy:.2%}. Input: float32 [n, 1, 28, 28], pixels "
         "scaled to [0, 1], minus 0.2860, over 0.3530. Output: logits of the classes in ascending order."
     )
     return register(store, winner.run_id, name, model, tags=facts | {"split": split}, description=description)

@@ -1,4 +1,4 @@
-"""Train the top configurations again with fresh seeds, an MLflow run each.
+"""Train the top configurations again with fresh seeds; `retraining_log.py` makes an MLflow run of each.
 
 The best of N validation accuracies is optimistic; the mean over fresh seeds is not. Workers import this module, so it
 imports no mlflow.
@@ -13,15 +13,15 @@ from fmnist_transfer.console import Progress, print_table, say
 from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.parallel import Outcome, Workers
+from fmnist_transfer.parallel import Workers
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
-from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.stopping import Outage, StopSignal
 from fmnist_transfer.training import Result, fit_and_score
 
 if TYPE_CHECKING:
-    from fmnist_transfer.tracking import Store
+    from tuning.retraining_log import RetrainingLog
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,13 @@ class RetrainingPlan:
 
 @dataclass(frozen=True)
 class Retrained:
-    """A candidate's scores over its fresh seeds, and the run and result of the first."""
+    """A candidate's scores over its fresh seeds, and the run, the test accuracy and the seconds of the first."""
 
     candidate: Candidate
     val_accuracies: tuple[float, ...]
     run_id: str
-    result: Result
+    test_accuracy: float
+    seconds: float
 
     @property
     def mean(self) -> float:
@@ -97,8 +98,7 @@ def retrain_one(
 
 
 def retrain(
-    store: "Store",
-    parent: str,
+    log: "RetrainingLog",
     candidates: list[Candidate],
     plan: RetrainingPlan,
     *,
@@ -106,63 +106,54 @@ def retrain(
     workers: Workers,
     stop: StopSignal,
 ) -> list[Retrained]:
-    """Train each candidate `n_seeds` times, an MLflow run each; the best mean validation accuracy first.
+    """Train each candidate `n_seeds` times, or find what was trained before; the best mean accuracy first.
 
     Raises Interrupted after a signal, UserError if no candidate could be trained.
     """
     tasks = [Retraining(candidate, replicate) for candidate in candidates for replicate in range(1, n_seeds + 1)]
-    done: dict[Retraining, tuple[str, Result]] = {}
-    with Progress("training the best again", len(tasks)) as progress:
+    done = {task: trained for task in tasks if (trained := log.trained(task))}
+    todo = [task for task in tasks if task not in done]
+    if done:
+        say(f"{len(done)} of {len(tasks)} re-trainings are there already")
+    outage = Outage(stop)
+    with Progress("training the best again", len(todo)) as progress:
+
+        def begin(task: Retraining) -> None:
+            with outage.held():
+                log.begin(task)
 
         def show(task: Retraining, news: tuple[int, float]) -> None:
             epochs = task.candidate.recipe.epochs
             note = f"{task.name}: epoch {news[0]}/{epochs}, {news[1]:.2%}"
             progress.working(task, news[0] / epochs, note)
 
-        for outcome in workers.run(retrain_one, plan, tasks, on_report=show):
+        for outcome in workers.run(retrain_one, plan, todo, on_start=begin, on_report=show):
             if outcome.status in ("failed", "lost"):
                 again = "; once more" if outcome.status == "lost" else ""
                 say(f"{outcome.task.name} {outcome.status}: {outcome.reason}{again}")
             if outcome.status != "lost":
                 progress.finished(outcome.task)
-            if outcome.status in ("done", "failed"):
-                run_id = _log(store, parent, plan, outcome)
+            with outage.held():
                 if outcome.result:
-                    done[outcome.task] = (run_id, outcome.result)
+                    done[outcome.task] = log.finish(outcome.task, outcome.result)
+                elif outcome.status == "failed":
+                    log.fail(outcome.task, outcome.reason)
+                else:
+                    log.interrupt(outcome.task, outcome.reason)
+    outage.raise_if_any()
     stop.raise_if_set(
-        f"stopped in training the best again ({len(done)} of {len(tasks)}); the trials are kept, and the same command "
-        "begins this stage anew"
+        f"stopped in training the best again: {len(done)} of {len(tasks)} done; run the same command to go on"
     )
     retrained = []
     for candidate in candidates:
-        finished = [task for task in tasks if task.candidate == candidate and task in done]
+        finished = [done[task] for task in tasks if task.candidate == candidate and task in done]
         if finished:
-            accuracies = tuple(done[task][1].final["val"].accuracy for task in finished)
-            retrained.append(Retrained(candidate, accuracies, *done[finished[0]]))
+            accuracies = tuple(one.val_accuracy for one in finished)
+            first = finished[0]
+            retrained.append(Retrained(candidate, accuracies, first.run_id, first.test_accuracy, first.seconds))
     if not retrained:
         raise UserError("none of the best configurations could be trained again; their runs in MLflow say why")
     return sorted(retrained, key=lambda one: (-len(one.val_accuracies), -one.mean))  # a seed that failed counts most
-
-
-def _log(store: "Store", parent: str, plan: RetrainingPlan, outcome: Outcome[Retraining, Result]) -> str:
-    from fmnist_transfer.tracking import TUNING, curve_rows, score_rows, settings_params
-
-    task, result = outcome.task, outcome.result
-    params = settings_params(task.candidate.spec, task.candidate.recipe) | {
-        "replicate": task.replicate,
-        "seed": plan.seed,
-        "split": plan.split,
-        "data_sha256": plan.half.data_sha256,
-        "device": plan.device,
-        "precision": plan.precision,
-    }
-    tags = {"role": "retrained", "parent": parent} | ({"reason": outcome.reason} if outcome.reason else {})
-    run_id = store.start(TUNING, task.name, parent=parent, params=params, tags=tags)
-    store.log_data(run_id, plan.half, "source")
-    if result:
-        store.log(run_id, metrics=[*curve_rows(result.epochs), *score_rows(result)])
-    store.end(run_id, "FINISHED" if result else "FAILED")
-    return run_id
 
 
 def print_retrained(retrained: Sequence[Retrained]) -> None:
@@ -183,8 +174,8 @@ def print_retrained(retrained: Sequence[Retrained]) -> None:
                 percent(one.mean),
                 percent(one.sd),
                 str(len(one.val_accuracies)),
-                percent(one.result.test.accuracy),
-                f"{one.result.seconds / 60:.1f}",
+                percent(one.test_accuracy),
+                f"{one.seconds / 60:.1f}",
             ]
             for one in retrained
         ],

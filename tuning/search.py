@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,16 +18,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from fmnist_transfer.console import Progress, Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
+from fmnist_transfer.parallel import Workers, count_workers, parse_workers
+from fmnist_transfer.patience import TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import Split, parse_split
-from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.stopping import Outage, StopSignal
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from fmnist_transfer.data import Half
     from fmnist_transfer.tracking import Store
     from tuning.retraining import Candidate
     from tuning.study import TrialPlan
+    from tuning.study_log import StudyLog
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ class SearchSettings:
     """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
     timeout: float | None = None
     """Seconds after which no further trial is started."""
+    store_timeout: float = TIMEOUT_SECONDS
+    """Seconds for which a store that does not answer is waited for."""
+    dry_run: bool = False
+    """Only say what is done and what would run."""
+    reap: bool = False
+    """First end what dead processes left RUNNING in the store, and delete runs of trials that were logged anew."""
     json: Path | None = None
     """Write the result to this file."""
     debug: bool = False
@@ -83,6 +93,7 @@ class SearchSettings:
             check_range("--max-mflops", self.max_mflops, 0)
         if self.timeout is not None:
             check_range("--timeout", self.timeout, 0)
+        check_range("--store-timeout", self.store_timeout, 0)
         if self.reference:
             fixed = ("trials", "epochs", "max_mflops", "top", "retrain_seeds", "study_name", "storage", "timeout")
             given = [name for name in fixed if getattr(self, name) != getattr(SearchSettings, name)]
@@ -131,7 +142,9 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
     from fmnist_transfer.training import choose_device
 
     device = str(choose_device(settings.device, settings.precision))
-    n_tasks = 1 if settings.reference else max(settings.trials, settings.top * settings.retrain_seeds)
+    n_tasks = (
+        1 if settings.reference or settings.dry_run else max(settings.trials, settings.top * settings.retrain_seeds)
+    )
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _search(settings, device, workers, stop, stopwatch)
 
@@ -140,22 +153,25 @@ def _search(
     settings: SearchSettings, device: str, workers: Workers, stop: StopSignal, stopwatch: Stopwatch
 ) -> dict[str, Any]:
     from fmnist_transfer.data import default_data_dir, load_half
-    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.tracking import TUNING, open_store
 
     split = parse_split(settings.split)
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
-    context = SearchContext(settings, open_store(settings.tracking_uri), half, split, device, workers, stop, stopwatch)
+    store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
+    context = SearchContext(settings, store, half, split, device, workers, stop, stopwatch)
+    if settings.reap:
+        say(f"Reaped: {store.reap(TUNING)} runs of dead processes ended as KILLED")
     if settings.reference:
-        study_name = f"cnn2-reference{split.suffix}"
-        with owning(context.store.uri, "search", f"study-{study_name}"):
-            result = train_reference(context, study_name)
+        study_name, uri = f"cnn2-reference{split.suffix}", store.uri
     else:
         from tuning.study import storage_uri
 
         study_name = settings.study_name or f"cnn2{split.suffix}"
-        uri = storage_uri(settings.storage, context.store.folder)
-        with owning(uri, "search", f"study-{study_name}"):
-            result = tune(context, uri, study_name)
+        uri = storage_uri(settings.storage, store.folder)
+    if settings.dry_run:
+        return dry_run(context, study_name)
+    with owning(uri, "search", f"study-{study_name}"):
+        result = train_reference(context, study_name) if settings.reference else tune(context, uri, study_name)
     stopwatch.lap("registering")
     say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result
@@ -166,7 +182,7 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     from tuning.figures import search_figures
     from tuning.retraining import Candidate
     from tuning.space import SPACE_VERSION, check_limit, on_edge
-    from tuning.study import TrialPlan, fail_lost, finished, open_study, rerun_lost, spec_and_recipe
+    from tuning.study import TrialPlan, finished, open_study, patient_storage, spec_and_recipe
     from tuning.study_log import StudyLog
 
     settings, store, half = context.settings, context.store, context.half
@@ -181,11 +197,13 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     }
     if settings.precision != "float32":  # studies of before know no other
         identity["precision"] = settings.precision
-    study = open_study(uri, study_name, identity)
+    study = open_study(patient_storage(uri, store.patience), study_name, identity)
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
     log = StudyLog(store, study, identity | {"device": context.device}, half)
     with store.ending(log.run_id):
         store.log_data(log.run_id, half, "source")
+        if settings.reap:
+            say(f"Reaped: {log.delete_ghosts()} runs of trials that were not logged whole deleted")
         log.log_finished()
         plan = TrialPlan(
             uri,
@@ -196,17 +214,10 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
             context.device,
             settings.precision,
             half,
+            settings.store_timeout,
         )
         context.stopwatch.lap("start")
-        for outcome in run_trials(context, len(finished(study)), plan):
-            if outcome.status == "lost":
-                rerun_lost(uri, study, outcome.task)
-            if settings.debug and outcome.details:
-                say(outcome.details)
-            log.log_finished()
-        if not context.stop.is_set():
-            fail_lost(uri, study)
-            log.log_finished()
+        run_trials(context, study, log, plan)
         context.stopwatch.lap("trials")
         trials = finished(study)
         context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
@@ -234,28 +245,54 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
 
-def run_trials(context: SearchContext, n_before: int, plan: "TrialPlan") -> Iterator[Outcome[int, int]]:
-    """Top the study up from `n_before` to `--trials`, within `--timeout`; an outcome for each trial as it ends."""
-    from tuning.study import run_trial
+def dry_run(context: SearchContext, study_name: str) -> dict[str, Any]:
+    """Say what is done and what would run; no trial is begun and no run is made."""
+    from tuning.study import find_study, finished, patient_storage, storage_uri
 
     settings = context.settings
-    n_missing = max(0, settings.trials - n_before)
+    if settings.reference:
+        say(f"The reference would be trained for 100 epochs, unless it is there, and registered as {study_name}")
+        return {"study": study_name, "n_trials": 0, "n_to_run": 0, "n_failed": 0}
+    uri = storage_uri(settings.storage, context.store.folder)
+    study = find_study(patient_storage(uri, context.store.patience), study_name)
+    n_done = len(finished(study)) if study else 0
+    n_to_run = max(0, settings.trials - n_done)
+    say(f"Study {study_name!r}{'' if study else ', a new one'}: {n_done} trials done, {n_to_run} would run")
+    say(f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one registered")
+    return {"study": study_name, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}
+
+
+def run_trials(context: SearchContext, study: "Study", log: "StudyLog", plan: "TrialPlan") -> None:
+    """Top the study up to `--trials`, within `--timeout`, and log each trial as it ends. Raises StoreError."""
+    from tuning.study import finished, interrupt_running, run_trial, settle_lost
+
+    settings, stop = context.settings, context.stop
     deadline = time.monotonic() + (settings.timeout if settings.timeout is not None else float("inf"))
-    ordinals = (k for k in range(n_before, settings.trials) if time.monotonic() < deadline)
-    with Progress("trials", n_missing) as progress:
+    outage = Outage(stop)
+    while (n_done := len(finished(study))) < settings.trials and time.monotonic() < deadline and not stop.is_set():
+        ordinals = (k for k in range(n_done, settings.trials) if time.monotonic() < deadline)
+        with Progress("trials", settings.trials - n_done) as progress:
 
-        def show(ordinal: int, news: tuple[int, float]) -> None:
-            epoch, accuracy = news
-            progress.working(ordinal, epoch / settings.epochs, f"epoch {epoch}/{settings.epochs}, {accuracy:.2%}")
+            def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
+                epoch, accuracy = news
+                progress.working(ordinal, epoch / settings.epochs, f"epoch {epoch}/{settings.epochs}, {accuracy:.2%}")
 
-        for outcome in context.workers.run(run_trial, plan, ordinals, on_report=show):
-            if outcome.status == "failed":
-                say(f"a trial failed: {outcome.reason}")
-            if outcome.status == "lost":
-                say(f"a trial was lost: {outcome.reason}; once more")
-            else:
-                progress.finished(outcome.task)
-            yield outcome
+            for outcome in context.workers.run(run_trial, plan, ordinals, on_report=show):
+                if outcome.status == "failed":
+                    say(f"a trial failed: {outcome.reason}")
+                if outcome.status == "lost":
+                    say(f"a trial was lost: {outcome.reason}; once more")
+                else:
+                    progress.finished(outcome.task)
+                if settings.debug and outcome.details:
+                    say(outcome.details)
+                with outage.held():
+                    settle_lost(study, outcome.task)
+                    log.log_finished()
+        with outage.held():
+            interrupt_running(study)  # whose worker died before it had said which trial it had begun
+            log.log_finished()
+    outage.raise_if_any()
 
 
 def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
@@ -273,10 +310,13 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         "device": context.device,
         "precision": context.settings.precision,
     }
-    for run in store.find(TUNING, role="study", study=study_name):
-        if run.info.status == "RUNNING":  # its process died: this one owns the name
-            store.end(run.info.run_id, "KILLED")
-    run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
+    runs = store.find(TUNING, role="study", study=study_name)
+    same = [run for run in runs if run.data.params == {key: str(value) for key, value in params.items()}]
+    if same:
+        run_id = str(same[0].info.run_id)
+        store.reopen(same[0], "search")
+    else:
+        run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
         context.stopwatch.lap("start")
@@ -291,6 +331,7 @@ def register_best(
     """Train the candidates again, register the winner, move `best`; or find what the same work registered before."""
     from tuning import promote
     from tuning.retraining import RetrainingPlan, print_retrained, retrain
+    from tuning.retraining_log import RetrainingLog
 
     settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
     name = model + context.split.suffix
@@ -306,9 +347,8 @@ def register_best(
     n_failed = 0
     if version is None:
         plan = RetrainingPlan(settings.seed, context.device, settings.precision, context.split, context.half)
-        retrained = retrain(
-            store, run_id, candidates, plan, n_seeds=n_seeds, workers=context.workers, stop=context.stop
-        )
+        log = RetrainingLog(store, run_id, plan)
+        retrained = retrain(log, candidates, plan, n_seeds=n_seeds, workers=context.workers, stop=context.stop)
         context.stopwatch.lap("training the best again")
         print_retrained(retrained)
         n_failed = len(candidates) * n_seeds - sum(len(one.val_accuracies) for one in retrained)

@@ -4,9 +4,11 @@ Everything about a finished trial is in the study itself (its epochs too, as a u
 can log it at any later time.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from fmnist_transfer.console import warn
 from fmnist_transfer.data import Half, nested_order, on_device
-from fmnist_transfer.database import create_once, masked, sqlite_path, sqlite_uri
+from fmnist_transfer.database import Schema, masked, open_file, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.patience import Patience
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import Diverged, Epoch, fit
@@ -26,9 +30,16 @@ from tuning.space import first_trial, suggest
 
 # User attributes
 SETTINGS, ORDINAL, EPOCHS = "settings", "ordinal", "epochs"
-INTERRUPTED, AGAIN, REASON = "interrupted", "again", "reason"
+INTERRUPTED, LOST, AGAIN, REASON = "interrupted", "lost", "again", "reason"
+FIXED = "fixed_params"  # where Optuna keeps the parameters of an enqueued trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
+SCHEMA = Schema(
+    "Optuna",
+    "studies",
+    Path(inspect.getfile(optuna)).parent / "storages" / "_rdb" / "alembic",
+    "optuna storage upgrade --storage '{uri}'",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,8 @@ class TrialPlan:
     device: str
     precision: Precision
     half: Half
+    store_timeout: float
+    """Seconds for which the study's database is waited for."""
 
 
 def storage_uri(asked: str | None, folder: Path) -> str:
@@ -50,83 +63,131 @@ def storage_uri(asked: str | None, folder: Path) -> str:
     uri = asked or sqlite_uri((folder / "optuna.db").absolute())
     if "://" not in uri:
         uri = sqlite_uri(Path(uri).absolute())
+    if masked(uri) != uri and asked:
+        warn("a password on a command line is seen by every user of the machine; a .pgpass file hides it")
     if (database := sqlite_path(uri)) is not None:
-        create_once(database, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
+        open_file(database, SCHEMA, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
     return uri
 
 
+class PatientStorage(optuna.storages.RDBStorage):
+    """Optuna's storage, every call of which is retried with patience."""
+
+    def __init__(self, uri: str, patience: Patience):
+        self._patience = patience
+        super().__init__(uri)
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(storage: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return storage._patience.call(method, storage, *args, **kwargs)
+
+    return call
+
+
+for _name, _method in vars(optuna.storages.RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__"):
+        setattr(PatientStorage, _name, _patient(_method))
+
+
 @functools.cache
-def _storage(uri: str) -> optuna.storages.RDBStorage:
+def _storage(uri: str) -> PatientStorage:
+    """One for each process, which `patient_storage` lends its patience."""
     try:
-        return optuna.storages.RDBStorage(uri)
+        return PatientStorage(uri, Patience())
     except Exception as error:  # SQLAlchemy and its drivers raise many kinds
-        reason = str(error).strip().splitlines()[0].replace(uri, masked(uri))
+        reason = masked(str(error).strip().splitlines()[0])
         raise StoreError(f"cannot open the study database {masked(uri)}: {reason}") from error
 
 
-def open_study(uri: str, name: str, settings: dict[str, Any]) -> optuna.Study:
+def patient_storage(uri: str, patience: Patience) -> PatientStorage:
+    """The study database at `uri`, whose calls are retried with `patience` from now on. Raises StoreError."""
+    storage = _storage(uri)
+    storage._patience = patience
+    return storage
+
+
+def open_study(storage: PatientStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
     """Create the study, or go on with it.
 
     The caller owns the study, so trials that still count as running died: they fail, and they and interrupted ones
     are enqueued again. Raises UsageError if the study was begun with other settings.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
-    study = optuna.create_study(study_name=name, storage=_storage(uri), direction="maximize", load_if_exists=True)
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS)
     if before is None:
-        study.set_user_attr(SETTINGS, settings)
-        study.enqueue_trial(first_trial(settings["max_mflops"]))
+        study.enqueue_trial(first_trial(settings["max_mflops"]), skip_if_exists=True)
+        study.set_user_attr(SETTINGS, settings)  # last: now it is begun
         return study
     differing = [key for key in settings | before if settings.get(key) != before.get(key)]
     if differing:
         changes = ", ".join(f"{key} {before.get(key)} (now {settings.get(key)})" for key in differing)
         raise UsageError(
-            f"study {name!r} in {masked(uri)} was begun with {changes}. Its trials are kept; give the same values to "
-            "go on with it, or another --study-name to begin anew"
+            f"study {name!r} in {masked(storage.url)} was begun with {changes}. Its trials are kept; give the same "
+            "values to go on with it, or another --study-name to begin anew"
         )
-    _fail_running(uri, study, INTERRUPTED, True)
-    _enqueue_interrupted(study)
+    interrupt_running(study)
     return study
 
 
+def find_study(storage: PatientStorage, name: str) -> optuna.Study | None:
+    """The study, if there is one."""
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def interrupt_running(study: optuna.Study) -> None:
+    """Count trials that nobody runs any more as interrupted, which are run again. No worker may be at one."""
+    for trial in _running(study):
+        _fail(study, trial, INTERRUPTED, True)
+    _enqueue_interrupted(study)
+
+
+def settle_lost(study: optuna.Study, ordinal: int) -> None:
+    """Fail the trial of this ordinal, whose worker died; run it again, unless its predecessor was lost already."""
+    trials = study.get_trials(deepcopy=False)
+    for trial in _running(study):
+        if trial.user_attrs.get(ORDINAL) != ordinal:
+            continue
+        predecessor = trial.user_attrs.get(AGAIN)
+        if predecessor is not None and LOST in trials[predecessor].user_attrs:
+            _fail(study, trial, REASON, "the worker process died, twice")
+        else:
+            study._storage.set_trial_user_attr(trial._trial_id, LOST, True)
+            _fail(study, trial, INTERRUPTED, True)
+    _enqueue_interrupted(study)
+
+
+def _running(study: optuna.Study) -> Iterator[FrozenTrial]:
+    yield from study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _fail(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Fail the trial, with a user attribute that says why."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
 def _enqueue_interrupted(study: optuna.Study) -> None:
-    """Interrupted trials do not count: their parameters wait for the next ones."""
+    """Interrupted trials do not count: their parameters wait for the next ones.
+
+    Of one that was stopped before it had all, only those that it was given are: the others are drawn again, alike.
+    """
     trials = study.get_trials(deepcopy=False)
     enqueued_again = {trial.user_attrs.get(AGAIN) for trial in trials}
     for trial in trials:
-        if INTERRUPTED in trial.user_attrs and trial.params and trial.number not in enqueued_again:
-            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        params = trial.params if "recipe" in trial.user_attrs else trial.system_attrs.get(FIXED)
+        if INTERRUPTED in trial.user_attrs and params and trial.number not in enqueued_again:
+            study.enqueue_trial(params, user_attrs={AGAIN: trial.number})
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count towards `--trials`: completed, pruned, or failed of themselves; not interrupted ones."""
     trials = study.get_trials(deepcopy=False, states=FINISHED)
     return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
-
-
-def rerun_lost(uri: str, study: optuna.Study, ordinal: int) -> None:
-    """Count the trial of this ordinal, whose worker died, as interrupted."""
-    _fail_running(uri, study, INTERRUPTED, True, lambda trial: trial.user_attrs.get(ORDINAL) == ordinal)
-    _enqueue_interrupted(study)
-
-
-def fail_lost(uri: str, study: optuna.Study) -> None:
-    """Fail trials whose worker died; not to be run again, for what killed two workers may kill the next."""
-    _fail_running(uri, study, REASON, "the worker process died, twice")
-
-
-def _fail_running(
-    uri: str,
-    study: optuna.Study,
-    key: str,
-    value: Any,
-    which: Callable[[FrozenTrial], bool] = lambda trial: True,
-) -> None:
-    """Fail trials that nobody runs any more, with a user attribute that says why."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if which(trial):
-            _storage(uri).set_trial_user_attr(trial._trial_id, key, value)
-            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> int:
@@ -140,7 +201,7 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
     study = optuna.load_study(
         study_name=plan.study_name,
-        storage=_storage(plan.storage),
+        storage=patient_storage(plan.storage, Patience(plan.store_timeout, should_stop)),
         sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan.seed, ordinal), n_startup_trials=N_STARTUP_TRIALS),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
@@ -153,8 +214,9 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
         trial.set_user_attr(ORDINAL, ordinal)
         try:
             return _train_trial(plan, trial, report, should_stop)
-        except Interrupted:
-            trial.set_user_attr(INTERRUPTED, True)
+        except (Interrupted, StoreError):
+            with contextlib.suppress(StoreError):
+                trial.set_user_attr(INTERRUPTED, True)
             raise
         except Diverged as error:  # pruned, so that the sampler learns to keep away
             trial.set_user_attr(REASON, f"Diverged: {error}")

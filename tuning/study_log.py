@@ -19,20 +19,28 @@ class StudyLog:
 
     def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any], half: Half):
         self._store, self._study, self._params, self._half = store, study, params, half
-        known = {run.info.run_id for run in store.find(TUNING, role="study", study=study.study_name)}
+        known = {run.info.run_id: run for run in store.find(TUNING, role="study", study=study.study_name)}
         self.run_id: str = study.user_attrs.get(PARENT, "")
         if self.run_id in known:
-            store.reopen(self.run_id)
+            store.reopen(known[self.run_id], "search")
         else:
             tags = {"role": "study", "study": study.study_name}
             self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
             study.set_user_attr(PARENT, self.run_id)
         self._logged = set()
         for run in store.find(TUNING, role="trial", parent=self.run_id):
-            if run.info.status == "RUNNING":  # its logging was cut off: it is logged again
-                store.end(run.info.run_id, "KILLED")
-            elif "complete" in run.data.tags:
+            if "complete" in run.data.tags:
                 self._logged.add(int(run.data.tags["trial"]))
+            if run.info.status == "RUNNING":  # its logging was cut off
+                store.end(run.info.run_id, run.data.tags.get("complete", "KILLED"))
+
+    def delete_ghosts(self) -> int:
+        """Delete runs of trials that were not logged whole, and were logged again; how many."""
+        runs = self._store.find(TUNING, role="trial", parent=self.run_id)
+        ghosts = [run.info.run_id for run in runs if "complete" not in run.data.tags]
+        for run_id in ghosts:
+            self._store.client.delete_run(run_id)
+        return len(ghosts)
 
     def log_finished(self) -> None:
         """Log every finished trial that is not yet logged, in order of number."""
@@ -57,8 +65,9 @@ class StudyLog:
             metrics.append(("val_accuracy", trial.value or 0.0, 0))
         if trial.duration:
             metrics.append(("seconds", trial.duration.total_seconds(), 0))
-        self._store.log(run_id, metrics=metrics, tags={"complete": "true"})
-        self._store.end(run_id, STATUS[trial.state])
+        status = STATUS[trial.state]
+        self._store.log(run_id, metrics=metrics, tags={"complete": status})  # a kill before the next line costs nothing
+        self._store.end(run_id, status)
         scores = [t.value for t in finished(self._study) if t.number <= trial.number and t.state == TrialState.COMPLETE]
         if scores:
             self._store.log(self.run_id, metrics=[("best_value", max(score or 0.0 for score in scores), trial.number)])

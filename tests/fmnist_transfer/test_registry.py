@@ -50,7 +50,7 @@ def location(store: Store) -> Path:
 
 
 def test_round_trip_is_bit_identical(registered: Store, trained: TrainedModel) -> None:
-    model = load(resolve(registered, "models:/cnn2/best"))
+    model = load(registered, resolve(registered, "models:/cnn2/best"))
     assert (model.spec, model.recipe, model.split) == (SPEC, Recipe(epochs=3), DEFAULT_SPLIT)
     assert model.facts == {"study": "a"}
     assert weights_digest(model.state) == weights_digest(trained.state)
@@ -124,7 +124,9 @@ def test_loading_unpickles_and_imports_nothing(
     for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load"), (torch.export, "load")):
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(mlflow.pytorch, "load_model", refuse)
-    assert weights_digest(load(resolve(registered, "models:/cnn2/1")).state) == weights_digest(trained.state)
+    assert weights_digest(load(registered, resolve(registered, "models:/cnn2/1")).state) == weights_digest(
+        trained.state
+    )
 
 
 def test_no_pickle_lies_in_the_store(registered: Store) -> None:
@@ -195,7 +197,7 @@ def test_damaged_model_is_refused(registered: Store, trained: TrainedModel, dama
     act, message = DAMAGE[damage]
     act(tmp_path / "model" / registry.FILES_FOLDER, {name: t.clone().contiguous() for name, t in trained.state.items()})
     with pytest.raises(ModelError, match=message):
-        load(dataclasses.replace(reference, location=(tmp_path / "model").as_uri()))
+        load(registered, dataclasses.replace(reference, location=(tmp_path / "model").as_uri()))
 
 
 def test_another_packages_model_is_refused(store: Store, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_another_packages_model_is_refused(store: Store, tmp_path: Path) -> None
         pip_requirements=["torch"],
     )
     with pytest.raises(ModelError, match="it was not registered by this package"):
-        load(resolve(store, model.model_uri))
+        load(store, resolve(store, model.model_uri))
 
 
 def test_ten_outputs_are_a_different_network() -> None:

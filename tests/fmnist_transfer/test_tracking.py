@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_transfer import tracking
+from fmnist_transfer import database
 from fmnist_transfer.data import Half
 from fmnist_transfer.database import create_once, masked, sqlite_uri
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
@@ -33,9 +33,9 @@ def test_environment_names_the_store(store_path: Path, monkeypatch: pytest.Monke
 
 def test_default_is_the_checkouts_mlruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking.default_folder() == Path(tracking.__file__).parents[1] / "mlruns"
-    monkeypatch.setattr(tracking, "PROJECT", tmp_path / "site-packages")
-    assert tracking.default_folder() == tmp_path / "mlruns"
+    assert database.default_folder() == Path(database.__file__).parents[1] / "mlruns"
+    monkeypatch.setattr(database, "PROJECT", tmp_path / "site-packages")
+    assert database.default_folder() == tmp_path / "mlruns"
 
 
 def test_a_run_carries_params_tags_metrics_and_data(store: Store, half: Half) -> None:
