@@ -44,8 +44,8 @@ class BusyError(UserError):
 
 
 class Interrupted(UserError):
-    """A signal ended the work; finished work is kept."""
+    """A signal ended the work; finished work is kept. 130 after SIGINT, 143 after the others."""
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):
         super().__init__(message)
-        self.exit_status = 128 + signal_number
+        self.exit_status = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)

@@ -157,6 +157,8 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 def reason(error: BaseException | None) -> str:
     """The innermost error in a line: `Connection refused`, `database is locked`, `disk full`."""
     *_, innermost = _chain(error)
+    while innermost.args and isinstance(innermost.args[-1], BaseException):
+        innermost = innermost.args[-1]
     text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
     return masked(str(text).strip().splitlines()[0])
 

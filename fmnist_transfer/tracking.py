@@ -371,7 +371,7 @@ def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
 
 
 def result_rows(result: "Result") -> list[MetricRow]:
-    """All of a finished training: epoch curves, and one value each of `final/...`, `best/...`, `test/...`, `cost/...`."""
+    """All of a finished training: epoch curves, and one value each of `final/*`, `best/*`, `test/*` and `cost/*`."""
     groups = result.to_dict() | {"cost": result.cost()}
     scores = [(f"{group}/{key}", value, 0) for group, values in groups.items() for key, value in values.items()]
     return [*curve_rows(result.epochs), *scores]

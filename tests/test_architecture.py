@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ABOVE_TRAINING = (
+    *("tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"),
+)
 OURS = ("fmnist_transfer", "tuning", "sweeps")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -51,7 +54,7 @@ def test_only_tuning_imports_optuna() -> None:
 
 
 def test_training_and_what_lies_below_it_know_no_store() -> None:
-    above = {f"fmnist_transfer.{name}" for name in ("tracking", "registry", "console", "parallel", "database")}
+    above = {f"fmnist_transfer.{name}" for name in ABOVE_TRAINING}
     for name in (
         "data",
         "sources",

@@ -33,12 +33,12 @@ class RetrainingLog:
         self._store, self._parent, self._plan = store, parent, plan
         for run in store.find(TUNING, status="RUNNING", role="retrained", parent=parent):
             store.end(run.info.run_id, "KILLED")
-        finished = store.find(TUNING, status="FINISHED", role="retrained")
+        finished = store.find(TUNING, status="FINISHED", role="retrained", parent=parent)
         self._finished = {run.data.tags.get("retraining_key", ""): run for run in finished}
         self._begun: dict[Retraining, str] = {}
 
     def trained(self, task: Retraining) -> Trained | None:
-        """What the task once gave, in this search or in another."""
+        """What the task gave before."""
         if (run := self._finished.get(self._key(task))) is None:
             return None
         metrics = run.data.metrics

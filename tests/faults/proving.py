@@ -1,0 +1,307 @@
+"""A store with a registered model, small data, and the real commands in processes of their own, to be broken."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
+
+ROOT = Path(__file__).parents[2]
+MODEL = ["--model-uri", "models:/cnn2/best"]
+PATIENCE_SECONDS = 180.0  # of the tests; a slow machine is no failure
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Process:
+    """A running command; its output goes to files, so that it can be read while it runs."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str], prefix: list[str]):
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob("*.out")))
+        self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.popen = subprocess.Popen(
+                [*prefix, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def done(self, seconds: float = PATIENCE_SECONDS) -> Done:
+        """Wait for its end."""
+        try:
+            self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"did not end within {seconds} s:\n{self.out}\n{self.err}") from None
+        return Done(self.popen.returncode, self.out, self.err)
+
+    def ended_within(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(seconds)
+            return True
+        return False
+
+    def wait_for(self, condition: Any, seconds: float = PATIENCE_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
+            assert time.monotonic() < deadline, f"waited too long:\n{self.out}\n{self.err}"
+            time.sleep(0.02)
+
+    def kill(self, *, group: bool = True) -> None:
+        """SIGKILL to it, and to its workers unless they are to be orphans."""
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, signal.SIGKILL)
+        self.popen.wait()
+
+    def signal_group(self, number: int) -> None:
+        """As a terminal does it."""
+        os.killpg(self.pid, number)
+
+    def workers(self) -> list[int]:
+        """Its worker processes."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+class Site:
+    """A store's folder and the data; starts commands on them."""
+
+    def __init__(self, folder: Path, data_dir: Path, scratch: Path):
+        self.folder, self.data_dir, self.scratch = folder, data_dir, scratch
+        self.processes: list[Process] = []
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "mlflow.db"
+
+    @property
+    def study_database(self) -> Path:
+        return self.folder / "optuna.db"
+
+    def open(self) -> Store:
+        """The store, in this process."""
+        return open_store(str(self.database))
+
+    def start(
+        self,
+        module: str,
+        *arguments: str,
+        uri: str | None = None,
+        data_dir: Path | None = None,
+        fault: str = "",
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> Process:
+        """Start `python -m MODULE ARGUMENTS` on this store and data. `uri` "" names the store by the environment."""
+        launcher = [
+            sys.executable,
+            str(ROOT / "tests" / "faults" / "inject.py"),
+            str(data_dir or self.data_dir),
+            module,
+        ]
+        where = [] if uri == "" else ["--tracking-uri", uri or str(self.database)]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_HTTP")}
+        environment |= {"PYTHONPATH": str(ROOT), "DESCRIBED_DATA": str(self.data_dir), "FAULT": fault} | (env or {})
+        process = Process([*launcher, *where, *arguments], self.scratch / "output", environment, list(prefix))
+        self.processes.append(process)
+        return process
+
+    def start_sweep(self, *arguments: str, **options: Any) -> Process:
+        workers = () if "--workers" in arguments else ("--workers", "1")
+        return self.start("sweeps.transfer", *MODEL, "--device", "cpu", *workers, *arguments, **options)
+
+    def start_search(self, *arguments: str, **options: Any) -> Process:
+        workers = () if "--workers" in arguments else ("--workers", "1")
+        small = ("--top", "1", "--retrain-seeds", "1")
+        return self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
+
+    def sweep(self, *arguments: str, **options: Any) -> Done:
+        return self.start_sweep(*arguments, **options).done()
+
+    def search(self, *arguments: str, **options: Any) -> Done:
+        return self.start_search(*arguments, **options).done()
+
+    def result(self) -> dict[str, Any]:
+        """What `--json` of the last command wrote."""
+        return json.loads(self.json.read_text())
+
+    @property
+    def json(self) -> Path:
+        return self.scratch / "result.json"
+
+    def cells(self, *, status: str | None = None) -> list[Any]:
+        """Runs of cells, in any sweep of this store."""
+        return self.open().find(TRANSFER, status=status, role="cell")
+
+    def digests(self) -> dict[tuple[str, str, str], str]:
+        """(percent, init, replicate) -> digest of the weights, of the cells that the ledger counts."""
+        store = self.open()
+        (parent,) = store.find(TRANSFER, role="sweep")
+        highest: dict[str, tuple[int, str]] = {}
+        for key, run_id in parent.data.params.items():
+            if key.startswith("cell."):
+                _, cell, attempt = key.split(".")
+                highest[cell] = max(highest.get(cell, (0, "")), (int(attempt), run_id))
+        runs = {run.info.run_id: run for run in store.find(TRANSFER, role="cell", parent=parent.info.run_id)}
+        named = [runs[run_id] for _, run_id in highest.values()]
+        finished = [run for run in runs.values() if run.info.status == "FINISHED"]
+        assert {run.info.run_id for run in finished} == {run.info.run_id for run in named}, "ledger != FINISHED"
+        assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}
+        labels = ("percent", "init", "replicate")
+        digests = {tuple(run.data.tags[key] for key in labels): run.data.tags["weights_digest"] for run in named}
+        assert len(digests) == len(named), "a cell is there twice"
+        return digests
+
+    def trials(self) -> list[Any]:
+        """Trials of study `cnn2` that count, as Optuna has them."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.load_study(study_name="cnn2", storage=f"sqlite:///{self.study_database}")
+        return [t for t in study.trials if t.state.is_finished() and "interrupted" not in t.user_attrs]
+
+    def trial_runs(self) -> list[Any]:
+        return self.open().find(TUNING, role="trial")
+
+    def count(self, database: Path, query: str) -> int:
+        """A number from a database that other processes have open."""
+        if not database.exists():
+            return 0
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return int(connection.execute(query).fetchone()[0])
+
+    def n_cells(self, status: str) -> int:
+        query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
+        return self.count(self.database, f"{query} AND status = '{status}'")
+
+    def n_claims(self) -> int:
+        """Cells that the ledger names a run of."""
+        return self.count(self.database, "SELECT count(*) FROM params WHERE key LIKE 'cell.%'")
+
+    def n_running_trials(self) -> int:
+        """Running, with all their parameters."""
+        query = "SELECT count(*) FROM trials JOIN trial_user_attributes USING (trial_id)"
+        return self.count(self.study_database, f"{query} WHERE state = 'RUNNING' AND key = 'recipe'")
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+class Server:
+    """A real `mlflow server` on a store's folder, at a loopback port that stays the same."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        where = ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
+        where += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *where]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                return
+            assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def proxy_that_loses_responses(port: int, path_end: str, n: int) -> Iterator[tuple[str, list[str]]]:
+    """Pass requests on to `port`, but lose the response of the first `n` whose path ends so; URI, and what was lost."""
+    lost: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as upstream:
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                response = upstream.getresponse()
+                content = response.read()
+            if self.path.endswith(path_end) and len(lost) < n:
+                lost.append(self.path)
+                self.close_connection = True
+                return
+            self.send_response(response.status)
+            for name, value in response.getheaders():
+                if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", lost
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

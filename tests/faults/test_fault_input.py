@@ -1,0 +1,332 @@
+"""Rows 18 to 25 of the fault matrix: data, flags and models that are wrong; all are told before any run is created."""
+
+import json
+import os
+import pickle
+import shutil
+import string
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from conftest import SPEC, register_model, remount, small_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from proving import Site
+
+from fmnist_transfer.errors import ModelError, UsageError
+from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.registry import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, resolve
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.split import parse_split
+from fmnist_transfer.tracking import TRANSFER, TUNING, Store
+from sweeps.grid import INITS, coarse_to_fine, plan_cells
+from sweeps.transfer import TransferSettings
+from tuning.search import SearchSettings
+
+SMALL = ["--fractions", "20", "--replicates", "1", "--epochs", "1"]
+LABELS, IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
+
+
+# Rows 18 to 20
+
+
+def truncated(raw: Path) -> None:
+    os.truncate(raw / IMAGES, 1_000)
+
+
+def altered(raw: Path) -> None:
+    content = bytearray((raw / IMAGES).read_bytes())
+    content[5_000] ^= 1
+    (raw / IMAGES).write_bytes(content)
+
+
+def mislabelled(raw: Path) -> None:
+    content = (raw / LABELS).read_bytes()
+    (raw / LABELS).write_bytes(content[:8] + content[:7:-1])
+
+
+DAMAGED = {
+    truncated: f"{IMAGES}: expected 470416 bytes, found 1000: truncated or altered. Delete it and run the same command",
+    altered: f"{IMAGES}: expected sha256 ",
+    mislabelled: f"{LABELS}: expected sha256 ",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("command", ["search", "sweep"])
+def test_damaged_data_is_told_before_any_run(
+    site: Site, tmp_path: Path, damage: Callable[[Path], None], command: str
+) -> None:
+    """Row 18."""
+    shutil.copytree(site.data_dir, tmp_path / "data")
+    damage(tmp_path / "data" / "FashionMNIST" / "raw")
+    n_runs = n_all_runs(site)
+    small = SMALL if command == "sweep" else ["--trials", "1", "--epochs", "1"]
+    done = getattr(site, command)(*small, data_dir=tmp_path / "data")
+    assert done.status == 3
+    assert DAMAGED[damage] in done.err
+    assert n_all_runs(site) == n_runs
+
+
+def n_all_runs(site: Site) -> int:
+    store = site.open()
+    return len(store.find(TRANSFER)) + len(store.find(TUNING))
+
+
+def test_a_read_only_data_directory_is_fine_if_it_is_complete(site: Site, small_disk: Path) -> None:
+    """Row 19."""
+    shutil.copytree(site.data_dir, small_disk / "data")
+    remount(small_disk, "ro")
+    done = site.sweep(*SMALL, data_dir=small_disk / "data")
+    assert done.status == 0, done.err
+    remount(small_disk, "rw")
+    (small_disk / "data" / "FashionMNIST" / "raw" / LABELS).unlink()
+    remount(small_disk, "ro")
+    done = site.sweep(*SMALL, "--seed", "1", data_dir=small_disk / "data")
+    assert done.status == 3
+    assert "error: cannot write to" in done.err
+    assert "choose another folder with --data-dir or FMNIST_DATA_DIR" in done.err
+
+
+def without_network() -> tuple[str, ...]:
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        if os.environ.get("CI"):
+            pytest.fail("cannot take the network away: unshare -n failed")
+        pytest.skip("cannot take the network away: unshare -n failed")
+    return ("unshare", "-n")
+
+
+def test_without_a_network_nothing_is_missed_if_the_data_is_there(site: Site, tmp_path: Path) -> None:
+    """Row 20."""
+    done = site.sweep(*SMALL, prefix=without_network())
+    assert done.status == 0, done.err
+    empty = tmp_path / "empty"
+    done = site.sweep(*SMALL, prefix=without_network(), data_dir=empty, fault="no-system-data")
+    assert done.status == 3
+    assert "error: no source has Fashion-MNIST" in done.err
+    for source in (f"files in {empty}", "system data set", "torchvision's mirrors: ", "Debian package"):
+        assert source in done.err
+    assert "Put the four decompressed files there, or give --data-dir" in done.err
+
+
+# Rows 21 and 22
+
+
+BAD_FLAGS = [
+    (["--fractions", "0"], "--fractions 0: must be 1 to 100"),
+    (["--fractions", "1.5"], "--fractions"),
+    (["--fractions", "nan"], "--fractions"),
+    (["--fractions", "101"], "--fractions 101: must be 1 to 100"),
+    (["--fractions", "5", "5"], "--fractions: 5 is given twice"),
+    (["--epochs", "-1"], "--epochs -1: must be 1 or more"),
+    (["--inits", "unknown"], "--inits"),
+    (["--replicates", "0"], "--replicates 0: must be 1 or more"),
+    (["--store-timeout", "-1"], "--store-timeout -1.0: must be 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=lambda value: " ".join(value) if value else "")
+def test_bad_flags_of_a_sweep_are_told_at_once(site: Site, flags: list[str], message: str) -> None:
+    """Row 21: status 2 with flag, value and range; that nothing heavy is imported is in `test_architecture.py`."""
+    done = site.sweep(*flags)
+    assert done.status == 2
+    assert message in done.out + done.err
+    assert "Loading torch" not in done.out
+    assert "Traceback" not in done.err
+
+
+def refusal(make: Callable[[], object]) -> str | None:
+    """What the user is told; None if there is nothing to tell."""
+    try:
+        make()
+    except (UsageError, ModelError) as error:
+        return str(error)
+    return None
+
+
+@given(st.lists(st.integers(-10, 110), max_size=5), st.integers(-3, 5), st.integers(-3, 5), st.floats())
+def test_flags_are_in_range_or_refused(fractions: list[int], replicates: int, epochs: int, timeout: float) -> None:
+    good = (
+        bool(fractions)
+        and len(set(fractions)) == len(fractions)
+        and all(1 <= percent <= 100 for percent in fractions)
+        and min(replicates, epochs) >= 1
+        and timeout >= 0
+    )
+    flags = {"replicates": replicates, "epochs": epochs, "store_timeout": timeout}
+    message = refusal(lambda: TransferSettings("models:/a/b", tuple(fractions), **flags))
+    assert good if message is None else message.startswith("--") and not good
+
+
+@given(st.integers(-3, 50), st.integers(-3, 50), st.floats(), st.text(max_size=12))
+def test_flags_of_a_search_are_in_range_or_refused(trials: int, epochs: int, mflops: float, name: str) -> None:
+    message = refusal(lambda: SearchSettings(trials=trials, epochs=epochs, max_mflops=mflops, study_name=name))
+    in_range = min(trials, epochs) >= 1 and mflops >= 0
+    if message is None:
+        assert in_range
+        assert name
+        assert not set(name) & set("/:'\" \n")
+    else:
+        assert message.startswith("--study-name" if in_range else "--")
+
+
+@given(st.sets(st.integers(1, 100), min_size=1), st.integers(1, 4))
+def test_every_cell_of_a_grid_is_planned_once(percents: set[int], n_replicates: int) -> None:
+    cells = plan_cells(sorted(percents), INITS, n_replicates)
+    assert len(cells) == len(set(cells)) == len(percents) * len(INITS) * n_replicates
+    assert {cell.percent for cell in cells} == percents
+    assert sorted(coarse_to_fine(percents)) == sorted(percents)
+
+
+@given(st.text(alphabet=string.digits + "/-:evnodra ", max_size=14))
+def test_a_split_is_two_halves_or_refused(text: str) -> None:
+    if (message := refusal(lambda: parse_split(text))) is not None:
+        assert message.startswith("--split")
+        return
+    split = parse_split(text)
+    assert sorted(split.source + split.target) == list(range(10))
+    assert len(split.source) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["", "models:/", "models:/cnn2/", "models:/cnn2@", "runs:/", "models:/m-"]), st.text(max_size=20)
+)
+def test_any_text_is_a_model_or_a_model_error(read_store: Store, start: str, text: str) -> None:
+    """Row 23, on whatever a user may type."""
+    if (message := refusal(lambda: resolve(read_store, start + text))) is not None:
+        assert "Known: cnn2 (versions 1; aliases best -> 1)" in message
+        return
+    assert resolve(read_store, start + text).pinned == "models:/cnn2/1"
+
+
+@pytest.fixture(scope="module")
+def read_store(template: Path) -> Store:
+    from fmnist_transfer.tracking import open_store
+
+    return open_store(str(template / "mlflow.db"))
+
+
+def test_a_fraction_without_an_image_for_each_class_is_refused(site: Site) -> None:
+    """Row 22."""
+    done = site.sweep("--fractions", "1")
+    assert done.status == 2
+    assert "error: --fractions 1: leaves no image per class of 50; use 2 or more" in done.err
+    assert site.open().find(TRANSFER) == []
+
+
+# Rows 23 to 25
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/cnn2/worst", "no alias 'worst' of model 'cnn2' in sqlite:"),
+        ("models:/cnn3/best", "no alias 'best' of model 'cnn3' in sqlite:"),
+        ("models:/cnn2/9", "no version '9' of model 'cnn2'"),
+        ("cnn2", "cnn2 is no model URI: write models:/NAME/ALIAS"),
+    ],
+)
+def test_an_unknown_model_is_told_with_what_there_is(site: Site, uri: str, message: str) -> None:
+    """Row 23."""
+    done = site.start("sweeps.transfer", "--model-uri", uri, "--device", "cpu", "--workers", "1", *SMALL).done()
+    assert done.status == 3
+    assert message in done.err
+    assert "Known: cnn2 (versions 1; aliases best -> 1)" in done.err
+    if "alias" in message:
+        assert "run python -m tuning.search first" in done.err
+    assert site.open().find(TRANSFER) == []
+
+
+def files_of_the_model(site: Site) -> Path:
+    location = resolve(site.open(), "models:/cnn2/best").location
+    from urllib.parse import unquote, urlsplit
+
+    return Path(unquote(urlsplit(location).path)) / FILES_FOLDER
+
+
+def another_trunk(files: Path) -> None:
+    state = fresh_network(CNN2Spec(channels=(4, 9), fc1=16, fc2=16), Streams(0)).state_dict()
+    put_weights(files, safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
+
+
+def put_weights(files: Path, content: bytes) -> None:
+    import hashlib
+
+    (files / WEIGHTS_FILE).write_bytes(content)
+    edit(files, {"weights_sha256": hashlib.sha256(content).hexdigest()})
+
+
+def edit(files: Path, fields: dict[str, Any]) -> None:
+    content = json.loads((files / SPEC_FILE).read_text())
+    (files / SPEC_FILE).write_text(json.dumps(content | fields))
+
+
+def pickled(files: Path) -> None:
+    put_weights(files, pickle.dumps(Canary(files.parent / "canary")))
+
+
+class Canary:
+    """Leaves a file where whoever unpickles it stands."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.file}'",)
+
+
+def only_code(files: Path) -> None:
+    """What MLflow itself would import and unpickle, and nothing that we read."""
+    shutil.rmtree(files)
+    model = files.parent
+    (model / "data").mkdir(exist_ok=True)
+    (model / "data" / "model.pth").write_bytes(pickle.dumps(Canary(model / "canary")))
+    (model / "code").mkdir(exist_ok=True)
+    (model / "code" / "loader.py").write_text(f"open({str(model / 'canary')!r}, 'w')\n")
+    (model / "MLmodel").write_text("flavors:\n  python_function:\n    loader_module: loader\n    code: code\n")
+
+
+def link(files: Path) -> None:
+    target = files.parent / "elsewhere"
+    (files / WEIGHTS_FILE).rename(target)
+    (files / WEIGHTS_FILE).symlink_to(target)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another trunk": (another_trunk, "+ blocks.1.0.weight (9, 4, 3, 3)"),
+    "pickle": (pickled, "is not a CNN2 model as this package writes it"),
+    "code": (only_code, f"has no {FILES_FOLDER}/{SPEC_FILE}"),
+    "link": (link, "is a link; only a plain file is read"),
+    "deep": (lambda files: (files / SPEC_FILE).write_text("[" * 100_000), f"{SPEC_FILE} is not JSON"),
+    "huge": (lambda files: os.truncate(files / WEIGHTS_FILE, 2**30), "has 1073741824 bytes, more than"),
+    "wide": (lambda files: edit(files, {"spec": SPEC.to_dict() | {"fc1": 10**9}}), "would not fit"),
+    "no split": (lambda files: edit(files, {"source_classes": None}), "is not a CNN2 model as this package writes it"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_foreign_or_hostile_model_is_refused_and_not_run(site: Site, kind: str) -> None:
+    """Rows 24 and 25."""
+    act, message = HOSTILE[kind]
+    files = files_of_the_model(site)
+    act(files)
+    done = site.sweep(*SMALL)
+    assert done.status == 3, done.err
+    assert message in done.err
+    assert "models:/cnn2/1" in done.err
+    assert not (files.parent / "canary").exists()
+    assert site.open().find(TRANSFER) == []
+
+
+def test_another_classifier_is_allowed_and_said(site: Site) -> None:
+    """Row 24: ten outputs."""
+    ten = CNN2Spec(**SPEC.to_dict() | {"n_classes": 10})
+    register_model(site.open(), small_model(spec=ten))
+    done = site.sweep(*SMALL)
+    assert done.status == 0, done.err
+    assert "The model has 10 outputs and the target 5 classes: its classifier is reset anyway" in done.out

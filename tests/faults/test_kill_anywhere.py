@@ -1,0 +1,129 @@
+"""SIGKILL at seeded random instants, run again until done: the result is that of an undisturbed run.
+
+pytest tests/faults/test_kill_anywhere.py --kills 50 -s      # more of them, with a line on each round
+"""
+
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from conftest import MakeSite
+from proving import Process, Site
+
+from fmnist_transfer.model import weights_digest
+from fmnist_transfer.registry import load, resolve
+from fmnist_transfer.tracking import TUNING
+
+SECONDS_OF_WORK = 2.5  # a kill comes this long after work began, at most
+STARTING_SHARE = 0.15  # of the kills: at any instant of the start, when stores are opened
+SECONDS_OF_START = 6.0
+
+
+class Kills(NamedTuple):
+    live: int
+    """Hit a cell, a trial or a re-training that was running."""
+    other: int
+
+
+def kill_until_done(
+    start: Callable[[], Process], is_at_work: Callable[[], bool], left_running: Callable[[int], int], n: int, seed: int
+) -> Kills:
+    """Kill each process that `start` gives until `n` kills hit live work or one is done first; then let it finish."""
+    instants = random.Random(seed)
+    live = other = 0
+    while live < n:
+        process = start()
+        if instants.random() < STARTING_SHARE:
+            ended = process.ended_within(instants.uniform(0, SECONDS_OF_START))
+        else:
+            while not (ended := process.ended_within(0.02)) and not is_at_work():
+                pass
+            ended = ended or process.ended_within(instants.uniform(0, SECONDS_OF_WORK))
+        if ended:
+            break
+        process.kill(group=instants.random() < 0.5)  # or leave its workers orphans
+        hit = left_running(process.pid) > 0
+        live, other = live + hit, other + (not hit)
+    done = start().done(600)
+    assert done.status == 0, done.err
+    return Kills(live, other)
+
+
+def kill_rounds(request: pytest.FixtureRequest, what: str, one_round: Callable[[int, int], tuple[Kills, int]]) -> None:
+    """Rounds of work, each with its own seed, until enough kills hit it."""
+    wanted = request.config.getoption("--kills")
+    live = other = n_checked = number = 0
+    start = time.monotonic()
+    while live < wanted:
+        kills, n = one_round(number, wanted - live)
+        live, other, n_checked, number = live + kills.live, other + kills.other, n_checked + n, number + 1
+        print(
+            f"\n{what}, round {number}: {live} kills hit live work, {other} the rest; {n_checked} checked "
+            f"({time.monotonic() - start:.0f} s)"
+        )
+        assert number <= wanted, "the work is too little to be hit"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.FixtureRequest, workers: str) -> None:
+    """Ledger = FINISHED = cells, and equal weights."""
+
+    def one_round(number: int, n_kills: int) -> tuple[Kills, int]:
+        site, undisturbed = make_site(f"killed {number}"), make_site(f"undisturbed {number}")
+        arguments = ["--fractions", "20", "60", "100", "--replicates", "2", "--epochs", "60", "--seed", str(number)]
+        arguments += ["--workers", workers]
+
+        def left_running(pid: int) -> int:
+            return sum(run.data.tags["pid"] == str(pid) for run in site.cells(status="RUNNING"))
+
+        kills = kill_until_done(
+            lambda: site.start_sweep(*arguments), lambda: site.n_cells("RUNNING") > 0, left_running, n_kills, number
+        )
+        assert undisturbed.sweep(*arguments).status == 0
+        digests = site.digests()
+        assert len(digests) == 12
+        assert digests == undisturbed.digests()
+        assert site.n_cells("RUNNING") == 0
+        return kills, len(digests)
+
+    kill_rounds(request, f"sweep on {workers} workers", one_round)
+
+
+def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.FixtureRequest) -> None:
+    """No trial lost or counted twice, and the same network registered."""
+
+    def one_round(number: int, n_kills: int) -> tuple[Kills, int]:
+        site, undisturbed = make_site(f"killed {number}", bare=True), make_site(f"undisturbed {number}", bare=True)
+        arguments = ["--trials", "8", "--epochs", "4", "--retrain-seeds", "2", "--seed", str(number)]
+
+        def n_retraining() -> int:
+            tags = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'retrained'"
+            return site.count(site.database, f"{tags} AND status = 'RUNNING'")
+
+        def is_at_work() -> bool:
+            return site.n_running_trials() + n_retraining() > 0
+
+        kills = kill_until_done(
+            lambda: site.start_search(*arguments), is_at_work, lambda pid: is_at_work(), n_kills, number
+        )
+        assert undisturbed.search(*arguments).status == 0
+        trials = site.trials()
+        assert [(t.params, t.value, t.state) for t in trials] == [
+            (t.params, t.value, t.state) for t in undisturbed.trials()
+        ]
+        assert len(trials) == 8
+        complete = [int(run.data.tags["trial"]) for run in site.trial_runs() if "complete" in run.data.tags]
+        assert sorted(complete) == [trial.number for trial in trials]
+        assert len(site.open().find(TUNING, status="FINISHED", role="retrained")) == 2
+        assert best_digest(site) == best_digest(undisturbed)
+        assert len(site.open().client.search_model_versions("name = 'cnn2'")) == 1
+        return kills, len(trials)
+
+    kill_rounds(request, "search", one_round)
+
+
+def best_digest(site: Site) -> str:
+    store = site.open()
+    return weights_digest(load(store, resolve(store, "models:/cnn2/best")).state)

@@ -1,0 +1,61 @@
+"""Who owns a run, and when that process is certainly dead."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from fmnist_transfer.errors import BusyError
+from fmnist_transfer.ownership import Owner
+from fmnist_transfer.tracking import TRANSFER, TUNING, Store
+
+HERE = socket.gethostname()
+
+
+def test_an_owner_survives_tags() -> None:
+    owner = Owner.this_process()
+    assert Owner.from_tags(owner.to_tags()) == owner
+    assert owner.pid == os.getpid()
+    assert str(owner).startswith(f"host {HERE}, pid {os.getpid()}, since 20")
+
+
+def test_only_a_process_of_this_host_is_ever_certainly_dead() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = psutil.Process(process.pid).create_time()
+    assert not Owner(HERE, process.pid, started).is_dead()
+    assert not Owner(HERE, process.pid, 0.0).is_dead()  # of before it was written down
+    assert Owner(HERE, process.pid, started - 3_600).is_dead()  # another had this pid
+    process.kill()
+    process.communicate()
+    assert Owner(HERE, process.pid, started).is_dead()
+    assert not Owner("elsewhere", process.pid, started).is_dead()
+
+
+def test_a_run_is_reopened_unless_another_machine_may_be_at_it(store: Store) -> None:
+    import dataclasses
+
+    run_id = store.start(TRANSFER, "sweep", tags={"host": "elsewhere"})
+    server = dataclasses.replace(store, uri="http://127.0.0.1:5000")
+    with pytest.raises(BusyError, match="another process works on this sweep \\(host elsewhere"):
+        server.reopen(store.client.get_run(run_id), "sweep")
+    store.reopen(store.client.get_run(run_id), "sweep")  # a file's lock has said that nobody is
+    assert store.client.get_run(run_id).data.tags["host"] == HERE
+    server.reopen(store.client.get_run(run_id), "sweep")
+
+
+def test_reaping_ends_runs_of_the_dead_alone(store: Store) -> None:
+    dead = store.start(TUNING, "dead", tags=Owner(HERE, 2**22 + 1, 1.0).to_tags())
+    others = [store.start(TUNING, "mine"), store.start(TUNING, "away", tags=Owner("elsewhere", 1, 1.0).to_tags())]
+    assert store.reap(TUNING) == 1
+    assert store.client.get_run(dead).info.status == "KILLED"
+    assert [store.client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 2
+
+
+def test_a_param_is_won_once(store: Store) -> None:
+    run_id = store.start(TRANSFER, "ledger")
+    assert store.log_once(run_id, "cell.k.1", "first") == "first"
+    assert store.log_once(run_id, "cell.k.1", "first") == "first"
+    assert store.log_once(run_id, "cell.k.1", "second") == "first"

@@ -1,0 +1,66 @@
+"""Results that wait for the store: there whole or not at all, logged once, set aside if refused."""
+
+from pathlib import Path
+
+import pytest
+import requests
+
+from fmnist_transfer.errors import StoreError
+from fmnist_transfer.patience import Patience
+from fmnist_transfer.spool import Ending, Spool
+from fmnist_transfer.tracking import TRANSFER, Store, open_store
+
+ENDING = Ending(
+    "r1", "FINISHED", [("val/loss", 0.25, 1)], {"weights_digest": "d"}, {"weights.safetensors": b"\x00\x01"}
+)
+
+
+def test_an_ending_comes_back_as_it_was(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    assert list(spool.endings()) == []
+    spool.keep(ENDING)
+    spool.keep(ENDING)
+    assert list(spool.endings()) == [ENDING]
+    spool.drop("r1")
+    spool.drop("r1")
+    assert list(spool.endings()) == []
+
+
+def test_what_is_set_aside_is_kept_and_not_sent_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.keep(ENDING)
+    assert (spool.set_aside("r1") / "ending.json").exists()
+    assert list(spool.endings()) == []
+
+
+def test_where_it_cannot_be_written_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spool").write_text("a file")
+    Spool(tmp_path / "spool").keep(ENDING)
+    assert "note: cannot write" in capsys.readouterr().err
+
+
+def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the same: the metric is there once. A run that is gone by then does not stop the others."""
+    store.patience.timeout_seconds = 0
+    run_id, gone = store.start(TRANSFER, "a run"), store.start(TRANSFER, "gone")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise requests.exceptions.ConnectionError("Connection refused")
+
+    monkeypatch.setattr(store.once, "set_terminated", refuse)
+    for one in (run_id, gone):
+        with pytest.raises(StoreError):
+            store.conclude(Ending(one, "FINISHED", [("val/loss", 0.25, 1)], {"a": "b"}, {"note.txt": b"hello"}))
+    monkeypatch.undo()
+    store.client.delete_run(gone)
+    opened = open_store(store.uri, Patience())
+    run = opened.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
+    assert len(opened.client.get_metric_history(run_id, "val/loss")) == 1
+    assert [file.path for file in opened.client.list_artifacts(run_id)] == ["note.txt"]
+    assert list(opened.spool.endings()) == []
+    captured = capsys.readouterr()
+    assert "1 results that the store could not take before are in it now" in captured.out
+    assert "the store refuses a result that waited for it" in captured.err

@@ -1,0 +1,86 @@
+"""The ledger without training: claims, attempts, ghosts, and what is to run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from fmnist_transfer.data import Half
+from fmnist_transfer.errors import BusyError
+from fmnist_transfer.tracking import TRANSFER, Store
+from sweeps.grid import Cell
+from sweeps.ledger import Ledger, identity_key
+
+IDENTITY: Mapping[str, Any] = {"weights_digest": "d", "seed": 0}
+CELL, N = Cell(20, "random", 0), 50
+
+
+@pytest.fixture
+def ledger(store: Store, half: Half) -> Ledger:
+    ledger = Ledger(store, IDENTITY, half)
+    ledger.open("a sweep", {"model_uri": "models:/cnn2/best"})
+    return ledger
+
+
+@pytest.fixture
+def look(store: Store, half: Half) -> Callable[[], Ledger]:
+    """Reads the store anew, as another command does."""
+    return lambda: Ledger(store, IDENTITY, half)
+
+
+def test_looking_makes_nothing(store: Store, half: Half) -> None:
+    assert Ledger(store, IDENTITY, half).run_id == ""
+    assert store.client.search_experiments(filter_string=f"name = '{TRANSFER}'") == []
+
+
+def test_a_claim_is_in_the_store_before_anything_else(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
+    run_id = ledger.claim(CELL, N)
+    other = look()
+    assert other.run_id == ledger.run_id
+    assert other.row(CELL, N).run_id == run_id
+    assert other.to_run({CELL: N}) == [CELL]
+    assert other.known() == {CELL: N}
+
+
+def test_the_loser_of_a_race_deletes_its_own_run(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
+    rival = look()  # both believe that nothing is claimed
+    winner = ledger.claim(CELL, N)
+    with pytest.raises(BusyError, match="another process works on this sweep"):
+        rival.claim(CELL, N)
+    assert [run.info.run_id for run in store.find(TRANSFER, role="cell")] == [winner]
+
+
+def test_a_zombie_that_finishes_late_is_not_counted(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
+    zombie = ledger.claim(CELL, N)
+    successor = look()
+    successor.open("a sweep", {})
+    second = successor.claim(CELL, N)
+    store.end(zombie, "FINISHED")
+    row = look().row(CELL, N)
+    assert (row.run_id, row.status) == (second, "open")
+
+
+def test_what_died_is_closed_and_ghosts_go(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
+    died = ledger.claim(CELL, N)
+    ghost = store.start(TRANSFER, "ghost", tags={"role": "cell", "parent": ledger.run_id})
+    successor = look()
+    successor.open("a sweep", {})
+    assert [store.client.get_run(run_id).info.status for run_id in (died, ghost)] == ["KILLED"] * 2
+    assert successor.delete_ghosts() == 1
+    assert [run.info.run_id for run in store.find(TRANSFER, role="cell")] == [died]
+
+
+@pytest.mark.parametrize(
+    ("reason", "retry_failed", "to_run"),
+    [("MemoryError: too little", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
+)
+def test_which_failures_are_tried_again(
+    ledger: Ledger, look: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
+) -> None:
+    ledger.fail(ledger.claim(CELL, N), reason, "Traceback ...")
+    assert look().to_run({CELL: N}, retry_failed=retry_failed) == to_run
+
+
+def test_a_key_is_of_the_contents_alone() -> None:
+    assert identity_key({"a": 1, "b": 2}) == identity_key({"b": 2, "a": 1})
+    assert identity_key({"a": 1}) != identity_key({"a": 2})
