@@ -303,12 +303,13 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        patient = cast(MlflowClient, PatientClient(client, patience))
+        patient.search_experiments(max_results=1)
     except (MlflowException, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(reason)}") from error
     spool = Spool(folder / "spool" / hashlib.sha256(uri.encode()).hexdigest()[:16])
-    store = Store(uri, folder, cast(MlflowClient, PatientClient(client, patience)), client, patience, spool)
+    store = Store(uri, folder, patient, client, patience, spool)
     store.send_spooled()
     return store
 
