@@ -8,30 +8,25 @@ Data in; an Optuna study, MLflow runs and a registered model out. Selection look
 
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, Stopwatch, check_range, run_command, say, write_json
+from fmnist_transfer.console import Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Workers, count_workers, parse_workers
 from fmnist_transfer.patience import TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import Split, parse_split
-from fmnist_transfer.stopping import Outage, StopSignal
+from fmnist_transfer.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from optuna import Study
-
     from fmnist_transfer.data import Half
     from fmnist_transfer.tracking import Store
     from tuning.retraining import Candidate
-    from tuning.study import TrialPlan
-    from tuning.study_log import StudyLog
 
 
 @dataclass(frozen=True)
@@ -142,9 +137,9 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
     from fmnist_transfer.training import choose_device
 
     device = str(choose_device(settings.device, settings.precision))
-    n_tasks = (
-        1 if settings.reference or settings.dry_run else max(settings.trials, settings.top * settings.retrain_seeds)
-    )
+    n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
+    if settings.reference or settings.dry_run:
+        n_tasks = 1
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _search(settings, device, workers, stop, stopwatch)
 
@@ -164,7 +159,7 @@ def _search(
     if settings.reference:
         study_name, uri = f"cnn2-reference{split.suffix}", store.uri
     else:
-        from tuning.study import storage_uri
+        from tuning.storage import storage_uri
 
         study_name = settings.study_name or f"cnn2{split.suffix}"
         uri = storage_uri(settings.storage, store.folder)
@@ -182,8 +177,10 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     from tuning.figures import search_figures
     from tuning.retraining import Candidate
     from tuning.space import SPACE_VERSION, check_limit, on_edge
-    from tuning.study import TrialPlan, finished, open_study, patient_storage, spec_and_recipe
+    from tuning.storage import patient_storage
+    from tuning.study import TrialPlan, finished, open_study, spec_and_recipe
     from tuning.study_log import StudyLog
+    from tuning.trials import run_trials
 
     settings, store, half = context.settings, context.store, context.half
     check_limit(settings.mflops_limit)
@@ -217,7 +214,9 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
             settings.store_timeout,
         )
         context.stopwatch.lap("start")
-        run_trials(context, study, log, plan)
+        run_trials(
+            study, log, plan, n=settings.trials, timeout=settings.timeout, workers=context.workers, debug=settings.debug
+        )
         context.stopwatch.lap("trials")
         trials = finished(study)
         context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
@@ -247,7 +246,8 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
 
 def dry_run(context: SearchContext, study_name: str) -> dict[str, Any]:
     """Say what is done and what would run; no trial is begun and no run is made."""
-    from tuning.study import find_study, finished, patient_storage, storage_uri
+    from tuning.storage import patient_storage, storage_uri
+    from tuning.study import find_study, finished
 
     settings = context.settings
     if settings.reference:
@@ -260,39 +260,6 @@ def dry_run(context: SearchContext, study_name: str) -> dict[str, Any]:
     say(f"Study {study_name!r}{'' if study else ', a new one'}: {n_done} trials done, {n_to_run} would run")
     say(f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one registered")
     return {"study": study_name, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}
-
-
-def run_trials(context: SearchContext, study: "Study", log: "StudyLog", plan: "TrialPlan") -> None:
-    """Top the study up to `--trials`, within `--timeout`, and log each trial as it ends. Raises StoreError."""
-    from tuning.study import finished, interrupt_running, run_trial, settle_lost
-
-    settings, stop = context.settings, context.stop
-    deadline = time.monotonic() + (settings.timeout if settings.timeout is not None else float("inf"))
-    outage = Outage(stop)
-    while (n_done := len(finished(study))) < settings.trials and time.monotonic() < deadline and not stop.is_set():
-        ordinals = (k for k in range(n_done, settings.trials) if time.monotonic() < deadline)
-        with Progress("trials", settings.trials - n_done) as progress:
-
-            def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
-                epoch, accuracy = news
-                progress.working(ordinal, epoch / settings.epochs, f"epoch {epoch}/{settings.epochs}, {accuracy:.2%}")
-
-            for outcome in context.workers.run(run_trial, plan, ordinals, on_report=show):
-                if outcome.status == "failed":
-                    say(f"a trial failed: {outcome.reason}")
-                if outcome.status == "lost":
-                    say(f"a trial was lost: {outcome.reason}; once more")
-                else:
-                    progress.finished(outcome.task)
-                if settings.debug and outcome.details:
-                    say(outcome.details)
-                with outage.held():
-                    settle_lost(study, outcome.task)
-                    log.log_finished()
-        with outage.held():
-            interrupt_running(study)  # whose worker died before it had said which trial it had begun
-            log.log_finished()
-    outage.raise_if_any()
 
 
 def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:

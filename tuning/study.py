@@ -6,20 +6,15 @@ can log it at any later time.
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist_transfer.console import warn
 from fmnist_transfer.data import Half, nested_order, on_device
-from fmnist_transfer.database import Schema, masked, open_file, sqlite_path, sqlite_uri
+from fmnist_transfer.database import masked
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.patience import Patience
@@ -27,6 +22,7 @@ from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import Diverged, Epoch, fit
 from tuning.space import first_trial, suggest
+from tuning.storage import PatientStorage, patient_storage
 
 # User attributes
 SETTINGS, ORDINAL, EPOCHS = "settings", "ordinal", "epochs"
@@ -34,12 +30,6 @@ INTERRUPTED, LOST, AGAIN, REASON = "interrupted", "lost", "again", "reason"
 FIXED = "fixed_params"  # where Optuna keeps the parameters of an enqueued trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
-SCHEMA = Schema(
-    "Optuna",
-    "studies",
-    Path(inspect.getfile(optuna)).parent / "storages" / "_rdb" / "alembic",
-    "optuna storage upgrade --storage '{uri}'",
-)
 
 
 @dataclass(frozen=True)
@@ -56,56 +46,6 @@ class TrialPlan:
     half: Half
     store_timeout: float
     """Seconds for which the study's database is waited for."""
-
-
-def storage_uri(asked: str | None, folder: Path) -> str:
-    """`--storage`, else `optuna.db` in `folder`; a sqlite file is created whole or not at all. Raises StoreError."""
-    uri = asked or sqlite_uri((folder / "optuna.db").absolute())
-    if "://" not in uri:
-        uri = sqlite_uri(Path(uri).absolute())
-    if masked(uri) != uri and asked:
-        warn("a password on a command line is seen by every user of the machine; a .pgpass file hides it")
-    if (database := sqlite_path(uri)) is not None:
-        open_file(database, SCHEMA, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
-    return uri
-
-
-class PatientStorage(optuna.storages.RDBStorage):
-    """Optuna's storage, every call of which is retried with patience."""
-
-    def __init__(self, uri: str, patience: Patience):
-        self._patience = patience
-        super().__init__(uri)
-
-
-def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(storage: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return storage._patience.call(method, storage, *args, **kwargs)
-
-    return call
-
-
-for _name, _method in vars(optuna.storages.RDBStorage).items():
-    if inspect.isfunction(_method) and not _name.startswith("__"):
-        setattr(PatientStorage, _name, _patient(_method))
-
-
-@functools.cache
-def _storage(uri: str) -> PatientStorage:
-    """One for each process, which `patient_storage` lends its patience."""
-    try:
-        return PatientStorage(uri, Patience())
-    except Exception as error:  # SQLAlchemy and its drivers raise many kinds
-        reason = masked(str(error).strip().splitlines()[0])
-        raise StoreError(f"cannot open the study database {masked(uri)}: {reason}") from error
-
-
-def patient_storage(uri: str, patience: Patience) -> PatientStorage:
-    """The study database at `uri`, whose calls are retried with `patience` from now on. Raises StoreError."""
-    storage = _storage(uri)
-    storage._patience = patience
-    return storage
 
 
 def open_study(storage: PatientStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
@@ -225,7 +165,7 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
             trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
             raise
 
-    study.optimize(objective, n_trials=1, catch=(torch.OutOfMemoryError,))
+    study.optimize(objective, n_trials=1)
     return numbers[0]
 
 

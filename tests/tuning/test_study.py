@@ -9,17 +9,15 @@ from optuna.trial import TrialState
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.patience import Patience
 from tuning.space import first_trial
+from tuning.storage import PatientStorage, patient_storage, storage_uri
 from tuning.study import (
     FIXED,
     ORDINAL,
-    PatientStorage,
     find_study,
     finished,
     interrupt_running,
     open_study,
-    patient_storage,
     settle_lost,
-    storage_uri,
 )
 
 SETTINGS = {"max_mflops": 4.0, "epochs": 2}

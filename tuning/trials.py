@@ -1,0 +1,56 @@
+"""Running a study's trials on the workers until there are as many as were asked for."""
+
+import time
+
+import optuna
+
+from fmnist_transfer.console import Progress, say
+from fmnist_transfer.parallel import Workers
+from fmnist_transfer.stopping import Outage
+from tuning.study import TrialPlan, finished, interrupt_running, run_trial, settle_lost
+from tuning.study_log import StudyLog
+
+
+def run_trials(
+    study: optuna.Study,
+    log: StudyLog,
+    plan: TrialPlan,
+    *,
+    n: int,
+    timeout: float | None,
+    workers: Workers,
+    debug: bool,
+) -> None:
+    """Top the study up to `n` trials, and log each as it ends. Raises StoreError.
+
+    Args:
+        timeout: seconds after which no further trial is started; None for no limit.
+        debug: show the tracebacks of trials that failed.
+    """
+    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+    outage = Outage(workers.stop)
+    # Once is enough, unless a worker dies before it has said which trial it has begun.
+    while (n_done := len(finished(study))) < n and time.monotonic() < deadline and not workers.stop.is_set():
+        ordinals = (k for k in range(n_done, n) if time.monotonic() < deadline)
+        with Progress("trials", n - n_done) as progress:
+
+            def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
+                epoch, accuracy = news
+                progress.working(ordinal, epoch / plan.epochs, f"epoch {epoch}/{plan.epochs}, {accuracy:.2%}")
+
+            for outcome in workers.run(run_trial, plan, ordinals, on_report=show):
+                if outcome.status == "failed":
+                    say(f"a trial failed: {outcome.reason}")
+                if outcome.status == "lost":
+                    say(f"a trial was lost: {outcome.reason}; once more")
+                else:
+                    progress.finished(outcome.task)
+                if debug and outcome.details:
+                    say(outcome.details)
+                with outage.held():
+                    settle_lost(study, outcome.task)
+                    log.log_finished()
+        with outage.held():
+            interrupt_running(study)
+            log.log_finished()
+    outage.raise_if_any()
