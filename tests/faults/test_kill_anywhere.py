@@ -27,10 +27,12 @@ class Kills(NamedTuple):
     other: int
 
 
-def kill_until_done(
-    start: Callable[[], Process], is_at_work: Callable[[], bool], left_running: Callable[[int], int], n: int, seed: int
-) -> Kills:
-    """Kill each process that `start` gives until `n` kills hit live work or one is done first; then let it finish."""
+def kill_until_done(start: Callable[[], Process], is_at_work: Callable[[int], bool], n: int, seed: int) -> Kills:
+    """Kill each process that `start` gives until `n` kills hit live work or one is done first; then let it finish.
+
+    Args:
+        is_at_work: whether the process of this pid has (or had, when it was killed) something running.
+    """
     instants = random.Random(seed)
     live = other = 0
     while live < n:
@@ -38,13 +40,13 @@ def kill_until_done(
         if instants.random() < STARTING_SHARE:
             ended = process.ended_within(instants.uniform(0, SECONDS_OF_START))
         else:
-            while not (ended := process.ended_within(0.02)) and not is_at_work():
+            while not (ended := process.ended_within(0.02)) and not is_at_work(process.pid):
                 pass
             ended = ended or process.ended_within(instants.uniform(0, SECONDS_OF_WORK))
         if ended:
             break
         process.kill(group=instants.random() < 0.5)  # or leave its workers orphans
-        hit = left_running(process.pid) > 0
+        hit = is_at_work(process.pid)
         live, other = live + hit, other + (not hit)
     done = start().done(600)
     assert done.status == 0, done.err
@@ -75,12 +77,10 @@ def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.Fi
         arguments = ["--fractions", "20", "60", "100", "--replicates", "2", "--epochs", "60", "--seed", str(number)]
         arguments += ["--workers", workers]
 
-        def left_running(pid: int) -> int:
-            return sum(run.data.tags["pid"] == str(pid) for run in site.cells(status="RUNNING"))
+        def is_at_work(pid: int) -> bool:
+            return n_runs(site, "cell", pid) > 0
 
-        kills = kill_until_done(
-            lambda: site.start_sweep(*arguments), lambda: site.n_cells("RUNNING") > 0, left_running, n_kills, number
-        )
+        kills = kill_until_done(lambda: site.start_sweep(*arguments), is_at_work, n_kills, number)
         assert undisturbed.sweep(*arguments).status == 0
         digests = site.digests()
         assert len(digests) == 12
@@ -98,16 +98,11 @@ def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.F
         site, undisturbed = make_site(f"killed {number}", bare=True), make_site(f"undisturbed {number}", bare=True)
         arguments = ["--trials", "8", "--epochs", "4", "--retrain-seeds", "2", "--seed", str(number)]
 
-        def n_retraining() -> int:
-            tags = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'retrained'"
-            return site.count(site.database, f"{tags} AND status = 'RUNNING'")
+        def is_at_work(pid: int) -> bool:
+            trial = n_runs(site, "study", pid) > 0 and site.n_running_trials() > 0
+            return trial or n_runs(site, "retrained", pid) > 0
 
-        def is_at_work() -> bool:
-            return site.n_running_trials() + n_retraining() > 0
-
-        kills = kill_until_done(
-            lambda: site.start_search(*arguments), is_at_work, lambda pid: is_at_work(), n_kills, number
-        )
+        kills = kill_until_done(lambda: site.start_search(*arguments), is_at_work, n_kills, number)
         assert undisturbed.search(*arguments).status == 0
         trials = site.trials()
         assert [(t.params, t.value, t.state) for t in trials] == [
@@ -122,6 +117,13 @@ def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.F
         return kills, len(trials)
 
     kill_rounds(request, "search", one_round)
+
+
+def n_runs(site: Site, role: str, pid: int) -> int:
+    """RUNNING runs of this role and this process."""
+    query = "SELECT count(*) FROM runs JOIN tags r USING (run_uuid) JOIN tags p USING (run_uuid)"
+    what = f"r.key = 'role' AND r.value = '{role}' AND p.key = 'pid' AND p.value = '{pid}'"
+    return site.count(site.database, f"{query} WHERE status = 'RUNNING' AND {what}")
 
 
 def best_digest(site: Site) -> str:
