@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,32 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic
-from proving import Server, Site
+from proving import MakeSite, Server, Site, register_model, small_model
 
 from fmnist_transfer import tracking
-from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.registry import TrainedModel, register, set_best
-from fmnist_transfer.seeding import Streams
-from fmnist_transfer.split import DEFAULT_SPLIT
-
-SPEC = CNN2Spec(channels=(4, 8), fc1=16, fc2=16)
-MakeSite = Callable[..., Site]
-RECIPE = Recipe(learning_rate=5e-3, batch_size=64, epochs=2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=10, help="kills of live work in each kill-anywhere loop")
-
-
-def small_model(spec: CNN2Spec = SPEC, recipe: Recipe = RECIPE) -> TrainedModel:
-    return TrainedModel(spec, recipe, DEFAULT_SPLIT, fresh_network(spec, Streams(0)).state_dict(), facts={})
-
-
-def register_model(store: tracking.Store, model: TrainedModel, name: str = "cnn2") -> None:
-    run_id = store.start(tracking.TUNING, name)
-    set_best(store, register(store, run_id, name, model, tags={"split": model.split}, description="small"))
-    store.end(run_id)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +58,7 @@ def server(site: Site) -> Iterator[Server]:
     server = Server(site.folder)
     server.start()
     yield server
-    server.kill()
+    server.close()
 
 
 @pytest.fixture
@@ -95,7 +76,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     with contextlib.suppress(subprocess.CalledProcessError):
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)

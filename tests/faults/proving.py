@@ -1,9 +1,11 @@
 """A store with a registered model, small data, and the real commands in processes of their own, to be broken."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -12,15 +14,23 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmnist_transfer.database import default_folder
+from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.registry import TrainedModel, register, set_best
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.split import DEFAULT_SPLIT
 from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model-uri", "models:/cnn2/best"]
+SPEC = CNN2Spec(channels=(4, 8), fc1=16, fc2=16)
+RECIPE = Recipe(learning_rate=5e-3, batch_size=64, epochs=2)
 PATIENCE_SECONDS = 180.0  # of the tests; a slow machine is no failure
 
 
@@ -231,6 +241,11 @@ class Server:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def spool(self) -> Path:
+        """Where commands keep what this server did not take."""
+        return default_folder() / "spool" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+
     def start(self) -> None:
         where = ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
         where += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -251,6 +266,10 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.spool, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -305,3 +324,20 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+MakeSite = Callable[..., Site]
+
+
+def small_model(spec: CNN2Spec = SPEC, recipe: Recipe = RECIPE) -> TrainedModel:
+    return TrainedModel(spec, recipe, DEFAULT_SPLIT, fresh_network(spec, Streams(0)).state_dict(), facts={})
+
+
+def register_model(store: Store, model: TrainedModel, name: str = "cnn2") -> None:
+    run_id = store.start(TUNING, name)
+    set_best(store, register(store, run_id, name, model, tags={"split": model.split}, description="small"))
+    store.end(run_id)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from conftest import SPEC, register_model, remount, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proving import Site
+from proving import SPEC, Site, register_model, remount, small_model
 
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network

@@ -4,8 +4,7 @@ import os
 import re
 
 import pytest
-from conftest import RECIPE, MakeSite, register_model, small_model
-from proving import Server, Site
+from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
 
 from fmnist_transfer.ownership import Owner
 from fmnist_transfer.recipe import Recipe

@@ -1,8 +1,7 @@
 """Rows 4, 13, 14, 16 and 17 of the fault matrix, for searches: no trial lost or counted twice, `best` always whole."""
 
 import pytest
-from conftest import MakeSite
-from proving import Site
+from proving import MakeSite, Site
 
 from fmnist_transfer.registry import load, resolve
 from fmnist_transfer.tracking import TUNING

@@ -6,8 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import MakeSite
-from proving import Site, is_alive
+from proving import MakeSite, Site, is_alive
 
 from fmnist_transfer.tracking import TRANSFER, TUNING
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from conftest import MakeSite, remount
-from proving import Server, Site, proxy_that_loses_responses
+from proving import MakeSite, Server, Site, proxy_that_loses_responses, remount
 
 from fmnist_transfer.tracking import TRANSFER, TUNING
 
@@ -164,7 +163,7 @@ def test_a_server_that_stays_away_costs_no_finished_result(site: Site, server: S
     done = process.done()
     assert done.status == (130 if stopped else 4), done.err
     assert "(Connection refused). Finished work is kept; run the same command to go on" in done.err
-    waiting = list(spool(server).glob("*/ending.json"))
+    waiting = list(server.spool.glob("*/ending.json"))
     assert waiting
     kept = {file.parent.name for file in waiting if json.loads(file.read_text())["status"] == "FINISHED"}
     kept |= {run.info.run_id for run in site.cells(status="FINISHED")}
@@ -172,18 +171,10 @@ def test_a_server_that_stays_away_costs_no_finished_result(site: Site, server: S
     again = site.sweep(*SLOW, "--workers", "2", uri=server.uri)
     assert again.status == 0, again.err
     assert f"{len(waiting)} results that the store could not take before are in it now" in again.out
-    assert list(spool(server).glob("*/ending.json")) == []
+    assert list(server.spool.glob("*/ending.json")) == []
     assert len(site.digests()) == 10
     finished = {run.info.run_id for run in site.cells(status="FINISHED")}
     assert kept <= finished
-
-
-def spool(server: Server) -> Path:
-    import hashlib
-
-    from fmnist_transfer.database import default_folder
-
-    return default_folder() / "spool" / hashlib.sha256(server.uri.encode()).hexdigest()[:16]
 
 
 def test_a_server_that_goes_away_amid_a_search(site: Site, server: Server) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from conftest import MakeSite
-from proving import Process, Site
+from proving import MakeSite, Process, Site
 
 from fmnist_transfer.model import weights_digest
 from fmnist_transfer.registry import load, resolve
