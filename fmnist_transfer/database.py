@@ -6,6 +6,7 @@ tables to a foreign one and upgrade an old one), and have room to grow. URIs are
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -27,6 +28,11 @@ _USER_INFORMATION = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"]+@", re.IGNORE
 def masked(text: str) -> str:
     """The URI, or any text with URIs in it, without their user information."""
     return _USER_INFORMATION.sub(r"\1***@", text)
+
+
+def short_name(uri: str) -> str:
+    """A file name for the store at `uri`, whoever uses it."""
+    return hashlib.sha256(masked(uri).encode()).hexdigest()[:16]
 
 
 def sqlite_uri(path: Path) -> str:

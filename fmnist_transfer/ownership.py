@@ -6,7 +6,6 @@ too, what the owner wrote of itself on the run.
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from fmnist_transfer.database import sqlite_path
+from fmnist_transfer.database import short_name, sqlite_path
 from fmnist_transfer.errors import BusyError
 
 SAME_START_SECONDS = 2.0  # a clock that was set moves the start of a process, too
@@ -106,4 +105,4 @@ def _locks_folder(uri: str) -> Path:
         return database.parent / "locks"
     import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer") / "locks" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri)

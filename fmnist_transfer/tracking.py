@@ -10,7 +10,6 @@ One process writes: workers return arrays, and the command logs them in batches.
 
 import contextlib
 import functools
-import hashlib
 import io
 import logging
 import os
@@ -42,6 +41,7 @@ from fmnist_transfer.database import (
     default_folder,
     masked,
     open_file,
+    short_name,
     sqlite_path,
     sqlite_uri,
     store_uri,
@@ -193,8 +193,8 @@ class Store:
             owner = Owner.from_tags(run.data.tags)
             if owner != Owner.this_process() and not owner.is_dead():
                 raise busy(what, owner)
+        self.log(run.info.run_id, tags=Owner.this_process().to_tags())  # first: RUNNING under the old name is nobody's
         self.client.update_run(run.info.run_id, status="RUNNING")
-        self.log(run.info.run_id, tags=Owner.this_process().to_tags())
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         self.client.set_terminated(run_id, status)
@@ -308,7 +308,7 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     except (MlflowException, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(reason)}") from error
-    spool = Spool(folder / "spool" / hashlib.sha256(uri.encode()).hexdigest()[:16])
+    spool = Spool(folder / "spool" / short_name(uri))
     store = Store(uri, folder, patient, client, patience, spool)
     store.send_spooled()
     return store

@@ -1,7 +1,6 @@
 """A store with a registered model, small data, and the real commands in processes of their own, to be broken."""
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -19,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmnist_transfer.database import default_folder
+from fmnist_transfer.database import default_folder, short_name
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.registry import TrainedModel, register, set_best
@@ -244,7 +243,7 @@ class Server:
     @property
     def spool(self) -> Path:
         """Where commands keep what this server did not take."""
-        return default_folder() / "spool" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        return default_folder() / "spool" / short_name(self.uri)
 
     def start(self) -> None:
         where = ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]

@@ -26,7 +26,7 @@ class Kills(NamedTuple):
     other: int
 
 
-def kill_until_done(start: Callable[[], Process], is_at_work: Callable[[int], bool], n: int, seed: int) -> Kills:
+def kill_until_done(start: Callable[[], Process], is_at_work: Callable[[int], bool], n: int, seed: str) -> Kills:
     """Kill each process that `start` gives until `n` kills hit live work or one is done first; then let it finish.
 
     Args:
@@ -79,7 +79,7 @@ def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.Fi
         def is_at_work(pid: int) -> bool:
             return n_runs(site, "cell", pid) > 0
 
-        kills = kill_until_done(lambda: site.start_sweep(*arguments), is_at_work, n_kills, number)
+        kills = kill_until_done(lambda: site.start_sweep(*arguments), is_at_work, n_kills, f"sweep {workers} {number}")
         assert undisturbed.sweep(*arguments).status == 0
         digests = site.digests()
         assert len(digests) == 12
@@ -101,7 +101,7 @@ def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.F
             trial = n_runs(site, "study", pid) > 0 and site.n_running_trials() > 0
             return trial or n_runs(site, "retrained", pid) > 0
 
-        kills = kill_until_done(lambda: site.start_search(*arguments), is_at_work, n_kills, number)
+        kills = kill_until_done(lambda: site.start_search(*arguments), is_at_work, n_kills, f"search {number}")
         assert undisturbed.search(*arguments).status == 0
         trials = site.trials()
         assert [(t.params, t.value, t.state) for t in trials] == [

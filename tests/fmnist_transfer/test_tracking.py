@@ -10,7 +10,7 @@ import pytest
 
 from fmnist_transfer import database
 from fmnist_transfer.data import Half
-from fmnist_transfer.database import create_once, masked, sqlite_uri
+from fmnist_transfer.database import create_once, masked, short_name, sqlite_uri
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.tracking import TRANSFER, Store, open_store
@@ -142,3 +142,6 @@ def test_question_mark_cannot_be_in_a_sqlite_path() -> None:
 def test_user_information_is_masked() -> None:
     assert masked("postgresql://me:secret@host:5432/db") == "postgresql://***@host:5432/db"
     assert masked("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+    text = "cannot reach http://me:p@ss@host/api nor postgresql://you:canary@db"
+    assert masked(text) == "cannot reach http://***@host/api nor postgresql://***@db"
+    assert short_name("http://me:secret@host") == short_name("http://you:other@host") != short_name("http://host2")
