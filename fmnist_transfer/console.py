@@ -52,8 +52,8 @@ def run_command(
         return main(settings)
     except UserError as error:
         return _report(str(error), error.exit_status, debug)
-    except KeyboardInterrupt:  # before the command could see to signals itself
-        return _report("stopped before anything was begun", 128 + signal.SIGINT, debug)
+    except KeyboardInterrupt:  # before or after the command saw to signals itself
+        return _report("stopped; what was finished is kept", 128 + signal.SIGINT, debug)
     except Exception as error:  # whatever else went wrong is one line too
         text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
         return _report(text, UserError.exit_status, debug)
@@ -94,6 +94,12 @@ def check_distinct(flag: str, values: Sequence[Any]) -> None:
 
 def say(text: str) -> None:
     print(masked(text), flush=True)
+
+
+def warn_of_password(uri: str | None, instead: str) -> None:
+    """Say so if a URI that was given as a flag has user information; `instead` is the better place for it."""
+    if uri and masked(uri) != uri:
+        warn(f"a password on a command line is seen by every user of the machine; {instead} hides it")
 
 
 def warn(text: str) -> None:

@@ -22,17 +22,17 @@ PROJECT = Path(__file__).resolve().parent.parent
 SQLITE = "sqlite:///"  # and a path
 PROBE_BYTES = 8 * 2**20  # room for the runs and figures of a small sweep
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_USER_INFORMATION = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s'\"]+@", re.IGNORECASE)
+_SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)|(\bpassword=)[^\s'\"&]+", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """The URI, or any text with URIs in it, without their user information."""
-    return _USER_INFORMATION.sub(r"\1***@", text)
+    """The URI, or any text with URIs in it, without their user information and passwords."""
+    return _SECRETS.sub(r"\1\2***", text)
 
 
 def short_name(uri: str) -> str:
     """A file name for the store at `uri`, whoever uses it."""
-    return hashlib.sha256(masked(uri).encode()).hexdigest()[:16]
+    return hashlib.sha256(masked(uri).replace("***@", "").rstrip("/").encode()).hexdigest()[:16]
 
 
 def sqlite_uri(path: Path) -> str:
@@ -80,7 +80,7 @@ class Schema:
 def open_file(database: Path, schema: Schema, create: Callable[[Path], None]) -> None:
     """Make sure that `database` is a sqlite file of this schema that can be written; made by `create` if missing.
 
-    Raises StoreError, with what is wrong and what to do; the file is then left as it is.
+    Raises StoreError, with what is wrong and what to do (the file is then left as it is), or sqlite3.OperationalError.
     """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,8 @@ def open_file(database: Path, schema: Schema, create: Callable[[Path], None]) ->
         check_schema(database, schema)
     except OSError as error:
         raise StoreError(write_problem(database, error)) from error
+    except sqlite3.OperationalError:  # it is locked, say: the caller's patience decides
+        raise
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{database}: {error}; move it away, or use another store") from error
 

@@ -13,36 +13,43 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fmnist_transfer.database import short_name, sqlite_path
 from fmnist_transfer.errors import BusyError
 
-SAME_START_SECONDS = 2.0  # a clock that was set moves the start of a process, too
+if TYPE_CHECKING:
+    import psutil
+
+SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot in seconds
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process. A pid alone may be another's by now; with its start it is not, after a reboot neither."""
+    """A process. A pid alone may be another's by now; with its start, counted from the boot, it is not."""
 
     host: str
     pid: int
+    boot: str
+    """Name of the host's boot; empty where the system gives none."""
     started: float
-    """Seconds since the epoch; 0 where it is not known."""
+    """Seconds after the boot, which a clock that is set leaves alone; 0 where it is not known."""
 
     @classmethod
     @functools.cache
     def this_process(cls) -> Self:
         import psutil
 
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        return cls(socket.gethostname(), os.getpid(), _boot(), _started(psutil.Process()))
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self:
-        return cls(tags.get("host", "unknown"), int(tags.get("pid", 0)), float(tags.get("process_started", 0)))
+        started = float(tags.get("process_started", 0))
+        return cls(tags.get("host", "unknown"), int(tags.get("pid", 0)), tags.get("boot", ""), started)
 
     def to_tags(self) -> dict[str, str]:
-        return {"host": self.host, "pid": str(self.pid), "process_started": str(self.started)}
+        return {"host": self.host, "pid": str(self.pid), "boot": self.boot, "process_started": str(self.started)}
 
     def is_dead(self) -> bool:
         """Whether it is certain that the process has ended; of another host it never is."""
@@ -50,59 +57,80 @@ class Owner:
 
         if self.host != socket.gethostname():
             return False
+        if self.boot and self.boot != _boot():
+            return True
         try:
-            started = psutil.Process(self.pid).create_time()
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            return bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
         except psutil.NoSuchProcess:
             return True
-        return bool(self.started) and abs(started - self.started) > SAME_START_SECONDS
 
     def __str__(self) -> str:
-        since = f", since {time.strftime('%F %T', time.localtime(self.started))}" if self.started else ""
-        return f"host {self.host}, pid {self.pid}{since}"
+        return f"host {self.host}, pid {self.pid}"
+
+
+def _boot() -> str:
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
+
+
+def _started(process: "psutil.Process") -> float:
+    import psutil
+
+    return round(process.create_time() - psutil.boot_time(), 2)
 
 
 @contextlib.contextmanager
-def owning(uri: str, what: str, key: str) -> Iterator[None]:
+def owning(uri: str, what: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Own `what`, which `key` names in the store at `uri`, until the block ends or this process dies.
 
-    Holds on one machine. Raises BusyError, naming the other owner.
+    Holds on one machine. Raises BusyError, naming the other owner, if there is one for longer than `wait_seconds`.
     """
     import filelock
 
     folder = _locks_folder(uri)
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f"{key}.owner"
-    lock = filelock.FileLock(folder / f"{key}.lock", timeout=0)
+    lock = filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise busy(what, _read(owner)) from None
+        raise busy(what, *_read(owner)) from None
     try:
-        owner.write_text(json.dumps(asdict(Owner.this_process())))
+        owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
     finally:
         lock.release()
 
 
-def busy(what: str, owner: Owner | None) -> BusyError:
+def busy(what: str, owner: Owner | None, since: str = "") -> BusyError:
     """What the second driver is told."""
+    who = f"{owner}, since {since}" if since else owner or "which has not said who it is"
     return BusyError(
-        f"another process works on this {what} ({owner or 'which has not said who it is'}); wait for it, or stop it "
-        "first. What it has finished is kept"
+        f"another process works on this {what} ({who}); wait for it, or stop it first. What it has finished is kept"
     )
 
 
-def _read(file: Path) -> Owner | None:
+def _read(file: Path) -> tuple[Owner | None, str]:
+    """The owner, and since when it is."""
     try:
-        return Owner(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):  # it has the lock, but has not yet written
-        return None
+        fields = json.loads(file.read_text())
+        since = fields.pop("since")
+        return Owner(**fields), since
+    except (OSError, ValueError, TypeError, KeyError):  # it has the lock, but has not yet written
+        return None, ""
 
 
 def _locks_folder(uri: str) -> Path:
     """Beside a sqlite file; for a server, among the user's files."""
     if (database := sqlite_path(uri)) is not None:
         return database.parent / "locks"
+    return state_folder() / "locks" / short_name(uri)
+
+
+def state_folder() -> Path:
+    """Where this user's programs keep what is no store's."""
     import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri)
+    return platformdirs.user_state_path("fmnist-transfer")

@@ -47,6 +47,8 @@ class Outcome(Generic[Task, Result]):
     reason: str = ""
     details: str = ""
     """Traceback of an unexpected failure."""
+    outage: StoreError | None = None
+    """Of an interrupted task that lost its store."""
 
 
 def available_cores() -> int:
@@ -168,8 +170,10 @@ def _attempt(
 ) -> Outcome[Any, Any]:
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
-    except (Interrupted, StoreError) as error:  # without its store a task has not failed: it is still to be done
+    except Interrupted as error:
         return Outcome(task, "interrupted", reason=str(error))
+    except StoreError as error:  # without its store a task has not failed: it is still to be done
+        return Outcome(task, "interrupted", reason=str(error), outage=error)
     except Exception as error:  # one task's failure is its own; the caller sees the reason
         outcome = Outcome[Any, Any](
             task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc()
@@ -262,6 +266,9 @@ def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
                 case ("job", function, shared):
                     pass
                 case ("task", task):
-                    outcome = _attempt(function, shared, task, report, should_stop)
+                    if should_stop():  # as an orphan, say, which is to begin nothing any more
+                        outcome = Outcome[Any, Any](task, "interrupted", reason="it was not begun")
+                    else:
+                        outcome = _attempt(function, shared, task, report, should_stop)
                     # By value: sent otherwise, each tensor of a result would hold a file descriptor of the parent.
                     connection.send_bytes(pickle.dumps(("outcome", outcome)))

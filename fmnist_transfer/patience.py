@@ -10,6 +10,7 @@ else is raised at once. Imports neither mlflow nor optuna.
 import contextlib
 import errno
 import functools
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from fmnist_transfer.errors import StoreError, UserError
 
 T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS, LONGEST_TIMEOUT_SECONDS = 300.0, 86_400.0
 STOPPED_TIMEOUT_SECONDS = 5.0  # for the last words of a command that is to end
 LASTING = "readonly database"  # sqlite says it as it says what passes
 
@@ -32,13 +33,14 @@ class Patience:
 
     Args:
         timeout_seconds: after the first failure of a call.
-        should_stop: asked while waiting; True leaves a few seconds.
+        should_stop: asked while waiting; from the first True on a few seconds are left.
     """
 
     timeout_seconds: float = TIMEOUT_SECONDS
     should_stop: Callable[[], bool] = lambda: False
     gave_up: bool = field(default=False, init=False)
     """Once it did, it waits for nothing any more: the command is ending."""
+    _stopped_at: float | None = field(default=None, init=False)
     _hooks: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -74,12 +76,12 @@ class Patience:
 
     def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
         """`create()`, but after a failure first `find()`: the response may have been lost, and not the request."""
-        attempts = iter([create])  # the first
+        tried = False
 
         def attempt() -> T:
-            for first in attempts:
-                return first()
-            found = find()
+            nonlocal tried
+            found = find() if tried else None
+            tried = True
             return create() if found is None else found
 
         return self.call(attempt)
@@ -99,15 +101,18 @@ class Patience:
             self._hooks.pop()()
 
     def _is_over(self, start: float) -> bool:
-        timeout = min(self.timeout_seconds, STOPPED_TIMEOUT_SECONDS) if self.should_stop() else self.timeout_seconds
-        return self.gave_up or time.monotonic() - start >= timeout
+        now = time.monotonic()
+        if self.should_stop() and self._stopped_at is None:
+            self._stopped_at = now
+        if self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS:
+            return True
+        return self.gave_up or now - start >= self.timeout_seconds
 
     def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + (min(seconds, 0.5) if self.should_stop() else seconds)
-        while time.monotonic() < end:
+        """Until the time is over, or the command is to stop."""
+        end, stopped = time.monotonic() + seconds, self.should_stop()
+        while time.monotonic() < end and self.should_stop() == stopped:
             time.sleep(0.05)
-            if self.should_stop():
-                return
 
     def _notice(self, state: Any) -> None:
         if state.attempt_number == 1:
@@ -143,6 +148,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
         requests.exceptions.ChunkedEncodingError,
         sqlalchemy.exc.OperationalError,
         sqlalchemy.exc.InterfaceError,
+        sqlite3.OperationalError,
     )
     for one in _chain(error):
         if isinstance(one, of_the_store):

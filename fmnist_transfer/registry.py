@@ -21,6 +21,7 @@ import mlflow
 import numpy as np
 import safetensors.torch
 import torch
+from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -98,12 +99,16 @@ def register(
         spec_file.write_text(json.dumps(content, indent=2))
         params = settings_params(model.spec, model.recipe) | {"split": model.split}
         experiment_id = store.client.get_run(run_id).info.experiment_id
-        _delete_half_made(store, experiment_id, run_id, name)
-        logged = store.client.create_logged_model(  # log_model alone would put it into the experiment `Default`
-            experiment_id,
-            name,
-            source_run_id=run_id,
-            params={key: str(value) for key, value in params.items()},
+        for half_made in _half_made(store, experiment_id, run_id, name):
+            store.client.delete_logged_model(half_made.model_id)
+        logged = store.patience.create(  # log_model alone would put it into the experiment `Default`
+            lambda: next(iter(_half_made(store, experiment_id, run_id, name)), None),
+            lambda: store.once.create_logged_model(
+                experiment_id,
+                name,
+                source_run_id=run_id,
+                params={key: str(value) for key, value in params.items()},
+            ),
         )
         info = store.patience.call(
             mlflow.pytorch.log_model,
@@ -138,13 +143,11 @@ def register(
     )
 
 
-def _delete_half_made(store: Store, experiment_id: str, run_id: str, name: str) -> None:
-    """Models of this run that were never registered: whoever began them was killed."""
+def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:
+    """Models of this run that are not registered: whoever began them was killed, or is about to go on."""
     registered = {_model_id(version) for version in _versions(store, name)}
     made = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
-    for model in made:
-        if model.model_id not in registered:
-            store.client.delete_logged_model(model.model_id)
+    return [model for model in made if model.model_id not in registered]
 
 
 def _model_id(version: ModelVersion) -> str:
@@ -307,14 +310,15 @@ def _fetch(store: Store, location: str, path: str, what: str) -> bytes:
         try:
             repository = get_artifact_repository(location)
             listed = store.patience.call(repository.list_artifacts, str(Path(path).parent) if "/" in path else None)
-            sizes = {file.path: file.file_size or 0 for file in listed}
+            sizes = {file.path: file.file_size for file in listed}
             if path not in sizes:
                 raise ModelError(
                     f"{what} has no {path} in {masked(location)}: it was not registered by this package, or its files "
                     "were moved or deleted"
                 )
-            if sizes[path] > limit:
-                raise ModelError(f"{what}: {path} has {sizes[path]} bytes, more than {limit}")
+            size = sizes[path]
+            if size is None or size > limit:
+                raise ModelError(f"{what}: {path} has {size} bytes, more than {limit}")
             if _has_link(location, path):
                 raise ModelError(f"{what}: {path} is a link; only a plain file is read")
             return Path(store.patience.call(repository.download_artifacts, path, folder)).read_bytes()

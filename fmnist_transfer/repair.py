@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from fmnist_transfer.console import run_command, say
 from fmnist_transfer.database import sqlite_path, store_uri
@@ -59,7 +61,7 @@ def moved_from(database: Path, experiments: Sequence[str]) -> list[str]:
     Their artifacts were put into `artifacts/NAME` beside the database when they were made, so any other folder that
     ends so is a former place. Other locations are a user's own choice.
     """
-    here = (database.parent / ARTIFACTS).as_uri()
+    here = (database.parent / ARTIFACTS).resolve()
     with contextlib.closing(sqlite3.connect(database)) as connection:
         rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
     folders = {
@@ -67,17 +69,26 @@ def moved_from(database: Path, experiments: Sequence[str]) -> list[str]:
         for name, location in rows
         if name in experiments and str(location).startswith("file:") and location.endswith(f"/{ARTIFACTS}/{name}")
     }
-    return sorted(folders - {here})
+    return sorted(folder for folder in folders if _path(folder).resolve() != here)  # a link to it is no other place
+
+
+def _path(uri: str) -> Path:
+    return Path(url2pathname(urlsplit(uri).path))
 
 
 def repair(database: Path) -> int:
-    """Point all that lay in a former place to the folder beside the database, in one transaction; how many it was."""
+    """Point all that lay in a former place to the folder beside the database, in one transaction; how many it was.
+
+    Raises StoreError if only the database was copied.
+    """
     here = (database.parent / ARTIFACTS).as_uri()
     n_changed = 0
     with contextlib.closing(sqlite3.connect(database)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM experiments")]
         with connection:
             for old in moved_from(database, names):
+                if _path(old).exists() and not _path(here).exists():
+                    raise StoreError(f"copy {_path(old)} to {_path(here)} first, where the runs shall find it")
                 for table, column in LOCATIONS:
                     n_changed += connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",

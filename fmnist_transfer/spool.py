@@ -39,48 +39,72 @@ class Ending:
 
 @dataclass(frozen=True)
 class Spool:
-    """The endings of one store."""
+    """The endings of one store, in `folder`; in `fallback` where that cannot be written, for its disk may be full."""
 
     folder: Path
+    fallback: Path
 
     def keep(self, ending: Ending) -> None:
         """Write the ending; where that fails too, say so."""
-        fields = {f.name: getattr(ending, f.name) for f in dataclasses.fields(ending)}
-        del fields["files"]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as scratch:
-                new = Path(scratch) / ending.run_id
-                (new / FILES_FOLDER).mkdir(parents=True)
-                for name, content in ending.files.items():
-                    _write(new / FILES_FOLDER / name, content)
-                _write(new / ENDING_FILE, json.dumps(fields).encode())
-                self.drop(ending.run_id)
-                os.replace(new, self.folder / ending.run_id)
-        except OSError as error:
-            warn(f"{write_problem(self.folder, error)}; the result that waits for the store is in memory alone")
+        problems = []
+        for folder in (self.folder, self.fallback):
+            try:
+                _keep(folder, ending)
+            except OSError as error:
+                problems.append(write_problem(folder, error))
+            else:
+                return
+        warn(f"a result that waits for the store is in memory alone: {'; '.join(problems)}")
 
     def drop(self, run_id: str) -> None:
         """Forget the ending of this run, if there is one."""
-        shutil.rmtree(self.folder / run_id, ignore_errors=True)
-
-    def set_aside(self, run_id: str) -> Path:
-        """Keep the ending of this run, but not for the store; where it is then."""
-        rejected = self.folder / f"{run_id}{REJECTED}"
-        shutil.rmtree(rejected, ignore_errors=True)
-        os.replace(self.folder / run_id, rejected)
-        return rejected
+        for folder in (self.folder, self.fallback):
+            shutil.rmtree(folder / run_id, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the others wait there
+                folder.rmdir()
 
     def endings(self) -> Iterator[Ending]:
-        """Every ending that waits."""
-        for file in sorted(self.folder.glob(f"*/{ENDING_FILE}")):
-            if file.parent.suffix == REJECTED or file.parent.name.startswith("."):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # another command was quicker
-                fields = json.loads(file.read_text())
-                fields["metrics"] = [(key, value, step) for key, value, step in fields["metrics"]]
-                files = {one.name: one.read_bytes() for one in (file.parent / FILES_FOLDER).iterdir()}
-                yield Ending(**fields, files=files)
+        """Every ending that waits. One that cannot be read is set aside."""
+        for folder in (self.folder, self.fallback):
+            for file in sorted(folder.glob(f"[!.]*/{ENDING_FILE}")):
+                if file.parent.suffix == REJECTED:
+                    continue
+                try:
+                    yield _read(file)
+                except FileNotFoundError:  # another command was quicker
+                    continue
+                except (OSError, ValueError, TypeError, KeyError) as error:
+                    self.set_aside(file.parent.name, repr(error))
+
+    def set_aside(self, run_id: str, reason: str) -> None:
+        """Keep the ending of this run, but not for the store."""
+        for folder in (self.folder, self.fallback):
+            rejected = folder / f"{run_id}{REJECTED}"
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(rejected, ignore_errors=True)
+                os.replace(folder / run_id, rejected)
+                warn(f"a result that waited for the store is not for it ({reason}); it is kept in {rejected}")
+
+
+def _keep(folder: Path, ending: Ending) -> None:
+    fields = {f.name: getattr(ending, f.name) for f in dataclasses.fields(ending)}
+    del fields["files"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+        new = Path(scratch) / ending.run_id
+        (new / FILES_FOLDER).mkdir(parents=True)
+        for name, content in ending.files.items():
+            _write(new / FILES_FOLDER / name, content)
+        _write(new / ENDING_FILE, json.dumps(fields).encode())
+        shutil.rmtree(folder / ending.run_id, ignore_errors=True)
+        os.replace(new, folder / ending.run_id)
+
+
+def _read(file: Path) -> Ending:
+    fields = json.loads(file.read_text())
+    fields["metrics"] = [(key, value, step) for key, value, step in fields["metrics"]]
+    files = {one.name: one.read_bytes() for one in (file.parent / FILES_FOLDER).iterdir()}
+    return Ending(**fields, files=files)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -38,7 +38,7 @@ class StopSignal:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.number is not None:
-            os._exit(128 + number)
+            os._exit(Interrupted("", number).exit_status)
         self.number = number
         self.flag.value = 1
         with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ One process writes: workers return arrays, and the command logs them in batches.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import logging
@@ -18,8 +19,6 @@ import shlex
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
+import requests
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fmnist_transfer.console import say, warn
+from fmnist_transfer.console import say, warn_of_password
 from fmnist_transfer.database import (
     PROJECT,
     SQLITE,
@@ -47,8 +47,8 @@ from fmnist_transfer.database import (
     store_uri,
 )
 from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.ownership import Owner, busy
-from fmnist_transfer.patience import Patience, PatientClient
+from fmnist_transfer.ownership import Owner, busy, state_folder
+from fmnist_transfer.patience import Patience, PatientClient, reason
 from fmnist_transfer.repair import ARTIFACTS, moved_from
 from fmnist_transfer.spool import Ending, MetricRow, Spool
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = TUNING, TRANSFER, BENCHMARK = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"
 METRICS_A_CALL, TEXTS_A_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
+TAG_LENGTH = 5_000  # characters, which MLflow's tags hold
 HEALTH_SECONDS = 5.0
 SCHEMA = Schema(
     "MLflow", "experiments", Path(mlflow.__file__).parent / "store" / "db_migrations", "mlflow db upgrade '{uri}'"
@@ -148,10 +149,12 @@ class Store:
         time_ms = time_ms or int(time.time() * 1_000)
         values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
         texts = [Param(key, str(value)) for key, value in (params or {}).items()]
-        labels = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+        labels = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in (tags or {}).items()]
         while values or texts or labels:
-            self.client.log_batch(run_id, values[:METRICS_A_CALL], texts[:TEXTS_A_CALL], labels[:TEXTS_A_CALL])
-            values, texts, labels = values[METRICS_A_CALL:], texts[TEXTS_A_CALL:], labels[TEXTS_A_CALL:]
+            last = len(values) <= METRICS_A_CALL and len(texts) <= TEXTS_A_CALL  # tags may say that all is there
+            now = labels[:TEXTS_A_CALL] if last else []
+            self.client.log_batch(run_id, values[:METRICS_A_CALL], texts[:TEXTS_A_CALL], now)
+            values, texts, labels = values[METRICS_A_CALL:], texts[TEXTS_A_CALL:], labels[len(now) :]
 
     def log_once(self, run_id: str, key: str, value: str) -> str:
         """Log a param unless it is there; the value that it has then. Of racing processes one wins."""
@@ -184,8 +187,10 @@ class Store:
             file.write_bytes(content.getvalue())
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
-    def reopen(self, run: Run, what: str) -> None:
+    def reopen(self, run: Run, what: str, params: Mapping[str, Any]) -> None:
         """Make a run RUNNING again, this process its owner. The caller owns `what` it stands for on this machine.
+
+        Those of its `params` that are not there yet are logged: whoever created it may have died before.
 
         Raises BusyError if the run is RUNNING on a server and its process is not known to be dead.
         """
@@ -193,7 +198,9 @@ class Store:
             owner = Owner.from_tags(run.data.tags)
             if owner != Owner.this_process() and not owner.is_dead():
                 raise busy(what, owner)
-        self.log(run.info.run_id, tags=Owner.this_process().to_tags())  # first: RUNNING under the old name is nobody's
+        missing = {key: value for key, value in params.items() if key not in run.data.params}
+        # The owner first: RUNNING under the old name would be nobody's.
+        self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
         self.client.update_run(run.info.run_id, status="RUNNING")
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
@@ -201,8 +208,12 @@ class Store:
 
     def conclude(self, ending: Ending) -> None:
         """Log all that is left of a run, and end it; from the first failure on a copy of that waits in the spool."""
-        with self.patience.on_trouble(lambda: self.spool.keep(ending)):
-            self._send(ending)
+        try:
+            with self.patience.on_trouble(lambda: self.spool.keep(ending)):
+                self.patience.call(self._send, ending)
+        except BaseException:
+            self.spool.keep(ending)  # anew: there may be room by now
+            raise
         self.spool.drop(ending.run_id)
 
     def _send(self, ending: Ending) -> None:
@@ -219,13 +230,18 @@ class Store:
         n_sent = 0
         for ending in self.spool.endings():
             try:
-                self._send(ending)
-            except MlflowException as error:  # the run is gone, say
-                file = self.spool.set_aside(ending.run_id)
-                warn(f"the store refuses a result that waited for it ({error.message}); it is kept in {file}")
+                status = self.client.get_run(ending.run_id).info.status
+                if status == "RUNNING":
+                    self._send(ending)
+                    n_sent += 1
+                elif status != ending.status:
+                    self.spool.set_aside(ending.run_id, f"its run is {status} by now")
+            except StoreError:
+                raise
+            except Exception as error:  # the run is gone, say
+                self.spool.set_aside(ending.run_id, str(error))
             else:
                 self.spool.drop(ending.run_id)
-                n_sent += 1
         if n_sent:
             say(f"{n_sent} results that the store could not take before are in it now")
 
@@ -284,14 +300,15 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.pop("MLFLOW_RUN_ID", None)  # it would beat the parent of every run
     patience = patience or Patience()
-    if tracking_uri and masked(tracking_uri) != tracking_uri:
-        warn("a password on a command line is seen by every user of the machine; MLFLOW_TRACKING_URI hides it")
+    warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
     uri, folder = store_uri(tracking_uri), default_folder()
+    spool = Spool(folder / "spool" / short_name(uri), state_folder() / "spool" / short_name(uri))
     if (database := sqlite_path(uri)) is not None:
         folder = database.parent
+        spool = dataclasses.replace(spool, folder=folder / "spool")
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
-        open_file(database, SCHEMA, lambda path: _create_database(path, folder))
-        _check_place(database)
+        patience.call(open_file, database, SCHEMA, lambda path: _create_database(path, folder))
+        patience.call(_check_place, database)
     elif uri.startswith(("http://", "https://")):
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)
@@ -306,9 +323,8 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
         patient = cast(MlflowClient, PatientClient(client, patience))
         patient.search_experiments(max_results=1)
     except (MlflowException, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(reason)}") from error
-    spool = Spool(folder / "spool" / short_name(uri))
+        text = str(error).strip().splitlines()[0]
+        raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(text)}") from error
     store = Store(uri, folder, patient, client, patience, spool)
     store.send_spooled()
     return store
@@ -331,22 +347,21 @@ def _check_place(database: Path) -> None:
 
 
 def _probe(uri: str) -> None:
-    """Raise StoreError if no server answers for a while."""
+    """Raise StoreError if no server answers for a while. Whether it lets us in is seen at the first call."""
     address = masked(uri).replace("***@", "").rstrip("/")
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True)
     deadline = time.monotonic() + HEALTH_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_SECONDS):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers; whether it lets us in is seen at the first call
-        except OSError as error:
-            if time.monotonic() < deadline:
+            requests.get(f"{address}/health", timeout=HEALTH_SECONDS, verify=verify)
+            return
+        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL at all
+            if isinstance(error, requests.exceptions.ConnectionError) and time.monotonic() < deadline:
                 time.sleep(0.25)
                 continue
-            reason = getattr(error, "reason", error)
             raise StoreError(
-                f"no MLflow server at {masked(uri)} ({reason}); start it and run the same command again"
+                f"no MLflow server at {masked(uri)} ({reason(error)}); start it and run the same command again"
             ) from error
 
 

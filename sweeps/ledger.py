@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
-REASON_LENGTH = 5_000  # characters; MLflow's tags hold that many
 
 
 def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
@@ -98,7 +97,7 @@ class Ledger:
             all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
             self.run_id = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
             return
-        self._store.reopen(self._parent, "sweep")
+        self._store.reopen(self._parent, "sweep", self._identity)
         self._store.log(self.run_id, tags=tags)
         for run_id, run in self._runs.items():
             if run.info.status == "RUNNING":
@@ -177,11 +176,11 @@ class Ledger:
     def fail(self, run_id: str, reason: str, details: str = "") -> None:
         """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
         files = {"traceback.txt": details.encode()} if details else {}
-        self._conclude(Ending(run_id, "FAILED", tags={"reason": reason[:REASON_LENGTH]}, files=files))
+        self._conclude(Ending(run_id, "FAILED", tags={"reason": reason}, files=files))
 
     def interrupt(self, run_id: str, reason: str) -> None:
         """End the run KILLED: another attempt is to be made."""
-        self._conclude(Ending(run_id, "KILLED", tags={"reason": reason[:REASON_LENGTH]}))
+        self._conclude(Ending(run_id, "KILLED", tags={"reason": reason}))
 
     def _conclude(self, ending: Ending) -> None:
         self._store.conclude(ending)

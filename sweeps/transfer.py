@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.errors import UsageError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
-from fmnist_transfer.patience import TIMEOUT_SECONDS, Patience
+from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import Outage, StopSignal
@@ -79,7 +80,9 @@ class TransferSettings:
             check_range("--fractions", percent, 1, 100)
         check_range("--replicates", self.replicates, 1)
         check_range("--seed", self.seed, 0)
-        check_range("--store-timeout", self.store_timeout, 0)
+        check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
+        if self.dry_run and self.reap:
+            raise UsageError("--dry-run changes nothing: leave out --reap")
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         parse_workers(self.workers)
@@ -198,7 +201,7 @@ def _sweep(
 
 
 def _dry_run(settings: TransferSettings, ledger: "Ledger", grid: dict[Cell, int], name: str) -> dict[str, Any]:
-    """Say what is done and what would run; nothing is written to the store."""
+    """Say what is done and what would run; no run is made or changed."""
     from sweeps.picture import print_plan
 
     rows = ledger.rows(grid)

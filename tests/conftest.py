@@ -21,6 +21,10 @@ from fmnist_transfer.training import prepare_process
 prepare_process()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=10, help="kills of live work in each kill-anywhere loop")
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four IDX files of 60 training and 20 test images a class, which `data.FILES` describes during the tests."""

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ABOVE_TRAINING = (
-    *("tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"),
-)
+ABOVE_TRAINING = ["tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"]
 OURS = ("fmnist_transfer", "tuning", "sweeps")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path

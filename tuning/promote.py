@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from fmnist_transfer.ownership import owning
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.registry import TrainedModel, best_version, load_weights, register, set_best
 from fmnist_transfer.split import Split
@@ -65,6 +66,11 @@ def move_best(store: Store, version: "ModelVersion", *, force: bool) -> tuple[bo
 
     Returns whether `best` points to it now, and a sentence that says so and why.
     """
+    with owning(store.uri, "model", f"model-{version.name}", wait_seconds=60):  # another search may have a better one
+        return _move_best(store, version, force=force)
+
+
+def _move_best(store: Store, version: "ModelVersion", *, force: bool) -> tuple[bool, str]:
     new = f"{version.name} version {version.version}"
     current = best_version(store, version.name)
     if current is not None and str(current.version) == str(version.version):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -12,9 +12,6 @@ from fmnist_transfer.spool import Ending
 from fmnist_transfer.tracking import TUNING, Store, result_rows, settings_params
 from fmnist_transfer.training import NUMERICS_VERSION, Result, numerics
 from tuning.retraining import Retraining, RetrainingPlan
-
-if TYPE_CHECKING:
-    pass
 
 
 class Trained(NamedTuple):
@@ -62,16 +59,15 @@ class RetrainingLog:
         return Trained(run_id, result.final["val"].accuracy, result.test.accuracy, result.seconds)
 
     def fail(self, task: Retraining, reason: str) -> None:
-        self._end(task, Ending(self._begun[task], "FAILED", tags={"reason": reason}))
+        self._end(task, "FAILED", reason)
 
     def interrupt(self, task: Retraining, reason: str) -> None:
-        """End the run KILLED, if it was begun: the task is to be done again."""
-        if task in self._begun:
-            self._end(task, Ending(self._begun[task], "KILLED", tags={"reason": reason}))
+        """End the run KILLED: the task is to be done again."""
+        self._end(task, "KILLED", reason)
 
-    def _end(self, task: Retraining, ending: Ending) -> None:
-        del self._begun[task]
-        self._store.conclude(ending)
+    def _end(self, task: Retraining, status: Literal["FAILED", "KILLED"], reason: str) -> None:
+        if (run_id := self._begun.pop(task, None)) is not None:  # None: the store was lost before it began
+            self._store.conclude(Ending(run_id, status, tags={"reason": reason}))
 
     def _settings(self, task: Retraining) -> dict[str, str]:
         return {

@@ -18,7 +18,7 @@ from fmnist_transfer.console import Stopwatch, check_range, run_command, say, wr
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Workers, count_workers, parse_workers
-from fmnist_transfer.patience import TIMEOUT_SECONDS, Patience
+from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import Split, parse_split
 from fmnist_transfer.stopping import StopSignal
@@ -72,7 +72,7 @@ class SearchSettings:
     dry_run: bool = False
     """Only say what is done and what would run."""
     reap: bool = False
-    """First end what dead processes left RUNNING in the store, and delete runs of trials that were logged anew."""
+    """First end what dead processes left RUNNING in the store, and delete runs of trials that were not logged whole."""
     json: Path | None = None
     """Write the result to this file."""
     debug: bool = False
@@ -88,7 +88,9 @@ class SearchSettings:
             check_range("--max-mflops", self.max_mflops, 0)
         if self.timeout is not None:
             check_range("--timeout", self.timeout, 0)
-        check_range("--store-timeout", self.store_timeout, 0)
+        check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
+        if self.dry_run and self.reap:
+            raise UsageError("--dry-run changes nothing: leave out --reap")
         if self.reference:
             fixed = ("trials", "epochs", "max_mflops", "top", "retrain_seeds", "study_name", "storage", "timeout")
             given = [name for name in fixed if getattr(self, name) != getattr(SearchSettings, name)]
@@ -162,9 +164,9 @@ def _search(
         from tuning.storage import storage_uri
 
         study_name = settings.study_name or f"cnn2{split.suffix}"
-        uri = storage_uri(settings.storage, store.folder)
+        uri = storage_uri(settings.storage, store.folder, store.patience)
     if settings.dry_run:
-        return dry_run(context, study_name)
+        return dry_run(context, uri, study_name)
     with owning(uri, "search", f"study-{study_name}"):
         result = train_reference(context, study_name) if settings.reference else tune(context, uri, study_name)
     stopwatch.lap("registering")
@@ -244,21 +246,23 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
 
-def dry_run(context: SearchContext, study_name: str) -> dict[str, Any]:
+def dry_run(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     """Say what is done and what would run; no trial is begun and no run is made."""
-    from tuning.storage import patient_storage, storage_uri
+    from tuning.storage import patient_storage
     from tuning.study import find_study, finished
 
     settings = context.settings
     if settings.reference:
-        say(f"The reference would be trained for 100 epochs, unless it is there, and registered as {study_name}")
+        say(f"The reference would be trained for 100 epochs and registered as {study_name}, unless it is there")
         return {"study": study_name, "n_trials": 0, "n_to_run": 0, "n_failed": 0}
-    uri = storage_uri(settings.storage, context.store.folder)
     study = find_study(patient_storage(uri, context.store.patience), study_name)
     n_done = len(finished(study)) if study else 0
     n_to_run = max(0, settings.trials - n_done)
     say(f"Study {study_name!r}{'' if study else ', a new one'}: {n_done} trials done, {n_to_run} would run")
-    say(f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one registered")
+    say(
+        f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one "
+        "registered, unless they are there"
+    )
     return {"study": study_name, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}
 
 
@@ -278,10 +282,14 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         "precision": context.settings.precision,
     }
     runs = store.find(TUNING, role="study", study=study_name)
-    same = [run for run in runs if run.data.params == {key: str(value) for key, value in params.items()}]
+    wanted = {key: str(value) for key, value in params.items()}
+    same = [run for run in runs if run.data.params == wanted]
+    for run in runs:
+        if run.info.status == "RUNNING" and run not in same[:1]:  # its process died: this one owns the name
+            store.end(run.info.run_id, "KILLED")
     if same:
         run_id = str(same[0].info.run_id)
-        store.reopen(same[0], "search")
+        store.reopen(same[0], "search", params)
     else:
         run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
     with store.ending(run_id):

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from fmnist_transfer.console import warn
+from fmnist_transfer.console import warn_of_password
 from fmnist_transfer.database import Schema, masked, open_file, sqlite_path, sqlite_uri
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.patience import Patience
@@ -21,51 +21,59 @@ SCHEMA = Schema(
 )
 
 
-def storage_uri(asked: str | None, folder: Path) -> str:
+def storage_uri(asked: str | None, folder: Path, patience: Patience) -> str:
     """`--storage`, else `optuna.db` in `folder`; a sqlite file is created whole or not at all. Raises StoreError."""
+    warn_of_password(asked, "a .pgpass file")
     uri = asked or sqlite_uri((folder / "optuna.db").absolute())
     if "://" not in uri:
         uri = sqlite_uri(Path(uri).absolute())
-    if masked(uri) != uri and asked:
-        warn("a password on a command line is seen by every user of the machine; a .pgpass file hides it")
     if (database := sqlite_path(uri)) is not None:
-        open_file(database, SCHEMA, lambda path: optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose())
+        patience.call(open_file, database, SCHEMA, _create)
     return uri
+
+
+def _create(path: Path) -> None:
+    optuna.storages.RDBStorage(sqlite_uri(path)).engine.dispose()
 
 
 class PatientStorage(optuna.storages.RDBStorage):
     """Optuna's storage, every call of which is retried with patience."""
 
     def __init__(self, uri: str, patience: Patience):
-        self._patience = patience
+        self.patience = patience
+        self.is_within_call = True  # while it is made; `patient_storage` retries that as a whole
         super().__init__(uri)
+        self.is_within_call = False
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Retry the method, but not what it calls: a transaction is tried again from its beginning."""
+
     @functools.wraps(method)
     def call(storage: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return storage._patience.call(method, storage, *args, **kwargs)
+        if storage.is_within_call:
+            return method(storage, *args, **kwargs)
+        storage.is_within_call = True
+        try:
+            return storage.patience.call(method, storage, *args, **kwargs)
+        finally:
+            storage.is_within_call = False
 
     return call
 
 
+# Optuna's cache calls some of the private ones.
 for _name, _method in vars(optuna.storages.RDBStorage).items():
     if inspect.isfunction(_method) and not _name.startswith("__"):
         setattr(PatientStorage, _name, _patient(_method))
 
 
-@functools.cache
-def _storage(uri: str) -> PatientStorage:
-    """One for each process, which `patient_storage` lends its patience."""
+def patient_storage(uri: str, patience: Patience) -> PatientStorage:
+    """The study database at `uri`, whose calls are retried with `patience`. Raises StoreError."""
     try:
-        return PatientStorage(uri, Patience())
+        return patience.call(PatientStorage, uri, patience)
+    except StoreError:
+        raise
     except Exception as error:  # SQLAlchemy and its drivers raise many kinds
         reason = masked(str(error).strip().splitlines()[0])
         raise StoreError(f"cannot open the study database {masked(uri)}: {reason}") from error
-
-
-def patient_storage(uri: str, patience: Patience) -> PatientStorage:
-    """The study database at `uri`, whose calls are retried with `patience` from now on. Raises StoreError."""
-    storage = _storage(uri)
-    storage._patience = patience
-    return storage

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half, nested_order, on_device
@@ -106,9 +107,10 @@ def _running(study: optuna.Study) -> Iterator[FrozenTrial]:
 
 
 def _fail(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """Fail the trial, with a user attribute that says why."""
-    study._storage.set_trial_user_attr(trial._trial_id, key, value)
-    study.tell(trial.number, state=TrialState.FAIL)
+    """Fail the trial, with a user attribute that says why; unless an orphan has just finished it."""
+    with contextlib.suppress(UpdateFinishedTrialError, ValueError):
+        study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _enqueue_interrupted(study: optuna.Study) -> None:
@@ -139,9 +141,10 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
         report: receives (epoch, validation accuracy).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
+    storage = patient_storage(plan.storage, Patience(plan.store_timeout, should_stop))
     study = optuna.load_study(
         study_name=plan.study_name,
-        storage=patient_storage(plan.storage, Patience(plan.store_timeout, should_stop)),
+        storage=storage,
         sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan.seed, ordinal), n_startup_trials=N_STARTUP_TRIALS),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
@@ -165,7 +168,11 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
             trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
             raise
 
-    study.optimize(objective, n_trials=1)
+    try:
+        study.optimize(objective, n_trials=1)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
     return numbers[0]
 
 

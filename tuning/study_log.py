@@ -22,7 +22,7 @@ class StudyLog:
         known = {run.info.run_id: run for run in store.find(TUNING, role="study", study=study.study_name)}
         self.run_id: str = study.user_attrs.get(PARENT, "")
         if self.run_id in known:
-            store.reopen(known[self.run_id], "search")
+            store.reopen(known[self.run_id], "search", params)
         else:
             tags = {"role": "study", "study": study.study_name}
             self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
@@ -35,7 +35,7 @@ class StudyLog:
                 store.end(run.info.run_id, run.data.tags.get("complete", "KILLED"))
 
     def delete_ghosts(self) -> int:
-        """Delete runs of trials that were not logged whole, and were logged again; how many."""
+        """Delete runs of trials that were not logged whole (they are logged again); how many."""
         runs = self._store.find(TUNING, role="trial", parent=self.run_id)
         ghosts = [run.info.run_id for run in runs if "complete" not in run.data.tags]
         for run_id in ghosts:
@@ -65,9 +65,9 @@ class StudyLog:
             metrics.append(("val_accuracy", trial.value or 0.0, 0))
         if trial.duration:
             metrics.append(("seconds", trial.duration.total_seconds(), 0))
-        status = STATUS[trial.state]
-        self._store.log(run_id, metrics=metrics, tags={"complete": status})  # a kill before the next line costs nothing
-        self._store.end(run_id, status)
         scores = [t.value for t in finished(self._study) if t.number <= trial.number and t.state == TrialState.COMPLETE]
         if scores:
             self._store.log(self.run_id, metrics=[("best_value", max(score or 0.0 for score in scores), trial.number)])
+        status = STATUS[trial.state]
+        self._store.log(run_id, metrics=metrics, tags={"complete": status})  # a kill before the next line costs nothing
+        self._store.end(run_id, status)

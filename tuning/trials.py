@@ -5,6 +5,7 @@ import time
 import optuna
 
 from fmnist_transfer.console import Progress, say
+from fmnist_transfer.errors import UserError
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.stopping import Outage
 from tuning.study import TrialPlan, finished, interrupt_running, run_trial, settle_lost
@@ -21,7 +22,9 @@ def run_trials(
     workers: Workers,
     debug: bool,
 ) -> None:
-    """Top the study up to `n` trials, and log each as it ends. Raises StoreError.
+    """Top the study up to `n` trials, and log each as it ends.
+
+    Raises StoreError if a store is lost, UserError if no trial can be begun.
 
     Args:
         timeout: seconds after which no further trial is started; None for no limit.
@@ -29,6 +32,7 @@ def run_trials(
     """
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
     outage = Outage(workers.stop)
+    reason = ""
     # Once is enough, unless a worker dies before it has said which trial it has begun.
     while (n_done := len(finished(study))) < n and time.monotonic() < deadline and not workers.stop.is_set():
         ordinals = (k for k in range(n_done, n) if time.monotonic() < deadline)
@@ -48,9 +52,14 @@ def run_trials(
                 if debug and outcome.details:
                     say(outcome.details)
                 with outage.held():
+                    if outcome.outage:
+                        raise outcome.outage
                     settle_lost(study, outcome.task)
                     log.log_finished()
+                reason = outcome.reason or reason
         with outage.held():
             interrupt_running(study)
             log.log_finished()
+            if len(finished(study)) == n_done and time.monotonic() < deadline and not workers.stop.is_set():
+                raise UserError(f"no trial of study {study.study_name!r} can be begun: {reason}")
     outage.raise_if_any()

@@ -17,10 +17,6 @@ from proving import MakeSite, Server, Site, register_model, small_model
 from fmnist_transfer import tracking
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="kills of live work in each kill-anywhere loop")
-
-
 @pytest.fixture(scope="session")
 def template(_empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store's folder in which a small network is `models:/cnn2/best`."""

@@ -67,6 +67,18 @@ def diverge_in_a_trial(ordinal: str) -> None:
     train_unharmed, study._train_trial = study._train_trial, train
 
 
+def kill_the_worker_of_a_trial(ordinal: str) -> None:
+    from tuning import study
+
+    def train(plan: Any, trial: Any, *more: Any) -> float:
+        if trial.user_attrs["ordinal"] == int(ordinal):
+            study.suggest(trial, epochs=plan.epochs, max_mflops=plan.max_mflops)
+            die()
+        return unharmed(plan, trial, *more)
+
+    unharmed, study._train_trial = study._train_trial, train
+
+
 def die_before_the_version(_: str) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -86,6 +98,7 @@ def no_system_data(_: str) -> None:
 FAULTS: dict[str, Callable[[str], None]] = {
     "memory": out_of_memory_in_a_trial,
     "cell-memory": out_of_memory_in_a_cell,
+    "kill-worker": kill_the_worker_of_a_trial,
     "diverge": diverge_in_a_trial,
     "before-version": die_before_the_version,
     "before-alias": die_before_the_alias,

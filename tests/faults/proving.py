@@ -141,6 +141,7 @@ class Site:
         ]
         where = [] if uri == "" else ["--tracking-uri", uri or str(self.database)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_HTTP")}
+        environment |= {"XDG_STATE_HOME": str(self.scratch / "state")}
         environment |= {"PYTHONPATH": str(ROOT), "DESCRIBED_DATA": str(self.data_dir), "FAULT": fault} | (env or {})
         process = Process([*launcher, *where, *arguments], self.scratch / "output", environment, list(prefix))
         self.processes.append(process)

@@ -124,7 +124,8 @@ BAD_FLAGS = [
     (["--epochs", "-1"], "--epochs -1: must be 1 or more"),
     (["--inits", "unknown"], "--inits"),
     (["--replicates", "0"], "--replicates 0: must be 1 or more"),
-    (["--store-timeout", "-1"], "--store-timeout -1.0: must be 0 or more"),
+    (["--dry-run", "--reap"], "--dry-run changes nothing: leave out --reap"),
+    (["--store-timeout", "-1"], "--store-timeout -1.0: must be 0 to 86400"),
 ]
 
 
@@ -154,7 +155,7 @@ def test_flags_are_in_range_or_refused(fractions: list[int], replicates: int, ep
         and len(set(fractions)) == len(fractions)
         and all(1 <= percent <= 100 for percent in fractions)
         and min(replicates, epochs) >= 1
-        and timeout >= 0
+        and 0 <= timeout <= 86_400
     )
     flags = {"replicates": replicates, "epochs": epochs, "store_timeout": timeout}
     message = refusal(lambda: TransferSettings("models:/a/b", tuple(fractions), **flags))

@@ -35,11 +35,11 @@ def test_a_sweep_of_another_host_is_left_alone(site: Site, server: Server) -> No
     store = site.open()
     (parent,) = store.find(TRANSFER, role="sweep")
     store.client.update_run(parent.info.run_id, status="RUNNING")
-    store.log(parent.info.run_id, tags=Owner("another-host", 4711, 1.7e9).to_tags())
+    store.log(parent.info.run_id, tags=Owner("another-host", 4711, "", 100.0).to_tags())
     refused = site.sweep(*SMALL, uri=server.uri)
     assert refused.status == 5
-    assert "another process works on this sweep (host another-host, pid 4711, since 2023-11-1" in refused.err
-    here_and_dead = Owner(os.uname().nodename, 4711, 1.0)
+    assert "another process works on this sweep (host another-host, pid 4711); wait for it" in refused.err
+    here_and_dead = Owner(os.uname().nodename, 4711, "before the reboot", 1.0)
     store.log(parent.info.run_id, tags=here_and_dead.to_tags())
     assert site.sweep(*SMALL, uri=server.uri).status == 0
 

@@ -1,5 +1,8 @@
 """Rows 4, 13, 14, 16 and 17 of the fault matrix, for searches: no trial lost or counted twice, `best` always whole."""
 
+import contextlib
+import sqlite3
+
 import pytest
 from proving import MakeSite, Site
 
@@ -63,10 +66,38 @@ def test_a_trial_that_runs_out_of_memory_does_not_end_the_study(make_site: MakeS
     assert [trial.state.name for trial in site.trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
     (failed,) = [run for run in site.trial_runs() if run.info.status == "FAILED"]
     assert failed.data.tags["reason"].startswith("OutOfMemoryError: CUDA out of memory")
-    assert "a trial failed: OutOfMemoryError" in done.out or "1 failed" in done.out
+    assert "a trial failed: OutOfMemoryError: CUDA out of memory" in done.out
     again = site.search("--trials", "3", "--epochs", "1")
     assert again.status == 0, again.err
     assert len(site.trials()) == 3
+
+
+def test_a_trial_that_kills_its_worker_twice_fails_and_the_others_go_on(make_site: MakeSite) -> None:
+    """Row 17."""
+    site = make_site(bare=True)
+    done = site.search("--trials", "3", "--epochs", "1", "--workers", "2", fault="kill-worker:1")
+    assert done.status == 1, done.err
+    assert len(site.trials()) == 3
+    (failed,) = [trial for trial in site.trials() if trial.state.name == "FAIL"]
+    assert failed.user_attrs["reason"] == "the worker process died, twice"
+    assert len(site.trial_runs()) == 3
+
+
+def test_a_study_database_that_is_locked_for_long(make_site: MakeSite) -> None:
+    """Row 8 for Optuna: what has been trained is kept, and the next command goes on."""
+    site = make_site(bare=True)
+    arguments = ["--trials", "4", "--epochs", "2"]
+    process = site.start_search(*arguments, "--store-timeout", "1")
+    process.wait_for(lambda: len(site.trials()) >= 1 if site.n_running_trials() else False)
+    with contextlib.closing(sqlite3.connect(site.study_database, timeout=60)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = process.done()
+        other.rollback()
+    assert done.status == 4, done.err
+    assert "(database is locked). Finished work is kept; run the same command to go on" in done.err
+    again = site.search(*arguments)
+    assert again.status == 0, again.err
+    assert len(site.trials()) == 4
 
 
 def test_a_trial_that_diverges_is_pruned_and_never_best(make_site: MakeSite) -> None:

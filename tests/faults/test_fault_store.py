@@ -100,7 +100,8 @@ def test_a_disk_that_fills_up_amid_a_sweep(make_site: MakeSite, template: Path, 
         while True:
             stream.write(bytes(2**12))
     if freed:
-        process.wait_for(lambda: "note: the store does not answer (database or disk is full)" in process.err)
+        process.wait_for(lambda: "note: the store does not answer (" in process.err)
+        assert re.search(r"\((database or disk is full|No space left on device)\)", process.err)
         ballast.unlink()
         done = process.done()
         assert done.status == 0, done.err
@@ -126,7 +127,7 @@ def test_a_server_that_is_down_at_the_start_is_told_soon(site: Site) -> None:
     start = time.monotonic()
     done = site.sweep(*SMALL, uri=server.uri)
     assert done.status == 4
-    assert f"error: no MLflow server at {server.uri} ([Errno 111] Connection refused); start it" in done.err
+    assert f"error: no MLflow server at {server.uri} (Connection refused); start it" in done.err
     assert time.monotonic() - start < 60  # the client alone is silent for 248 s
     server.start()
     try:
@@ -199,7 +200,7 @@ def test_a_server_that_goes_away_amid_a_search(site: Site, server: Server) -> No
 # Row 9
 
 
-@pytest.mark.parametrize("path_end", ["/runs/create", "/runs/log-batch", "/model-versions/create"])
+@pytest.mark.parametrize("path_end", ["/runs/create", "/runs/log-batch", "/model-versions/create", "/logged-models"])
 def test_a_lost_response_makes_nothing_twice(site: Site, server: Server, path_end: str) -> None:
     with proxy_that_loses_responses(server.port, path_end, 2) as (uri, lost):
         done = site.sweep(*SMALL, uri=uri)
@@ -208,7 +209,9 @@ def test_a_lost_response_makes_nothing_twice(site: Site, server: Server, path_en
             study = ["--storage", str(site.study_database), "--study-name", "other"]
             done = site.search("--trials", "1", "--epochs", "1", *study, uri=uri)
             assert done.status == 0, done.err
-            assert len(site.open().client.search_model_versions("name = 'cnn2'")) == 2
+            store = site.open()
+            assert len(store.client.search_model_versions("name = 'cnn2'")) == 2
+            assert len(store.client.search_logged_models([store.experiment(TUNING)])) == 2
     assert len(lost) in (1, 2)
     assert "note: the store does not answer" in done.err
     assert len(site.cells()) == 4

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -18,20 +19,24 @@ HERE = socket.gethostname()
 def test_an_owner_survives_tags() -> None:
     owner = Owner.this_process()
     assert Owner.from_tags(owner.to_tags()) == owner
-    assert owner.pid == os.getpid()
-    assert str(owner).startswith(f"host {HERE}, pid {os.getpid()}, since 20")
+    assert (owner.host, owner.pid) == (HERE, os.getpid())
+    assert str(owner) == f"host {HERE}, pid {os.getpid()}"
 
 
 def test_only_a_process_of_this_host_is_ever_certainly_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = psutil.Process(process.pid).create_time()
-    assert not Owner(HERE, process.pid, started).is_dead()
-    assert not Owner(HERE, process.pid, 0.0).is_dead()  # of before it was written down
-    assert Owner(HERE, process.pid, started - 3_600).is_dead()  # another had this pid
+    boot, started = Owner.this_process().boot, psutil.Process(process.pid).create_time() - psutil.boot_time()
+    assert not Owner(HERE, process.pid, boot, started).is_dead()
+    assert not Owner(HERE, process.pid, "", 0.0).is_dead()  # of before it was written down
+    assert Owner(HERE, process.pid, boot, started - 3_600).is_dead()  # another had this pid
+    assert Owner(HERE, process.pid, "before the reboot", started).is_dead()
     process.kill()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert Owner(HERE, process.pid, boot, started).is_dead()
     process.communicate()
-    assert Owner(HERE, process.pid, started).is_dead()
-    assert not Owner("elsewhere", process.pid, started).is_dead()
+    assert Owner(HERE, process.pid, boot, started).is_dead()
+    assert not Owner("elsewhere", process.pid, boot, started).is_dead()
 
 
 def test_a_run_is_reopened_unless_another_machine_may_be_at_it(store: Store) -> None:
@@ -40,15 +45,16 @@ def test_a_run_is_reopened_unless_another_machine_may_be_at_it(store: Store) -> 
     run_id = store.start(TRANSFER, "sweep", tags={"host": "elsewhere"})
     server = dataclasses.replace(store, uri="http://127.0.0.1:5000")
     with pytest.raises(BusyError, match="another process works on this sweep \\(host elsewhere"):
-        server.reopen(store.client.get_run(run_id), "sweep")
-    store.reopen(store.client.get_run(run_id), "sweep")  # a file's lock has said that nobody is
-    assert store.client.get_run(run_id).data.tags["host"] == HERE
-    server.reopen(store.client.get_run(run_id), "sweep")
+        server.reopen(store.client.get_run(run_id), "sweep", {})
+    store.reopen(store.client.get_run(run_id), "sweep", {"seed": 1})  # a file's lock has said that nobody is
+    run = store.client.get_run(run_id)
+    assert (run.data.tags["host"], run.data.params) == (HERE, {"seed": "1"})
+    server.reopen(run, "sweep", {"seed": 1})
 
 
 def test_reaping_ends_runs_of_the_dead_alone(store: Store) -> None:
-    dead = store.start(TUNING, "dead", tags=Owner(HERE, 2**22 + 1, 1.0).to_tags())
-    others = [store.start(TUNING, "mine"), store.start(TUNING, "away", tags=Owner("elsewhere", 1, 1.0).to_tags())]
+    dead = store.start(TUNING, "dead", tags=Owner(HERE, 2**22 + 1, "", 1.0).to_tags())
+    others = [store.start(TUNING, "mine"), store.start(TUNING, "away", tags=Owner("elsewhere", 1, "", 1.0).to_tags())]
     assert store.reap(TUNING) == 1
     assert store.client.get_run(dead).info.status == "KILLED"
     assert [store.client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 2

@@ -46,6 +46,18 @@ def test_a_copied_store_is_refused_until_it_is_mended(
     assert store.client.get_run(run.info.run_id).info.artifact_uri.startswith(old)
 
 
+def test_a_link_to_the_store_is_no_other_place(store: Store, tmp_path: Path) -> None:
+    store.start(TRANSFER, "a run")
+    (tmp_path / "link").symlink_to(store.folder)
+    assert moved_from(tmp_path / "link" / "mlflow.db", EXPERIMENTS) == []
+
+
+def test_a_database_that_was_copied_alone_is_not_mended(copied: Path) -> None:
+    shutil.rmtree(copied.parent / "artifacts")
+    with pytest.raises(StoreError, match=r"copy .* first, where the runs shall find it"):
+        repair(copied)
+
+
 def test_a_users_own_place_of_artifacts_is_respected(store: Store, tmp_path: Path) -> None:
     store.client.create_experiment(TRANSFER, artifact_location=(tmp_path / "my own").as_uri())
     assert moved_from(store.folder / "mlflow.db", EXPERIMENTS) == []

@@ -16,7 +16,7 @@ ENDING = Ending(
 
 
 def test_an_ending_comes_back_as_it_was(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool")
+    spool = Spool(tmp_path / "spool", tmp_path / "fallback")
     assert list(spool.endings()) == []
     spool.keep(ENDING)
     spool.keep(ENDING)
@@ -24,19 +24,37 @@ def test_an_ending_comes_back_as_it_was(tmp_path: Path) -> None:
     spool.drop("r1")
     spool.drop("r1")
     assert list(spool.endings()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_set_aside_is_kept_and_not_sent_again(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = Spool(tmp_path, tmp_path / "fallback")
     spool.keep(ENDING)
-    assert (spool.set_aside("r1") / "ending.json").exists()
+    spool.set_aside("r1", "gone")
+    assert (tmp_path / "r1.rejected" / "ending.json").exists()
     assert list(spool.endings()) == []
 
 
-def test_where_it_cannot_be_written_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "spool").write_text("a file")
-    Spool(tmp_path / "spool").keep(ENDING)
-    assert "note: cannot write" in capsys.readouterr().err
+def test_what_cannot_be_read_is_set_aside_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = Spool(tmp_path / "spool", tmp_path / "fallback")
+    spool.keep(ENDING)
+    for run_id, text in (("r0", "{"), ("r2", '{"unknown": 1}')):
+        (tmp_path / "spool" / run_id).mkdir()
+        (tmp_path / "spool" / run_id / "ending.json").write_text(text)
+    assert list(spool.endings()) == [ENDING]
+    assert capsys.readouterr().err.count("a result that waited for the store is not for it") == 2
+
+
+def test_where_it_cannot_be_written_it_goes_elsewhere_or_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    spool = Spool(tmp_path / "file", tmp_path / "fallback")
+    spool.keep(ENDING)
+    assert list(spool.endings()) == [ENDING]
+    assert capsys.readouterr().err == ""
+    Spool(tmp_path / "file", tmp_path / "file").keep(ENDING)
+    assert "note: a result that waits for the store is in memory alone: cannot write" in capsys.readouterr().err
 
 
 def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
@@ -44,17 +62,18 @@ def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
 ) -> None:
     """Twice the same: the metric is there once. A run that is gone by then does not stop the others."""
     store.patience.timeout_seconds = 0
-    run_id, gone = store.start(TRANSFER, "a run"), store.start(TRANSFER, "gone")
+    run_id, gone, taken = (store.start(TRANSFER, name) for name in ("a run", "gone", "taken over"))
 
     def refuse(*arguments: object, **options: object) -> None:
         raise requests.exceptions.ConnectionError("Connection refused")
 
     monkeypatch.setattr(store.once, "set_terminated", refuse)
-    for one in (run_id, gone):
+    for one in (run_id, gone, taken):
         with pytest.raises(StoreError):
             store.conclude(Ending(one, "FINISHED", [("val/loss", 0.25, 1)], {"a": "b"}, {"note.txt": b"hello"}))
     monkeypatch.undo()
     store.client.delete_run(gone)
+    store.end(taken, "KILLED")
     opened = open_store(store.uri, Patience())
     run = opened.client.get_run(run_id)
     assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
@@ -63,4 +82,5 @@ def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
     assert list(opened.spool.endings()) == []
     captured = capsys.readouterr()
     assert "1 results that the store could not take before are in it now" in captured.out
-    assert "the store refuses a result that waited for it" in captured.err
+    assert captured.err.count("a result that waited for the store is not for it") == 2
+    assert opened.client.get_run(taken).info.status == "KILLED"

@@ -58,4 +58,4 @@ def test_a_task_without_its_store_has_not_failed() -> None:
 
     with StopSignal() as stop, Workers(1, stop) as workers:
         (outcome,) = workers.run(task, None, [0])
-    assert (outcome.status, outcome.reason) == ("interrupted", "gone")
+    assert (outcome.status, str(outcome.outage)) == ("interrupted", "gone")

@@ -142,6 +142,7 @@ def test_question_mark_cannot_be_in_a_sqlite_path() -> None:
 def test_user_information_is_masked() -> None:
     assert masked("postgresql://me:secret@host:5432/db") == "postgresql://***@host:5432/db"
     assert masked("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
-    text = "cannot reach http://me:p@ss@host/api nor postgresql://you:canary@db"
-    assert masked(text) == "cannot reach http://***@host/api nor postgresql://***@db"
-    assert short_name("http://me:secret@host") == short_name("http://you:other@host") != short_name("http://host2")
+    text = "cannot reach http://me:p@s/s@host/api nor 'postgresql://you:canary@db'"
+    assert masked(text) == "cannot reach http://***@host/api nor 'postgresql://***@db'"
+    assert masked("postgresql://db/x?user=me&password=canary&a=1") == "postgresql://db/x?user=me&password=***&a=1"
+    assert short_name("http://me:secret@host") == short_name("http://host/") != short_name("http://host2")

@@ -1,9 +1,14 @@
 """The study between kills: what counts, what is run again, with which parameters. No training: ask and tell by hand."""
 
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from fmnist_transfer.errors import StoreError
@@ -12,7 +17,9 @@ from tuning.space import first_trial
 from tuning.storage import PatientStorage, patient_storage, storage_uri
 from tuning.study import (
     FIXED,
+    INTERRUPTED,
     ORDINAL,
+    _fail,
     find_study,
     finished,
     interrupt_running,
@@ -25,7 +32,7 @@ SETTINGS = {"max_mflops": 4.0, "epochs": 2}
 
 @pytest.fixture
 def storage(tmp_path: Path) -> PatientStorage:
-    return patient_storage(storage_uri(None, tmp_path), Patience())
+    return patient_storage(storage_uri(None, tmp_path, Patience()), Patience())
 
 
 @pytest.fixture
@@ -82,18 +89,42 @@ def test_a_trial_is_lost_twice_only_if_its_own_parameters_were_lost_before(study
     assert waiting(study) == []
 
 
-def test_every_call_of_the_storage_is_patient(study: optuna.Study, storage: PatientStorage) -> None:
-    import sqlalchemy.exc
+@pytest.fixture
+def lock(storage: PatientStorage) -> Iterator[sqlite3.Connection]:
+    """Keeps others from writing until it is rolled back; they wait for 50 ms themselves."""
+    sqlalchemy.event.listen(storage.engine, "connect", lambda one, _: one.execute("PRAGMA busy_timeout = 50"))
+    storage.engine.dispose()
+    with contextlib.closing(sqlite3.connect(storage.url.removeprefix("sqlite:///"), check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
 
-    def refuse(*arguments: object) -> None:
-        raise sqlalchemy.exc.OperationalError("SELECT", {}, Exception("database is locked"))
 
-    storage._patience = Patience(timeout_seconds=0)
-    storage.scoped_session, session = refuse, storage.scoped_session
+def test_a_locked_database_is_waited_for(
+    study: optuna.Study, lock: sqlite3.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the midst of a transaction, which is tried again from its beginning."""
+    timer = threading.Timer(1.0, lock.rollback)
+    timer.start()
+    trial = study.ask()
+    timer.join()
+    assert trial.number == 0
+    assert len(study.get_trials()) == 1
+    assert "note: the store does not answer (database is locked)" in capsys.readouterr().err
+
+
+def test_a_database_that_stays_locked_is_given_up(study: optuna.Study, storage: PatientStorage, lock: object) -> None:
+    storage.patience = Patience(timeout_seconds=0.2)
     with pytest.raises(StoreError, match="database is locked"):
         study.ask()
-    storage.scoped_session = session
-    assert study.ask().number == 0
+
+
+def test_a_trial_that_an_orphan_finished_meanwhile_is_left_alone(study: optuna.Study) -> None:
+    trial = begin(study, 0)
+    (running,) = study.get_trials(states=(TrialState.RUNNING,))
+    study.tell(trial, 0.5)
+    _fail(study, running, INTERRUPTED, True)
+    (counted,) = finished(study)
+    assert counted.value == 0.5
 
 
 def test_a_study_is_found_or_not(study: optuna.Study, storage: PatientStorage) -> None:
