@@ -38,7 +38,7 @@ class Outcome(Generic[Task, Result]):
     """How a task, or one attempt at it, ended.
 
     `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died, and it is
-    tried again.
+    tried again, unless the caller sees to that.
     """
 
     task: Task
@@ -105,6 +105,7 @@ class Workers:
         *,
         on_report: Callable[[Task, Any], None] = lambda task, report: None,
         on_start: Callable[[Task], None] = lambda task: None,
+        retry_lost: bool = True,
     ) -> Iterator[Outcome[Task, Any]]:
         """Yield the outcome of each task as it finishes.
 
@@ -113,10 +114,11 @@ class Workers:
             tasks: taken one at a time, when a worker is free; so it may depend on earlier outcomes.
             on_report: receives what a running task passes to `report`, in this process.
             on_start: called in this process when a task is handed out; after a `lost` outcome, once more.
+            retry_lost: whether a task whose worker died is tried once more, on another.
 
         After a signal no further task is started; the running ones end as `interrupted`.
         """
-        job = _Job(function, shared, on_report, on_start)
+        job = _Job(function, shared, on_report, on_start, retry_lost)
         if self._apart:
             yield from self._run_on_processes(job, iter(tasks))
         else:
@@ -150,7 +152,7 @@ class Workers:
                     continue
                 if process.task is not None:  # it died
                     self._processes[self._processes.index(process)] = _Process(self.stop, self._prepare)
-                    if outcome.status == "lost":
+                    if outcome.status == "lost" and job.retry_lost:
                         lost.append(outcome.task)
                 yield outcome
 
@@ -163,6 +165,7 @@ class _Job:
     shared: Any
     on_report: Callable[[Any, Any], None]
     on_start: Callable[[Any], None]
+    retry_lost: bool
 
 
 def _attempt(

@@ -87,8 +87,12 @@ def interrupt_running(study: optuna.Study) -> None:
     _enqueue_interrupted(study)
 
 
-def settle_lost(study: optuna.Study, ordinal: int) -> None:
-    """Fail the trial of this ordinal, whose worker died; run it again, unless its predecessor was lost already."""
+def settle_lost(study: optuna.Study, ordinal: int) -> bool:
+    """Fail the trial of this ordinal, whose worker died; run it again, unless its predecessor was lost already.
+
+    Returns whether it is run again: then it does not count.
+    """
+    again = True
     trials = study.get_trials(deepcopy=False)
     for trial in _running(study):
         if trial.user_attrs.get(ORDINAL) != ordinal:
@@ -96,10 +100,12 @@ def settle_lost(study: optuna.Study, ordinal: int) -> None:
         predecessor = trial.user_attrs.get(AGAIN)
         if predecessor is not None and LOST in trials[predecessor].user_attrs:
             _fail(study, trial, REASON, "the worker process died, twice")
+            again = False
         else:
             study._storage.set_trial_user_attr(trial._trial_id, LOST, True)
             _fail(study, trial, INTERRUPTED, True)
     _enqueue_interrupted(study)
+    return again
 
 
 def _running(study: optuna.Study) -> Iterator[FrozenTrial]:

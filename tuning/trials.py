@@ -1,6 +1,8 @@
 """Running a study's trials on the workers until there are as many as were asked for."""
 
+import itertools
 import time
+from collections.abc import Iterator
 
 import optuna
 
@@ -33,30 +35,37 @@ def run_trials(
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
     outage = Outage(workers.stop)
     reason = ""
-    # Once is enough, unless a worker dies before it has said which trial it has begun.
+    # Once is enough, unless a worker dies late, or before it has said which trial it has begun.
     while (n_done := len(finished(study))) < n and time.monotonic() < deadline and not workers.stop.is_set():
-        ordinals = (k for k in range(n_done, n) if time.monotonic() < deadline)
+        lost: list[int] = []  # ordinals of trials that are run again under others
+
+        def ordinals(first: int = n_done, lost: list[int] = lost) -> Iterator[int]:
+            for ordinal in itertools.count(first):
+                if ordinal >= n + len(lost) or time.monotonic() >= deadline:
+                    return
+                yield ordinal
+
         with Progress("trials", n - n_done) as progress:
 
             def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
                 epoch, accuracy = news
                 progress.working(ordinal, epoch / plan.epochs, f"epoch {epoch}/{plan.epochs}, {accuracy:.2%}")
 
-            for outcome in workers.run(run_trial, plan, ordinals, on_report=show):
-                if outcome.status == "failed":
-                    say(f"a trial failed: {outcome.reason}")
-                if outcome.status == "lost":
-                    say(f"a trial was lost: {outcome.reason}; once more")
-                else:
-                    progress.finished(outcome.task)
-                if debug and outcome.details:
-                    say(outcome.details)
+            for outcome in workers.run(run_trial, plan, ordinals(), on_report=show, retry_lost=False):
+                reason = outcome.reason or reason
                 with outage.held():
                     if outcome.outage:
                         raise outcome.outage
-                    settle_lost(study, outcome.task)
+                    if outcome.status == "lost" and settle_lost(study, outcome.task):
+                        lost.append(outcome.task)
+                        say(f"a trial was lost: {outcome.reason}; once more")
+                    else:
+                        progress.finished(outcome.task)
+                        if outcome.status in ("failed", "lost"):
+                            say(f"a trial failed: {outcome.reason}")
                     log.log_finished()
-                reason = outcome.reason or reason
+                if debug and outcome.details:
+                    say(outcome.details)
         with outage.held():
             interrupt_running(study)
             log.log_finished()

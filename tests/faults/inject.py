@@ -24,20 +24,6 @@ def die(*arguments: Any, **options: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def out_of_memory_in_a_trial(ordinal: str) -> None:
-    import torch
-
-    from tuning import study
-
-    def train(plan: Any, trial: Any, *more: Any) -> float:
-        if trial.user_attrs["ordinal"] == int(ordinal):
-            study.suggest(trial, epochs=plan.epochs, max_mflops=plan.max_mflops)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return unharmed(plan, trial, *more)
-
-    unharmed, study._train_trial = study._train_trial, train
-
-
 def out_of_memory_in_a_cell(percent: str) -> None:
     import torch
 
@@ -51,32 +37,53 @@ def out_of_memory_in_a_cell(percent: str) -> None:
     unharmed, cells._train_alone = cells._train_alone, train
 
 
-def diverge_in_a_trial(ordinal: str) -> None:
+def before_training(act: Callable[[Any], None]) -> None:
+    """Call `act(trial)` when a trial has all its parameters and is about to be trained."""
     from tuning import study
 
-    def fit(*arguments: Any, **options: Any) -> Any:
-        if os.environ["FAULT_TRIAL"] == ordinal:
-            raise study.Diverged("training loss is nan at epoch 1, step 1")
-        return unharmed(*arguments, **options)
+    trials: list[Any] = []
 
     def train(plan: Any, trial: Any, *more: Any) -> float:
-        os.environ["FAULT_TRIAL"] = str(trial.user_attrs["ordinal"])
+        trials.append(trial)
         return train_unharmed(plan, trial, *more)
 
-    unharmed, study.fit = study.fit, fit
+    def fit(*arguments: Any, **options: Any) -> Any:
+        act(trials[-1])
+        return fit_unharmed(*arguments, **options)
+
     train_unharmed, study._train_trial = study._train_trial, train
+    fit_unharmed, study.fit = study.fit, fit
 
 
-def kill_the_worker_of_a_trial(ordinal: str) -> None:
-    from tuning import study
+def diverge_in_a_trial(ordinal: str) -> None:
+    from fmnist_transfer.training import Diverged
 
-    def train(plan: Any, trial: Any, *more: Any) -> float:
+    def act(trial: Any) -> None:
         if trial.user_attrs["ordinal"] == int(ordinal):
-            study.suggest(trial, epochs=plan.epochs, max_mflops=plan.max_mflops)
-            die()
-        return unharmed(plan, trial, *more)
+            raise Diverged("training loss is nan at epoch 1, step 1")
 
-    unharmed, study._train_trial = study._train_trial, train
+    before_training(act)
+
+
+def out_of_memory_in_a_trial(ordinal: str) -> None:
+    import torch
+
+    def act(trial: Any) -> None:
+        if trial.user_attrs["ordinal"] == int(ordinal):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    before_training(act)
+
+
+def kill_the_worker_of_the_first_trial(_: str) -> None:
+    """Whichever worker has its parameters."""
+    from tuning.space import FIRST_TRIAL
+
+    def act(trial: Any) -> None:
+        if trial.params.get("adamw_learning_rate") == FIRST_TRIAL["adamw_learning_rate"]:
+            die()
+
+    before_training(act)
 
 
 def die_before_the_version(_: str) -> None:
@@ -98,7 +105,7 @@ def no_system_data(_: str) -> None:
 FAULTS: dict[str, Callable[[str], None]] = {
     "memory": out_of_memory_in_a_trial,
     "cell-memory": out_of_memory_in_a_cell,
-    "kill-worker": kill_the_worker_of_a_trial,
+    "kill-worker": kill_the_worker_of_the_first_trial,
     "diverge": diverge_in_a_trial,
     "before-version": die_before_the_version,
     "before-alias": die_before_the_alias,

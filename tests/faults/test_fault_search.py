@@ -75,7 +75,7 @@ def test_a_trial_that_runs_out_of_memory_does_not_end_the_study(make_site: MakeS
 def test_a_trial_that_kills_its_worker_twice_fails_and_the_others_go_on(make_site: MakeSite) -> None:
     """Row 17."""
     site = make_site(bare=True)
-    done = site.search("--trials", "3", "--epochs", "1", "--workers", "2", fault="kill-worker:1")
+    done = site.search("--trials", "3", "--epochs", "1", "--workers", "2", fault="kill-worker")
     assert done.status == 1, done.err
     assert len(site.trials()) == 3
     (failed,) = [trial for trial in site.trials() if trial.state.name == "FAIL"]

@@ -83,6 +83,12 @@ def test_a_dead_worker_takes_only_its_own_task_which_is_tried_once_more() -> Non
     assert sorted(map(str, started)) == ["1", "2", "3", "4", "die", "die"]
 
 
+def test_a_lost_task_is_the_callers_if_it_wants_it() -> None:
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, ["die", "die"], retry_lost=False))
+    assert [outcome.status for outcome in outcomes] == ["lost", "lost"]
+
+
 def test_a_task_that_was_lost_once_is_done(tmp_path: Path) -> None:
     with StopSignal() as stop, Workers(2, stop) as workers:
         outcomes = list(workers.run(work, 1, [tmp_path / "was here", 2]))

@@ -78,12 +78,12 @@ def test_a_trial_that_died_waits_with_the_parameters_it_had(study: optuna.Study,
 
 def test_a_trial_is_lost_twice_only_if_its_own_parameters_were_lost_before(study: optuna.Study) -> None:
     begin(study, 0)
-    settle_lost(study, 0)
+    assert settle_lost(study, 0)
     assert (finished(study), len(waiting(study))) == ([], 1)
     begin(study, 5)  # on whichever worker
     settle_lost(study, 0)  # another's
     assert len(study.get_trials(states=(TrialState.RUNNING,))) == 1
-    settle_lost(study, 5)
+    assert not settle_lost(study, 5)
     (failed,) = finished(study)
     assert (failed.state, failed.user_attrs["reason"]) == (TrialState.FAIL, "the worker process died, twice")
     assert waiting(study) == []
