@@ -22,7 +22,7 @@ prepare_process()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=10, help="kills of live work in each kill-anywhere loop")
+    parser.addoption("--kills", type=int, default=5, help="kills of live work in each kill-anywhere loop")
 
 
 @pytest.fixture(scope="session")
