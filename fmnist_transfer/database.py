@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from fmnist_transfer.errors import StoreError
 
@@ -45,6 +47,11 @@ def sqlite_uri(path: Path) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of a sqlite URI's file; None for any other URI."""
     return Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+
+
+def file_path(uri: str) -> Path:
+    """The path of a `file:` URI, or of what is a path already."""
+    return Path(url2pathname(urlsplit(uri).path))
 
 
 def default_folder() -> Path:

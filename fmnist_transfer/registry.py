@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import mlflow
 import numpy as np
@@ -30,7 +29,7 @@ from mlflow.types import Schema, TensorSpec
 from safetensors import SafetensorError
 
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
-from fmnist_transfer.database import masked
+from fmnist_transfer.database import file_path, masked
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
@@ -330,7 +329,7 @@ def _has_link(location: str, path: str) -> bool:
     """Whether the file, or its folder, is a symbolic link; of a place that is not local it cannot be one."""
     if urlsplit(location).scheme not in ("", "file"):
         return False
-    file = Path(url2pathname(urlsplit(location).path)) / path
+    file = file_path(location) / path
     return file.is_symlink() or file.parent.is_symlink()
 
 

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fmnist_transfer.console import run_command, say
-from fmnist_transfer.database import sqlite_path, store_uri
+from fmnist_transfer.database import file_path, sqlite_path, store_uri
 from fmnist_transfer.errors import StoreError
 
 ARTIFACTS = "artifacts"  # the folder beside the database
@@ -69,11 +67,7 @@ def moved_from(database: Path, experiments: Sequence[str]) -> list[str]:
         for name, location in rows
         if name in experiments and str(location).startswith("file:") and location.endswith(f"/{ARTIFACTS}/{name}")
     }
-    return sorted(folder for folder in folders if _path(folder).resolve() != here)  # a link to it is no other place
-
-
-def _path(uri: str) -> Path:
-    return Path(url2pathname(urlsplit(uri).path))
+    return sorted(folder for folder in folders if file_path(folder).resolve() != here)  # a link to it is no other place
 
 
 def repair(database: Path) -> int:
@@ -87,8 +81,8 @@ def repair(database: Path) -> int:
         names = [name for (name,) in connection.execute("SELECT name FROM experiments")]
         with connection:
             for old in moved_from(database, names):
-                if _path(old).exists() and not _path(here).exists():
-                    raise StoreError(f"copy {_path(old)} to {_path(here)} first, where the runs shall find it")
+                if file_path(old).exists() and not file_path(here).exists():
+                    raise StoreError(f"copy {file_path(old)} to {file_path(here)} first, where the runs shall find it")
                 for table, column in LOCATIONS:
                     n_changed += connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",

@@ -6,7 +6,7 @@ can log it at any later time.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +108,8 @@ def settle_lost(study: optuna.Study, ordinal: int) -> bool:
     return again
 
 
-def _running(study: optuna.Study) -> Iterator[FrozenTrial]:
-    yield from study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _fail(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import SPEC, Site, register_model, remount, small_model
 
+from fmnist_transfer.database import file_path
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.registry import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, resolve
@@ -244,9 +245,7 @@ def test_an_unknown_model_is_told_with_what_there_is(site: Site, uri: str, messa
 
 def files_of_the_model(site: Site) -> Path:
     location = resolve(site.open(), "models:/cnn2/best").location
-    from urllib.parse import unquote, urlsplit
-
-    return Path(unquote(urlsplit(location).path)) / FILES_FOLDER
+    return file_path(location) / FILES_FOLDER
 
 
 def another_trunk(files: Path) -> None:

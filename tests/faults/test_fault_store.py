@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from proving import MakeSite, Server, Site, proxy_that_loses_responses, remount
+from proving import ROOT, MakeSite, Server, Site, proxy_that_loses_responses, remount
 
 from fmnist_transfer.tracking import TRANSFER, TUNING
 
@@ -320,8 +320,6 @@ def test_a_moved_store_is_told_and_mended_by_one_command(make_site: MakeSite) ->
     command = f"python -m fmnist_transfer.repair --tracking-uri '{site.database}'"
     assert "was moved or copied" in done.err
     assert command in done.err
-    from proving import ROOT
-
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     mended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
     assert mended.returncode == 0, mended.stderr
