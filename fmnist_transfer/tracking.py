@@ -173,7 +173,11 @@ class Store:
         source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
         dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
         tag = InputTag("mlflow.data.context", role)
-        self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), [tag])]
+        try:
+            self.client.log_inputs(run_id, inputs)
+        except MlflowException:  # another command named the same data between MLflow's look and its insert
+            self.client.log_inputs(run_id, inputs)
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)
