@@ -17,7 +17,12 @@ BACKGROUND = 0
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [n, 1, h, w] -> float32, zero mean and unit variance over Fashion-MNIST's training pixels."""
+    """uint8 [n, 1, h, w] -> float32, zero mean and unit variance over Fashion-MNIST's training pixels.
+
+    What is float already (features of a frozen trunk) is left as it is.
+    """
+    if images.is_floating_point():
+        return images
     return images.float().sub_(255 * PIXEL_MEAN).mul_(1 / (255 * PIXEL_STD))
 
 

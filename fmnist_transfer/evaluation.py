@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmnist_transfer.augmentation import normalise
 from fmnist_transfer.data import Examples
+from fmnist_transfer.model import CNN2
 
 BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # running statistics are re-estimated on at most so many, in batches
 # Images: larger batches leave a core's cache, 256 evaluate a fifth slower; an accelerator wants few and large ones.
@@ -41,12 +42,24 @@ def predict(network: nn.Module, examples: Examples) -> Tensor:
     return torch.cat([network(normalise(images)) for images in examples.images.split(batch)])
 
 
+@torch.inference_mode()
+def features(network: CNN2, examples: Examples) -> Examples:
+    """What the classifier sees of each image in evaluation mode, float32 [n, fc2], in place of the images."""
+    network.eval()
+    batch = evaluation_batch(examples.images.device)
+    seen = torch.cat([network.features(normalise(images)) for images in examples.images.split(batch)])
+    return Examples(seen.clone(), examples.labels)
+
+
 def evaluate(network: nn.Module, examples: Examples) -> Scores:
     """Mean cross-entropy and accuracy over all of `examples`, without smoothing, dropout or augmentation."""
-    logits = predict(network, examples)
-    loss = F.cross_entropy(logits, examples.labels)
-    n_correct = int((logits.argmax(1) == examples.labels).sum())
-    return Scores(float(loss), n_correct / len(examples))
+    return scores_of(predict(network, examples), examples.labels)
+
+
+def scores_of(logits: Tensor, labels: Tensor) -> Scores:
+    """logits: [n, n_classes]; labels: [n]."""
+    n_correct = int((logits.argmax(1) == labels).sum())
+    return Scores(float(F.cross_entropy(logits, labels)), n_correct / len(labels))
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 WARM_UP = 0.25  # share of the steps in which one-cycle climbs
 START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
 
+LATER = {"trunk_factor": 1.0, "warm_up": None}  # fields that recipes of before have not, and their defaults
+
 Precision = Literal["float32", "tf32", "bf16"]  # of the arithmetic; weights, optimizer and losses stay float32
 
 
@@ -31,6 +33,10 @@ class Recipe:
     """Move each training image by up to this many pixels on both axes, uniformly."""
     erase: float = 0.0
     """Probability of blanking one random rectangle of a training image (Zhong et al. 2017)."""
+    trunk_factor: float = 1.0
+    """Learning rate of every layer but the classifier, as a multiple of the classifier's."""
+    warm_up: float | None = None
+    """Share of the steps in which the learning rate climbs; None: a quarter for one-cycle, none for the others."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -43,6 +49,8 @@ class Recipe:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "shift": 0 <= self.shift < 28,
             "erase": 0 <= self.erase <= 1,
+            "trunk_factor": 0 < self.trunk_factor < math.inf,
+            "warm_up": self.warm_up is None or 0 <= self.warm_up < 1,
         }
         for name, good in allowed.items():
             if not good:
@@ -56,19 +64,28 @@ class Recipe:
         """Learning rate of step `step` (0-based) of `total_steps`; defined for a single step too.
 
         The position is taken at the middle of the step, so that neither the first nor the last is wasted.
-        one-cycle: Smith & Topin 2019, with cosine climbs.
+        one-cycle: Smith & Topin 2019, with cosine climbs. The others climb in a straight line, if they are to.
         """
-        position = (step + 0.5) / total_steps
+        position, warm_up = (step + 0.5) / total_steps, self.warm_up_share
+        one_cycle = self.schedule == "one-cycle"
+        if position < warm_up:
+            climbed = position / warm_up
+            return self.learning_rate * (_cosine(1 / START_DIVISOR, 1.0, climbed) if one_cycle else climbed)
         if self.schedule == "constant":
             return self.learning_rate
-        if self.schedule == "cosine":
-            return self.learning_rate * _cosine(1.0, 0.0, position)
-        if position < WARM_UP:
-            return self.learning_rate * _cosine(1 / START_DIVISOR, 1.0, position / WARM_UP)
-        return self.learning_rate * _cosine(1.0, 1 / END_DIVISOR, (position - WARM_UP) / (1 - WARM_UP))
+        end = 1 / END_DIVISOR if one_cycle else 0.0
+        return self.learning_rate * _cosine(1.0, end, (position - warm_up) / (1 - warm_up))
+
+    @property
+    def warm_up_share(self) -> float:
+        """`warm_up`, or the schedule's own."""
+        own = WARM_UP if self.schedule == "one-cycle" else 0.0
+        return own if self.warm_up is None else self.warm_up
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Every field, but for those of `LATER` at their default: what is identified by a recipe stays the same."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

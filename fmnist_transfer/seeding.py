@@ -10,7 +10,9 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout", "sampler"]
+Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout", "sampler", "matched"]
+
+Stage = Literal["source", "target", "pretraining", "selffer"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,13 @@ class Streams:
         root_seed: what the user's `--seed` sets.
         replicate: 0-based number of the set of draws.
         stage: training on the source half or on the target half. With equal seeds both would otherwise start from the
-            same trunk and classifier, and `random` would be the very network that `pretrained` grew from.
+            same trunk and classifier, and `random` would be the very network that `pretrained` grew from. For the same
+            reason what a sweep trains before its cells, source networks and `selffer`, has stages of its own.
     """
 
     root_seed: int
     replicate: int = 0
-    stage: Literal["source", "target"] = "source"
+    stage: Stage = "source"
 
     def seed(self, purpose: Purpose) -> int:
         """A 63-bit seed."""

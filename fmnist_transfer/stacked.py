@@ -24,6 +24,7 @@ from fmnist_transfer.model import CNN2, CNN2Spec
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import (
+    FACTOR,
     Diverged,
     Epoch,
     History,
@@ -288,7 +289,7 @@ class _StackedFit:
         """One step of every network; which one it is, is on the device."""
         in_epoch = self.step_number % self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
+            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(orders[g]) for g, group in enumerate(self.groups)]
         images = [

@@ -14,18 +14,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmnist_transfer.augmentation import augment, normalise
+from fmnist_transfer.calibration import Calibration, calibrate_test, calibrate_val
 from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
-from fmnist_transfer.evaluation import Scores, State, copy_state, evaluate, re_estimate_batch_norm
+from fmnist_transfer.evaluation import (
+    Scores,
+    State,
+    copy_state,
+    evaluate,
+    features,
+    predict,
+    re_estimate_batch_norm,
+    scores_of,
+)
+from fmnist_transfer.model import CLASSIFIER, CNN2
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 
-NUMERICS_VERSION = 3  # by hand, when results may change: trainings of before are then not reused
+NUMERICS_VERSION = 4  # by hand, when results may change: trainings of before are then not reused
+FACTOR = "learning_rate_factor"  # of a parameter group
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
@@ -72,17 +85,39 @@ class History:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished training: its history, and the scores of the final and of the best epoch's weights.
+class Diagnosis:
+    """What one set of weights is like. `train` is of the training subset in evaluation mode."""
 
-    `final` and `best` hold `train` (evaluation mode, the training subset) and `val`; `test` is of the final weights.
-    """
+    train: Scores
+    val: Scores
+    val_calibration: Calibration
+
+    @property
+    def gap(self) -> float:
+        """Generalisation gap in nats: validation loss minus training loss."""
+        return self.val.loss - self.train.loss
+
+    def to_dict(self) -> dict[str, float]:
+        """train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
+        val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
+        flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
+        return flat | {f"val_{key}": value for key, value in val.items()} | {"gap": self.gap}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training: its history, and what the final and the best epoch's weights are like."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
-    final: dict[str, Scores]
-    best: dict[str, Scores]
+    final: Diagnosis
+    best: Diagnosis
     test: Scores
+    """Of the final weights."""
+    test_calibration: Calibration
+    """By the temperature of the final weights, which validation images chose."""
+    distances: dict[str, float]
+    """L2 distance of each layer's final parameters from where they started, and `all` of them together."""
     final_state: State
     seconds: float
 
@@ -95,16 +130,15 @@ class Result:
         }
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """`final`, `best` and `test` as plain numbers: train_loss, train_accuracy, val_loss, val_accuracy, epoch."""
+        """`final`, `best`, `test` and `distance` as plain numbers."""
+        calibration = dataclasses.asdict(self.test_calibration)
+        del calibration["temperature"]  # it is the final one of validation
         return {
-            "final": _flat(self.final) | {"epoch": self.epochs[-1].epoch},
-            "best": _flat(self.best) | {"epoch": self.best_epoch},
-            "test": dataclasses.asdict(self.test),
+            "final": self.final.to_dict() | {"epoch": self.epochs[-1].epoch},
+            "best": self.best.to_dict() | {"epoch": self.best_epoch},
+            "test": dataclasses.asdict(self.test) | calibration,
+            "distance": self.distances,
         }
-
-
-def _flat(scores: dict[str, Scores]) -> dict[str, float]:
-    return {f"{part}_{key}": value for part, s in scores.items() for key, value in dataclasses.asdict(s).items()}
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
@@ -218,7 +252,7 @@ def fit(
                     raise Interrupted("training was interrupted")
                 step = (number - 1) * steps_per_epoch + i
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate_at(step, total_steps)
+                    group["lr"] = recipe.learning_rate_at(step, total_steps) * group[FACTOR]
                 batch = train.take(orders[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
@@ -251,8 +285,23 @@ def fit(
     return History(tuple(epochs), best_epoch, best_state)
 
 
+def fit_classifier(
+    network: CNN2, train: Examples, val: Examples, recipe: Recipe, streams: Streams, **options: Any
+) -> History:
+    """Train `fc3` alone, in place; the other weights stay as they are.
+
+    The trunk is in evaluation mode and sees every image once, as it is: batch-norm statistics are re-estimated before
+    that, and there is neither augmentation nor dropout. Arguments as those of `fit`.
+    """
+    re_estimate_batch_norm(network, train)
+    plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
+    history = fit(network.fc3, features(network, train), features(network, val), plain, streams, **options)
+    best_classifier = {f"{CLASSIFIER}.{name}": tensor for name, tensor in history.best_state.items()}
+    return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
+
+
 def fit_and_score(
-    network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
+    network: CNN2, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
     """`fit` on the device of `train`, then score once: training subset and validation at both epochs, test at the end.
 
@@ -260,31 +309,62 @@ def fit_and_score(
         half: whose validation and test images are scored; on the same device.
         options: those of `fit`.
     """
-    start = time.perf_counter()
+    start, initial_state = time.perf_counter(), copy_state(network)
     history = fit(network, train, half.val, recipe, streams, **options)
-    result = score(network, history, train, half)
+    result = score(network, history, train, half, initial_state)
     return dataclasses.replace(result, seconds=time.perf_counter() - start)
 
 
-def score(network: nn.Module, history: History, train: Examples, half: Half) -> Result:
+def score(network: CNN2, history: History, train: Examples, half: Half, initial_state: State) -> Result:
     """Score the final weights, which the network holds, and the best; `seconds` are those of the epochs and of this."""
     start = time.perf_counter()
     final_state = copy_state(network)
-    final = {"train": evaluate(network, train), "val": Scores(history.final.val_loss, history.final.val_accuracy)}
-    test = evaluate(network, half.test)
+    final = diagnose(network, history.final, train, half.val)
+    test_logits = predict(network, half.test)
+    test_calibration = calibrate_test(*_arrays(test_logits, half.test), final.val_calibration.temperature)
     best = final
     if history.best_epoch != len(history.epochs):
         network.load_state_dict(history.best_state)
-        best = {"train": evaluate(network, train), "val": Scores(history.best.val_loss, history.best.val_accuracy)}
+        best = diagnose(network, history.best, train, half.val)
         network.load_state_dict(final_state)
-    seconds = sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start
-    return Result(history.epochs, history.best_epoch, final, best, test, final_state, seconds)
+    return Result(
+        epochs=history.epochs,
+        best_epoch=history.best_epoch,
+        final=final,
+        best=best,
+        test=scores_of(test_logits, half.test.labels),
+        test_calibration=test_calibration,
+        distances=distances(initial_state, final_state),
+        final_state=final_state,
+        seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
+    )
+
+
+def diagnose(network: CNN2, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
+    """Of the weights that the network holds, which are those of `epoch`."""
+    calibration = calibrate_val(*_arrays(predict(network, val), val))
+    return Diagnosis(evaluate(network, train), Scores(epoch.val_loss, epoch.val_accuracy), calibration)
+
+
+def _arrays(logits: Tensor, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    return logits.double().cpu().numpy(), examples.labels.cpu().numpy()
+
+
+def distances(start: State, end: State) -> dict[str, float]:
+    """L2 distance of each layer's weights and biases (`blocks.0.0`, `fc1` ...), and of `all` together."""
+    squares: dict[str, float] = {}
+    for name in start:
+        layer, _, kind = name.rpartition(".")
+        if kind in ("weight", "bias"):
+            square = float((end[name].double() - start[name].double()).square().sum())
+            squares[layer] = squares.get(layer, 0.0) + square
+    return {layer: math.sqrt(square) for layer, square in (squares | {"all": sum(squares.values())}).items()}
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
     """The recipe's optimizer; `recorded`: for steps in a CUDA graph, its learning rate a tensor on the device."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    device = parameters[0].device
+    parameters = _parameter_groups(network, recipe.trunk_factor)
+    device = next(network.parameters()).device
     learning_rate: float | Tensor = recipe.learning_rate
     if recorded:
         learning_rate = torch.tensor(recipe.learning_rate, device=device)
@@ -296,6 +376,16 @@ def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     capturable = recorded and device.type == "cuda"
     return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True, capturable=capturable)
+
+
+def _parameter_groups(network: nn.Module, trunk_factor: float) -> list[dict[str, Any]]:
+    """One group with factor 1, or the classifier's and the trunk's."""
+    if trunk_factor == 1:
+        return [{"params": list(network.parameters()), FACTOR: 1.0}]
+    groups: dict[float, list[nn.Parameter]] = {1.0: [], trunk_factor: []}
+    for name, parameter in network.named_parameters():
+        groups[1.0 if name.startswith(CLASSIFIER) else trunk_factor].append(parameter)
+    return [{"params": group, FACTOR: factor} for factor, group in groups.items()]
 
 
 def use_precision(precision: Precision) -> None:

@@ -5,6 +5,7 @@ Workers import this module, so it imports no mlflow.
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from torch import Tensor
 
 from fmnist_transfer.data import Examples, Half, n_train, nested_order, on_device
+from fmnist_transfer.evaluation import copy_state
 from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
-from fmnist_transfer.training import Diverged, Result, fit_and_score, numerics, score
-from sweeps.arms import starting_network
+from fmnist_transfer.training import Diverged, Result, numerics, score
+from sweeps.arms import fit_arm, starting_network, train_before
 from sweeps.grid import Cell
 
 if TYPE_CHECKING:
@@ -33,14 +35,18 @@ class CellPlan:
     spec: CNN2Spec
     """Of the target's network."""
     recipe: Recipe
-    registered: dict[str, Tensor]
-    """Weights and buffers of the registered network."""
+    sources: tuple[dict[str, Tensor], ...]
+    """Weights and buffers of the registered network, or of one source network for each replicate."""
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
     precision: Precision = "float32"
     stack: bool = False
     """Whether the cells of a fraction are trained as one computation."""
+
+    def source(self, cell: Cell) -> dict[str, Tensor]:
+        """What the cell's init copies from."""
+        return self.sources[cell.replicate if len(self.sources) > 1 else 0]
 
 
 class CellResult(NamedTuple):
@@ -65,7 +71,7 @@ def plan_for(
     """The registered network and recipe, on the target half; `epochs` replaces the recipe's."""
     recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
     spec = dataclasses.replace(model.spec, n_classes=len(half.classes))
-    return CellPlan(half, spec, recipe, model.state, budget, seed, device, precision, stack)
+    return CellPlan(half, spec, recipe, (model.state,), budget, seed, device, precision, stack)
 
 
 def train_cells(
@@ -88,18 +94,31 @@ def train_cells(
 def _train_alone(
     plan: CellPlan, cell: Cell, report: Callable[[Any], None], options: dict[str, Any]
 ) -> CellResult | Diverged:
-    streams = Streams(plan.seed, cell.replicate, stage="target")
-    network = starting_network(cell.init, plan.spec, plan.registered, streams).to(plan.device)
+    start = time.perf_counter()
+    streams, recipe = Streams(plan.seed, cell.replicate, stage="target"), cell.recipe(plan.recipe)
     half = on_device(plan.half, plan.device)
     train = _subset(plan, cell, streams)
     report(0)
     try:
-        result = fit_and_score(
-            network, train, half, plan.recipe, streams, on_epoch=lambda epoch: report(epoch.epoch), **options
+        source = plan.source(cell)
+        if cell.init == "selffer":
+            source = train_before(plan.spec, train, half.val, recipe, streams, **options)
+        network = starting_network(cell.init, plan.spec, source, streams).to(plan.device)
+        initial = copy_state(network)
+        history = fit_arm(
+            network,
+            train,
+            half.val,
+            recipe,
+            streams,
+            init=cell.init,
+            on_epoch=lambda epoch: report(epoch.epoch),
+            **options,
         )
     except Diverged as error:
         return error
-    return _without_weights(result)
+    result = score(network, history, train, half, initial)
+    return _without_weights(dataclasses.replace(result, seconds=time.perf_counter() - start))
 
 
 def _train_together(
@@ -109,20 +128,22 @@ def _train_together(
     half = on_device(plan.half, plan.device)
     groups = []
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
-        inits = [cell.init for cell in of_replicate]
         streams = Streams(plan.seed, replicate, stage="target")
-        networks = [starting_network(init, plan.spec, plan.registered, streams).to(plan.device) for init in inits]
+        networks = [
+            starting_network(cell.init, plan.spec, plan.source(cell), streams).to(plan.device) for cell in of_replicate
+        ]
         groups.append(Group(tuple(networks), _subset(plan, cells[0], streams), streams))
     report(0)
     trained = iter(fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options))
     results: list[CellResult | Diverged] = []
     for group in groups:
         for network, (history, final_state) in zip(group.networks, trained, strict=False):
+            initial = copy_state(network)  # the stack trained a copy
             if isinstance(history, Diverged):
                 results.append(history)
             else:
                 network.load_state_dict(final_state)
-                results.append(_without_weights(score(network, history, group.train, half)))
+                results.append(_without_weights(score(network, history, group.train, half, initial)))
     return results
 
 

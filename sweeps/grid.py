@@ -1,24 +1,69 @@
 """The plan of a sweep as plain data: cells, and the order in which they run. Imports no torch."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-Init = Literal["pretrained", "random"]
+from fmnist_transfer.recipe import Recipe
+
+Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
 INITS: tuple[Init, ...] = get_args(Init)
+REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the original report's two
 
 
 @dataclass(frozen=True, order=True)
+class Setting:
+    """What a tuned cell trains by in place of the registered recipe's own values."""
+
+    learning_rate: float
+    trunk_factor: float
+    """Learning rate of every layer but the classifier, as a multiple of `learning_rate`."""
+    warm_up: float
+    """Share of the steps in which the learning rate climbs."""
+
+    def applied_to(self, recipe: Recipe) -> Recipe:
+        return dataclasses.replace(recipe, **dataclasses.asdict(self))
+
+    def __str__(self) -> str:
+        return f"lr {self.learning_rate:.3g} trunk x{self.trunk_factor:.2g} warm-up {self.warm_up:.2g}"
+
+
+@dataclass(frozen=True)
 class Cell:
     """One training run: `percent` of the target's training images, a way to start, a set of random draws."""
 
     percent: int
     init: Init
     replicate: int
+    setting: Setting | None = None
+    """None: the registered recipe as it is."""
 
     @property
     def name(self) -> str:
-        return f"{self.init} {self.percent:03d}% r{self.replicate}"
+        setting = "" if self.setting is None else f" {self.setting}"
+        return f"{self.init} {self.percent:03d}% r{self.replicate}{setting}"
+
+    @property
+    def position(self) -> tuple[Any, ...]:
+        """By which tables are sorted."""
+        return self.percent, self.init, self.replicate, dataclasses.astuple(self.setting) if self.setting else ()
+
+    def recipe(self, registered: Recipe) -> Recipe:
+        """What the cell trains by."""
+        return registered if self.setting is None else self.setting.applied_to(registered)
+
+
+class Grid(NamedTuple):
+    """What was asked for at once: the cells of every fraction x init x replicate."""
+
+    percents: tuple[int, ...]
+    inits: tuple[Init, ...]
+    n_replicates: int
+
+    def cells(self) -> list[Cell]:
+        """In the order in which they run."""
+        return plan_cells(self.percents, self.inits, self.n_replicates)
 
 
 def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:

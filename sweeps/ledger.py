@@ -5,10 +5,11 @@ run id on the parent. Only the run that a cell's highest attempt names counts, a
 last. Everything is read back from the store; nothing else remembers.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,8 +21,9 @@ from fmnist_transfer.spool import Ending
 from fmnist_transfer.tracking import TRANSFER, Store, result_rows, settings_params
 from fmnist_transfer.training import NUMERICS_VERSION
 from sweeps.cells import CellPlan, CellResult
-from sweeps.grid import Cell, Init
-from sweeps.table import GROUPS, Row, Status
+from sweeps.grid import Cell
+from sweeps.logged import CELL_PARAM, TUNED, attempts_of, row_of
+from sweeps.table import Row
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,9 +31,15 @@ if TYPE_CHECKING:
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
 
 
-def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
-    """All that a cell's result depends on but its fraction, init and replicate."""
+def identity(model: TrainedModel, plan: CellPlan, *, tuned: bool = False, pretraining: bool = False) -> dict[str, Any]:
+    """All that a cell's result depends on but its fraction, init and replicate.
+
+    Args:
+        tuned: whether each init has a recipe of its own, which the cells then say.
+        pretraining: whether each replicate has a source network of its own.
+    """
     stacked = {"stacked": True} if plan.stack else {}  # other roundings; on CUDA other dropout masks, too
+    modes = ({"recipe_mode": TUNED} if tuned else {}) | ({"sources": "one a replicate"} if pretraining else {})
     return settings_params(plan.spec, plan.recipe) | {
         "weights_digest": weights_digest(model.state),
         "split": str(model.split),
@@ -44,6 +52,7 @@ def identity(model: TrainedModel, plan: CellPlan) -> dict[str, Any]:
         "torch": ".".join(torch.__version__.split(".")[:2]),
         "numerics_version": NUMERICS_VERSION,
         **stacked,
+        **modes,
     }
 
 
@@ -76,11 +85,9 @@ class Ledger:
             self._read()
 
     def _read(self) -> None:
-        for param, run_id in self._store.client.get_run(self.run_id).data.params.items():
-            if param.startswith("cell."):
-                _, cell_key, number = param.split(".")
-                self._attempts[cell_key] = max(self._attempts.get(cell_key, (0, "")), (int(number), run_id))
-                self._named.add(run_id)
+        parent = self._store.client.get_run(self.run_id)
+        self._attempts = attempts_of(parent)
+        self._named = {run_id for param, run_id in parent.data.params.items() if param.startswith(CELL_PARAM)}
         cells = self._store.find(TRANSFER, role="cell", parent=self.run_id)
         self._runs = {str(run.info.run_id): run for run in cells}
 
@@ -114,29 +121,12 @@ class Ledger:
     def cell_key(self, cell: Cell, n_train: int) -> str:
         """The images count, not the percent they were written as."""
         what = {"sweep": self.key, "n_train": n_train, "init": cell.init, "replicate": cell.replicate}
-        return identity_key(what)
+        return identity_key(what | ({"setting": dataclasses.astuple(cell.setting)} if cell.setting else {}))
 
     def row(self, cell: Cell, n_train: int) -> Row:
         """What the ledger knows of the cell; status `open` if no attempt came to an end of its own."""
         _, run_id = self._attempts.get(self.cell_key(cell, n_train), (0, ""))
-        run = self._runs.get(run_id)
-        status: Status = "open"
-        if run is not None and run.info.status == "FINISHED":
-            status = "finished"
-        elif run is not None and run.info.status == "FAILED":
-            status = "failed"
-        scores = run.data.metrics if run is not None and status == "finished" else {}
-        return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
-
-    def known(self) -> dict[Cell, int]:
-        """Every cell that was ever claimed, with its number of training images."""
-        cells = {}
-        for _, run_id in self._attempts.values():
-            if run_id in self._runs and "n_train" in self._runs[run_id].data.params:
-                params = self._runs[run_id].data.params
-                cell = Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]))
-                cells[cell] = int(params["n_train"])
-        return cells
+        return row_of(cell, n_train, self._runs.get(run_id))
 
     def to_run(self, cells: Mapping[Cell, int], *, retry_failed: bool = False) -> list[Cell]:
         """Cells that are open, or failed in a way that another attempt may not (or are to be tried all the same)."""
@@ -157,9 +147,11 @@ class Ledger:
         attempt = self._attempts.get(key, (0, ""))[0] + 1
         labels = {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate}
         params = self._identity | labels | {"n_train": n_train}
+        if cell.setting:
+            params |= {f"recipe.{key}": value for key, value in dataclasses.asdict(cell.setting).items()}
         tags = labels | {"role": "cell", "parent": self.run_id, "cell_key": key, "attempt": attempt}
         run_id = self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
-        winner = self._store.log_once(self.run_id, f"cell.{key}.{attempt}", run_id)
+        winner = self._store.log_once(self.run_id, f"{CELL_PARAM}{key}.{attempt}", run_id)
         if winner != run_id:
             self._store.client.delete_run(run_id)
             raise busy("sweep", Owner.from_tags(self._store.client.get_run(winner).data.tags))

@@ -1,6 +1,7 @@
 """The results of a sweep as a table: one row a cell, as CSV, as JSON, and as arrays over replicates and fractions."""
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,26 @@ SCORES = (
     "final/train_accuracy",
     "final/val_loss",
     "final/val_accuracy",
+    "final/val_ece",
+    "final/val_temperature",
+    "final/val_scaled_loss",
+    "final/gap",
     "best/epoch",
     "best/train_loss",
     "best/val_loss",
     "best/val_accuracy",
+    "best/val_ece",
+    "best/val_scaled_loss",
     "test/loss",
     "test/accuracy",
+    "test/ece",
+    "test/scaled_loss",
+    "distance/all",
     "cost/seconds",
     "cost/train_seconds",
     "cost/val_seconds",
 )
-GROUPS = ("final", "best", "test", "cost")  # prefixes of the scores
+GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores
 Status = Literal["open", "finished", "failed"]
 
 
@@ -40,12 +50,14 @@ class Row:
     scores: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `--json` writes it: the scores in groups `final`, `best`, `test` and `cost`."""
+        """As `--json` writes it: the scores in groups `final`, `best`, `test`, `distance` and `cost`."""
         groups: dict[str, Any] = {group: {} for group in GROUPS}
         for key, value in self.scores.items():
             group, _, name = key.partition("/")
             groups[group][name] = value
-        cell = {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate}
+        cell: dict[str, Any] = {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate}
+        if self.cell.setting:
+            cell["setting"] = dataclasses.asdict(self.cell.setting)
         return cell | {"n_train": self.n_train, "run_id": self.run_id, "status": self.status} | groups
 
 
@@ -54,7 +66,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["percent", "init", "replicate", "n_train", "status", *SCORES, "run_id"])
-    for row in sorted(rows, key=lambda row: row.cell):
+    for row in sorted(rows, key=lambda row: row.cell.position):
         scores = [f"{row.scores[key]:.6g}" if key in row.scores else "" for key in SCORES]
         cell = row.cell
         writer.writerow([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *scores, row.run_id])

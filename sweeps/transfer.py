@@ -6,28 +6,29 @@ A registered model and data in; an MLflow run for each fraction x init x replica
 the table, and what the sweep says of the report's four claims.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Progress, Stopwatch, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.console import Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Outcome, Workers, count_workers, parse_workers
+from fmnist_transfer.parallel import Workers, count_workers, parse_workers
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import digits
-from fmnist_transfer.stopping import Outage, StopSignal
-from sweeps.grid import INITS, Cell, Init, by_fraction, plan_cells
+from fmnist_transfer.stopping import StopSignal
+from sweeps.grid import REPORTED, Cell, Grid, Init, by_fraction
 
 if TYPE_CHECKING:
-    from sweeps.cells import CellPlan, CellResult
+    from fmnist_transfer.registry import TrainedModel
+    from fmnist_transfer.tracking import Store
+    from sweeps.cells import CellPlan
     from sweeps.ledger import Ledger
-
-FIRST_STEP = "first_step_seconds"
+    from sweeps.table import Row
+    from sweeps.tuned import Chosen
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class TransferSettings:
     """models:/cnn2/best, models:/cnn2/3, models:/MODEL_ID or runs:/RUN_ID/NAME."""
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
     """Percent of the target's training images, whole numbers from 1 to 100."""
-    inits: tuple[Init, ...] = INITS
-    """How the networks start."""
+    inits: tuple[Init, ...] = REPORTED
+    """How the networks start; the others are controls (selffer takes twice the time)."""
     replicates: int = 3
     """Sets of random draws, each shared by every init at every fraction."""
+    recipe: Literal["model", "tuned"] = "model"
+    """model: the registered recipe for every init; tuned: one for each init, of nine tried with two replicates each."""
+    pretrain_replicates: int = 0
+    """Train the registered configuration so often on the source half, and let replicate r start from network r."""
     epochs: int | None = None
     """Epochs of each training; default: the registered recipe's."""
     budget: Literal["epochs", "steps"] = "epochs"
@@ -81,6 +86,14 @@ class TransferSettings:
         check_range("--replicates", self.replicates, 1)
         check_range("--seed", self.seed, 0)
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
+        check_range("--pretrain-replicates", self.pretrain_replicates, 0)
+        if 0 < self.pretrain_replicates < self.replicates:
+            raise UsageError(
+                f"--pretrain-replicates {self.pretrain_replicates}: each of the {self.replicates} replicates needs a "
+                "source network of its own"
+            )
+        if self.stack and self.recipe == "tuned":
+            raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
         if self.dry_run and self.reap:
             raise UsageError("--dry-run changes nothing: leave out --reap")
         if self.epochs is not None:
@@ -91,6 +104,8 @@ class TransferSettings:
 def main(settings: TransferSettings) -> int:
     """Run the sweep; 0, or 1 if a cell failed."""
     stopwatch = Stopwatch()
+    from sweeps.runs import FIRST_STEP
+
     with StopSignal() as stop:
         result = sweep(settings, stop, stopwatch)
     say(f"The sweep took {stopwatch}")
@@ -100,34 +115,48 @@ def main(settings: TransferSettings) -> int:
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
 
 
+@dataclass(frozen=True)
+class SweepContext:
+    """What every stage of the command needs."""
+
+    settings: TransferSettings
+    store: "Store"
+    model: "TrainedModel"
+    plan: "CellPlan"
+    grid: Grid
+    name: str
+    workers: Workers
+    stop: StopSignal
+    stopwatch: Stopwatch
+
+    def with_images(self, cells: Iterable[Cell]) -> dict[Cell, int]:
+        """The cells with their numbers of training images."""
+        from fmnist_transfer.data import n_train
+
+        return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
+
+
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
     from fmnist_transfer.training import choose_device
 
     device = str(choose_device(settings.device, settings.precision))
-    cells = plan_cells(settings.fractions, settings.inits, settings.replicates)
+    grid = Grid(settings.fractions, settings.inits, settings.replicates)
+    cells = grid.cells()
     n_tasks = 1 if settings.dry_run else len(by_fraction(cells)) if settings.stack else len(cells)
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
-        return _sweep(settings, cells, workers, device=device, stop=stop, stopwatch=stopwatch)
+        return _sweep(settings, grid, workers, device=device, stop=stop, stopwatch=stopwatch)
 
 
 def _sweep(
-    settings: TransferSettings,
-    cells: list[Cell],
-    workers: Workers,
-    *,
-    device: str,
-    stop: StopSignal,
-    stopwatch: Stopwatch,
+    settings: TransferSettings, grid: Grid, workers: Workers, *, device: str, stop: StopSignal, stopwatch: Stopwatch
 ) -> dict[str, Any]:
-    from fmnist_transfer.data import default_data_dir, load_half, n_train
+    from fmnist_transfer.data import default_data_dir, load_half
     from fmnist_transfer.registry import load, resolve
-    from fmnist_transfer.tracking import TRANSFER, open_store
+    from fmnist_transfer.tracking import open_store
     from sweeps.cells import plan_for
-    from sweeps.claims import judge
     from sweeps.ledger import Ledger, identity, identity_key
-    from sweeps.picture import Picture, claims_text, log_curves, print_summary
 
     store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
     reference = resolve(store, settings.model_uri)
@@ -143,155 +172,146 @@ def _sweep(
         precision=settings.precision,
         stack=settings.stack,
     )
+    check_arms(settings, plan.recipe.epochs)
     if plan.spec.n_classes != model.spec.n_classes:
         say(
             f"The model has {model.spec.n_classes} outputs and the target {plan.spec.n_classes} classes: "
             "its classifier is reset anyway"
         )
-    grid = {cell: n_train(half.train, cell.percent) for cell in cells}
-    sweep_identity = identity(model, plan)
     name = f"{reference.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
+    sweep_identity = identity(
+        model, plan, tuned=settings.recipe == "tuned", pretraining=settings.pretrain_replicates > 0
+    )
+    context = SweepContext(settings, store, model, plan, grid, name, workers, stop, stopwatch)
+    context.with_images(grid.cells())  # a fraction without an image is told before anything is begun
     stopwatch.lap("start")
     if settings.dry_run:
-        return _dry_run(settings, Ledger(store, sweep_identity, half), grid, name)
+        return _dry_run(context, Ledger(store, sweep_identity, half))
     with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
         ledger = Ledger(store, sweep_identity, half)
         ledger.open(name, {"model_uri": reference.asked, "model_uri_pinned": reference.pinned})
-        if settings.reap:
-            n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
-            say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
-        say(f"Sweep {ledger.run_id}: {name}, {len(grid)} cells")
-        with store.ending(ledger.run_id):
-            store.log_data(ledger.run_id, half, "target")
-            so_far = ledger.known() | grid  # a smaller grid leaves the picture of a larger one whole
-            store.log(ledger.run_id, tags=_grid_tags(so_far))
-            picture = Picture(store, ledger.run_id, lambda: ledger.rows(so_far), name)
-            todo = ledger.to_run(grid, retry_failed=settings.retry_failed)
-            if len(todo) < len(grid):
-                say(f"{len(grid) - len(todo)} cells are there already, {len(todo)} to go")
-            stopwatch.lap("resume check")
-            to_run = {cell: grid[cell] for cell in todo}
-            _run_cells(
-                settings, ledger, to_run, plan, workers=workers, stopwatch=stopwatch, on_finished=picture.refresh
-            )
-            stopwatch.lap("cells")
-            rows = picture.draw()
-            asked = ledger.rows(grid)
-            n_done = sum(row.status != "open" for row in asked)
-            stop.raise_if_set(f"{n_done} of {len(grid)} cells done; run the same command to go on")
-            log_curves(store, ledger.run_id, rows)
-            claims = judge(rows)
-            text = claims_text(claims, rows)
-            store.log_text(ledger.run_id, "claims.md", text)
-    stopwatch.lap("figures and curves")
-    print_summary(rows)
-    say(f"\n{text}")
+        result = _work(context, ledger)
     say(
         "Compare in the MLflow UI: in the charts of experiment fmnist-transfer, search for tags.role = 'curve' and\n"
         "unfold the sweep; or select its runs `pretrained` and `random`, press Compare and click a metric.\n"
         f"  {store.ui_command}"
     )
-    return {
-        "sweep_run_id": ledger.run_id,
-        "model_uri": reference.pinned,
-        "split": str(model.split),
-        "cells": [row.to_dict() for row in asked],
-        "claims": claims,
-    }
+    return result | {"model_uri": reference.pinned, "split": str(model.split)}
 
 
-def _dry_run(settings: TransferSettings, ledger: "Ledger", grid: dict[Cell, int], name: str) -> dict[str, Any]:
+def check_arms(settings: TransferSettings, epochs: int) -> None:
+    """Raise UsageError for an init that these settings leave no room for."""
+    from sweeps.arms import STACKABLE, probing_epochs
+
+    if "lp-ft" in settings.inits:
+        probing_epochs(epochs)
+    if settings.stack and (apart := [init for init in settings.inits if init not in STACKABLE]):
+        raise UsageError(f"--stack trains whole networks, once each: leave it out with --inits {' '.join(apart)}")
+
+
+def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
+    """Everything that is not done yet, by whoever owns the sweep."""
+    from fmnist_transfer.tracking import TRANSFER
+    from sweeps.logged import add_grid, asked_cells
+    from sweeps.picture import Picture, log_curves, print_summary
+    from sweeps.tuned import tuned_cells
+
+    settings, store, stopwatch = context.settings, context.store, context.stopwatch
+    if settings.reap:
+        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
+        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
+    say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
+    with store.ending(ledger.run_id):
+        store.log_data(ledger.run_id, context.plan.half, "target")
+        so_far = add_grid(store, ledger.run_id, context.grid)
+        cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the picture of a larger whole
+        if settings.recipe == "tuned":
+            chosen = _choose_recipes(context, ledger)
+            cells, shown = tuned_cells(cells, chosen), tuned_cells(shown, chosen)
+        picture = Picture(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
+        _run(context, ledger, cells, picture.refresh)
+        stopwatch.lap("cells")
+        rows = picture.draw()
+        asked = ledger.rows(context.with_images(cells))
+        n_done = sum(row.status != "open" for row in asked)
+        context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
+        log_curves(store, ledger.run_id, rows)
+        print_summary(rows)
+        claims = _claims(context, ledger, rows)
+    stopwatch.lap("figures and curves")
+    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked], "claims": claims}
+
+
+def _run(context: SweepContext, ledger: "Ledger", cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
+    """Train those of the cells that are not done."""
+    from sweeps.runs import run_cells
+
+    images = context.with_images(cells)
+    todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
+    if len(todo) < len(images):
+        say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
+    context.stopwatch.lap("resume check")
+    run_cells(
+        ledger,
+        {cell: images[cell] for cell in todo},
+        context.plan,
+        workers=context.workers,
+        stopwatch=context.stopwatch,
+        on_finished=on_finished,
+        debug=context.settings.debug,
+    )
+
+
+def _choose_recipes(context: SweepContext, ledger: "Ledger") -> "Chosen":
+    """Run the recipes' grid of every init, and say which settings won."""
+    from sweeps.tuned import choose, print_chosen, tuning_cells
+
+    asked = context.grid.inits
+    tried = tuning_cells(asked, context.plan.recipe)
+    say(f"A recipe for each init: {len(tried)} cells")
+    _run(context, ledger, tried, lambda: None)
+    rows = ledger.rows(context.with_images(tried))
+    n_done = sum(row.status != "open" for row in rows)
+    context.stop.raise_if_set(
+        f"{n_done} of {len(tried)} cells of the recipes' grid done; run the same command to go on"
+    )
+    chosen = choose(rows, asked, context.plan.recipe)
+    print_chosen(chosen)
+    context.stopwatch.lap("recipes")
+    return chosen
+
+
+def _claims(context: SweepContext, ledger: "Ledger", rows: "Sequence[Row]") -> dict[str, Any]:
+    from sweeps.claims import judge
+    from sweeps.picture import claims_text
+
+    claims = judge(rows)
+    text = claims_text(claims, rows)
+    context.store.log_text(ledger.run_id, "claims.md", text)
+    say(f"\n{text}")
+    return claims
+
+
+def _dry_run(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
     """Say what is done and what would run; no run is made or changed."""
+    from sweeps.logged import read_sweep
     from sweeps.picture import print_plan
+    from sweeps.tuned import tuned_cells, tuning_cells
 
-    rows = ledger.rows(grid)
-    todo = ledger.to_run(grid, retry_failed=settings.retry_failed)
-    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {name}")
+    settings, store, cells = context.settings, context.store, context.grid.cells()
+    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
+    if settings.recipe == "tuned":
+        tried = context.with_images(tuning_cells(settings.inits, context.plan.recipe))
+        n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))
+        say(f"A recipe for each init: {n_open} of {len(tried)} cells would run")
+        if ledger.run_id and not n_open:
+            chosen = read_sweep(store, store.client.get_run(ledger.run_id)).chosen
+            cells = tuned_cells(cells, chosen)
+    rows = ledger.rows(context.with_images(cells))
+    todo = ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed)
     print_plan(rows, todo)
     say(f"{len(rows) - len(todo)} of {len(rows)} cells would be left as they are, {len(todo)} would run")
     return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
-
-
-def _grid_tags(cells: Iterable[Cell]) -> dict[str, str]:
-    """The grid so far, on the parent."""
-    return {
-        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
-        "inits": " ".join(sorted({cell.init for cell in cells})),
-        "replicates": str(1 + max(cell.replicate for cell in cells)),
-    }
-
-
-def _run_cells(
-    settings: TransferSettings,
-    ledger: "Ledger",
-    todo: dict[Cell, int],
-    plan: "CellPlan",
-    *,
-    workers: Workers,
-    stopwatch: Stopwatch,
-    on_finished: Callable[[], None],
-) -> None:
-    """Train the cells `todo` (with their numbers of training images), log each as it finishes."""
-    from sweeps.cells import train_cells
-
-    tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
-    run_ids: dict[Cell, str] = {}
-    outage = Outage(workers.stop)
-
-    def claim(cells: tuple[Cell, ...]) -> None:
-        with outage.held():
-            for cell in cells:
-                run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
-
-    def show(cells: tuple[Cell, ...], epoch: int) -> None:
-        stopwatch.mark(FIRST_STEP)
-        epochs = plan.recipe.epochs
-        progress.working(cells, epoch / epochs, f"{cells[0].name}: epoch {epoch}/{epochs}")
-
-    try:
-        with Progress("cells", len(tasks)) as progress:
-            for outcome in workers.run(train_cells, plan, tasks, on_start=claim, on_report=show):
-                if outcome.status != "lost":
-                    progress.finished(outcome.task)
-                for cell, one in _per_cell(outcome):
-                    if cell in run_ids:
-                        with outage.held():
-                            _log_outcome(settings, ledger, run_ids.pop(cell), one)
-                if outcome.status == "done":
-                    with outage.held():
-                        on_finished()
-    finally:
-        # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
-        for run_id in run_ids.values():
-            with contextlib.suppress(Exception):
-                ledger.interrupt(run_id, "the sweep ended before it")
-    outage.raise_if_any()
-
-
-def _per_cell(outcome: Outcome[tuple[Cell, ...], Any]) -> Iterator[tuple[Cell, Outcome[Cell, "CellResult"]]]:
-    """The outcome of a task as those of its cells, of which some may have diverged."""
-    for i, cell in enumerate(outcome.task):
-        result = outcome.result[i] if outcome.result else None
-        if isinstance(result, Exception):
-            yield cell, Outcome(cell, "failed", reason=f"{type(result).__name__}: {result}")
-        else:
-            yield cell, Outcome(cell, outcome.status, result, outcome.reason, outcome.details)
-
-
-def _log_outcome(
-    settings: TransferSettings, ledger: "Ledger", run_id: str, outcome: Outcome[Cell, "CellResult"]
-) -> None:
-    if outcome.result is not None:
-        ledger.finish(run_id, outcome.result)
-    elif outcome.status == "failed":
-        ledger.fail(run_id, outcome.reason, outcome.details)
-        say(f"{outcome.task.name} failed: {outcome.reason}")
-        if settings.debug and outcome.details:
-            say(outcome.details)
-    else:
-        if outcome.status == "lost":
-            say(f"{outcome.task.name}: {outcome.reason}; once more")
-        ledger.interrupt(run_id, outcome.reason)
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -56,7 +56,7 @@ class RetrainingLog:
         tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
         files = {WEIGHTS_FILE: pack_weights(result.final_state)}
         self._store.conclude(Ending(run_id, "FINISHED", result_rows(result), tags, files))
-        return Trained(run_id, result.final["val"].accuracy, result.test.accuracy, result.seconds)
+        return Trained(run_id, result.final.val.accuracy, result.test.accuracy, result.seconds)
 
     def fail(self, task: Retraining, reason: str) -> None:
         self._end(task, "FAILED", reason)

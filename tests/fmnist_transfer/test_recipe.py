@@ -25,6 +25,23 @@ def test_cosine_ends_near_zero() -> None:
     assert recipe.learning_rate_at(9, 10) < 0.01
 
 
+def test_warm_up_climbs_and_then_the_schedule_is_whole() -> None:
+    constant, cosine = (Recipe(schedule=s, learning_rate=1.0, warm_up=0.2) for s in ("constant", "cosine"))
+    assert [constant.learning_rate_at(step, 10) for step in range(4)] == pytest.approx([0.25, 0.75, 1.0, 1.0])
+    assert cosine.learning_rate_at(6, 10) == pytest.approx(  # 9/16 of the way down
+        Recipe(schedule="cosine", learning_rate=1.0).learning_rate_at(4, 8)
+    )
+    late = Recipe(schedule="one-cycle", learning_rate=1.0, warm_up=0.5)
+    rates = [late.learning_rate_at(step, 100) for step in range(100)]
+    assert 49 <= rates.index(max(rates)) <= 50
+
+
+def test_new_fields_at_their_default_change_no_identity() -> None:
+    assert not {"trunk_factor", "warm_up"} & set(REFERENCE_RECIPE.to_dict())
+    changed = Recipe(trunk_factor=0.1, warm_up=0.0)
+    assert Recipe.from_dict(changed.to_dict()) == changed
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_a_single_step_has_a_useful_rate(schedule: str) -> None:
     assert 0.5 <= Recipe(schedule=schedule, learning_rate=1.0).learning_rate_at(0, 1) <= 1.0

@@ -1,5 +1,6 @@
 """The training loop: steps, determinism, divergence, batch-norm statistics, best epoch."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,10 +11,20 @@ from fmnist_transfer import evaluation, training
 from fmnist_transfer.augmentation import normalise
 from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
+from fmnist_transfer.evaluation import copy_state
 from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Diverged, Epoch, choose_device, evaluate, fit, fit_and_score
+from fmnist_transfer.training import (
+    Diverged,
+    Epoch,
+    choose_device,
+    distances,
+    evaluate,
+    fit,
+    fit_and_score,
+    fit_classifier,
+)
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
 RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5, label_smoothing=0.1)
@@ -82,8 +93,10 @@ def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
         "flip": False,
         "shift": 0,
         "erase": 0.0,
+        "trunk_factor": 0.5,
+        "warm_up": 0.5,
     }
-    assert set(changes) == set(RECIPE.to_dict())
+    assert set(changes) == {field.name for field in dataclasses.fields(Recipe)}
     digests = {weights_digest(train(half).state_dict())}
     for field, value in changes.items():
         digests.add(weights_digest(train(half, Recipe(**RECIPE.to_dict() | {field: value})).state_dict()))
@@ -140,11 +153,47 @@ def test_final_and_best_scores_belong_to_their_weights(half: Half) -> None:
     result = fit_and_score(network, half.train, half, recipe, Streams(0))
     losses = [epoch.val_loss for epoch in result.epochs]
     assert result.best_epoch == 1 + losses.index(min(losses))
-    assert result.best["val"].loss == min(losses)
-    assert result.final["val"].loss == losses[-1]
-    assert evaluate(network, half.train) == result.final["train"]
+    assert result.best.val.loss == min(losses)
+    assert result.final.val.loss == losses[-1]
+    assert evaluate(network, half.train) == result.final.train
     assert weights_digest(network.state_dict()) == weights_digest(result.final_state)
-    assert result.to_dict()["test"] == {"loss": result.test.loss, "accuracy": result.test.accuracy}
+    numbers = result.to_dict()
+    assert (numbers["test"]["loss"], numbers["test"]["accuracy"]) == (result.test.loss, result.test.accuracy)
+    assert numbers["final"]["gap"] == pytest.approx(result.final.val.loss - result.final.train.loss)
+    calibration = result.final.val_calibration  # after 28 steps on easy images it is not confident enough
+    assert calibration.scaled_loss < result.final.val.loss
+    assert calibration.temperature < 1
+
+
+def test_distance_is_of_each_layer() -> None:
+    start = fresh_network(SPEC, Streams(0)).state_dict()
+    end = {name: tensor.clone() for name, tensor in start.items()}
+    end["fc1.weight"][0, :2] += torch.tensor([3.0, 4.0])
+    end["fc1.bias"][0] += 12.0
+    end["fc3.weight"][0, 0] += 84.0
+    found = distances(start, end)
+    assert (found["fc1"], found["fc2"], found["fc3"]) == pytest.approx((13.0, 0.0, 84.0), rel=1e-6)
+    assert found["all"] == pytest.approx(85.0)
+    assert set(found) == {name.rpartition(".")[0] for name in start} | {"all"}
+
+
+def test_the_trunk_may_learn_more_slowly(half: Half) -> None:
+    start, recipe = fresh_network(SPEC, Streams(0)).state_dict(), Recipe(**RECIPE.to_dict() | {"weight_decay": 0.0})
+    slow = Recipe(**recipe.to_dict() | {"trunk_factor": 1e-3})
+    one, other = (distances(start, train(half, each).state_dict()) for each in (recipe, slow))
+    assert other["fc3"] > 0.3 * one["fc3"]
+    assert other["fc1"] < 0.01 * one["fc1"]
+
+
+def test_only_the_classifier_trains_on_features(half: Half) -> None:
+    network = fresh_network(SPEC, Streams(0))
+    start = copy_state(network)
+    history = fit_classifier(network, half.train, half.val, Recipe(epochs=2, batch_size=32, flip=True), Streams(0))
+    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert {name for name in moved if "running" not in name and "tracked" not in name} == {"fc3.weight", "fc3.bias"}
+    assert history.final.val_loss == pytest.approx(evaluate(network, half.val).loss, rel=1e-5)
+    network.load_state_dict(history.best_state)
+    assert history.best.val_loss == pytest.approx(evaluate(network, half.val).loss, rel=1e-5)
 
 
 def test_unknown_or_absent_device_is_refused() -> None:

@@ -1,0 +1,195 @@
+"""A sweep as the store has it: its rows, and what they depend on. Whatever made it, and wherever.
+
+logged = read_sweep(store, find_sweep(store, "latest"))
+"""
+
+import ast
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from mlflow.exceptions import MlflowException
+
+from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.tracking import TRANSFER, Store
+from sweeps.grid import Cell, Grid, Init, Setting
+from sweeps.table import GROUPS, Row, Status
+from sweeps.tuned import Chosen, choose, tuned_cells, tuning_cells
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+GRIDS = "grids"  # tag of the parent: every grid that was asked for, as JSON
+CELL_PARAM = "cell."  # of the parent: cell.KEY.ATTEMPT = run id
+TUNED = "tuned"
+PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
+
+
+@dataclass(frozen=True)
+class LoggedSweep:
+    """One sweep of the store."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    """Its identity: spec, recipe, split, budget, seed ..."""
+    tags: Mapping[str, str]
+    rows: tuple[Row, ...]
+    """Of every cell of its grid, those that are not finished too."""
+    recipe: Recipe
+    """The registered one, with the sweep's epochs."""
+    chosen: Chosen
+    """Of `--recipe tuned`; empty without it, or before its grid is finished."""
+    n_tuning: tuple[int, int]
+    """Cells of the recipes' grid that are finished, and all."""
+    provenance: Mapping[str, tuple[str, ...]]
+    """Versions, commits and kinds of processor of the finished cells."""
+
+    @property
+    def inits(self) -> tuple[Init, ...]:
+        return tuple(dict.fromkeys(row.cell.init for row in self.rows))
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.params.get("recipe_mode") == TUNED
+
+
+def find_sweep(store: Store, asked: str) -> "Run":
+    """The sweep's parent run by its id; `latest`: the one that was begun last. Raises UserError, UsageError."""
+    if asked == "latest":
+        sweeps = store.find(TRANSFER, role="sweep")
+        if not sweeps:
+            raise UserError("there is no sweep in this store; python -m sweeps.transfer makes one")
+        return sweeps[0]
+    try:
+        run = store.client.get_run(asked)
+    except MlflowException as error:
+        raise UsageError(f"no run {asked} in this store; {_known_sweeps(store)}") from error
+    if run.data.tags.get("role") != "sweep":
+        raise UsageError(f"run {asked} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
+    return run
+
+
+def _known_sweeps(store: Store) -> str:
+    known = [f"{run.info.run_id} ({run.info.run_name})" for run in store.find(TRANSFER, role="sweep")[:5]]
+    return f"the latest sweeps are {', '.join(known)}" if known else "there is no sweep yet"
+
+
+def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
+    """The sweep as it is now, finished or not."""
+    params = {key: value for key, value in parent.data.params.items() if not key.startswith(CELL_PARAM)}
+    children = {str(run.info.run_id): run for run in store.find(TRANSFER, role="cell", parent=parent.info.run_id)}
+    runs = {cell_of(run): run for run in counted_runs(attempts_of(parent), children)}
+    rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
+    recipe = _recipe_of(params)
+    asked = asked_cells(grids_of(parent.data.tags))
+    cells = list(dict.fromkeys([*asked, *(Cell(cell.percent, cell.init, cell.replicate) for cell in runs)]))
+    chosen: Chosen = {}
+    n_tuning = (0, 0)
+    if params.get("recipe_mode") == TUNED:
+        cells, chosen, n_tuning = _tuned_grid(asked, rows, recipe)
+    n_images = {cell.percent: row.n_train for cell, row in rows.items()}
+    of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
+    finished = [runs[row.cell] for row in of_grid if row.status == "finished"]
+    return LoggedSweep(
+        run_id=str(parent.info.run_id),
+        name=str(parent.info.run_name),
+        params=params,
+        tags=dict(parent.data.tags),
+        rows=tuple(sorted(of_grid, key=lambda row: row.cell.position)),
+        recipe=recipe,
+        chosen=chosen,
+        n_tuning=n_tuning,
+        provenance={
+            key: tuple(sorted({run.data.tags[key] for run in finished if key in run.data.tags})) for key in PROVENANCE
+        },
+    )
+
+
+def attempts_of(parent: "Run") -> dict[str, tuple[int, str]]:
+    """Cell key -> its highest attempt, and the run that this names."""
+    attempts: dict[str, tuple[int, str]] = {}
+    for param, run_id in parent.data.params.items():
+        if param.startswith(CELL_PARAM):
+            _, key, number = param.split(".")
+            attempts[key] = max(attempts.get(key, (0, "")), (int(number), run_id))
+    return attempts
+
+
+def counted_runs(attempts: Mapping[str, tuple[int, str]], runs: Mapping[str, "Run"]) -> list["Run"]:
+    """The runs that count, one for each cell that was ever claimed (a run without its params has just been created)."""
+    named = [runs[run_id] for _, run_id in attempts.values() if run_id in runs]
+    return [run for run in named if "n_train" in run.data.params]
+
+
+def cell_of(run: "Run") -> Cell:
+    """The cell that a run is of."""
+    params = run.data.params
+    setting = None
+    if params.get("recipe_mode") == TUNED:
+        recipe = _recipe_of(params)
+        setting = Setting(recipe.learning_rate, recipe.trunk_factor, recipe.warm_up_share)
+    return Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]), setting)
+
+
+def row_of(cell: Cell, n_train: int, run: "Run | None") -> Row:
+    """What is known of the cell, whose highest attempt is `run`; `open` if that came to no end of its own."""
+    statuses: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}
+    status = statuses.get(run.info.status, "open") if run else "open"
+    scores = run.data.metrics if run and status == "finished" else {}
+    run_id = str(run.info.run_id) if run else ""
+    return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
+
+
+def _recipe_of(params: Mapping[str, str]) -> Recipe:
+    """Inverse of `tracking.settings_params`, of the recipe."""
+    fields: dict[str, Any] = {}
+    for key, text in params.items():
+        if key.startswith("recipe."):
+            try:
+                fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):  # a word
+                fields[key.removeprefix("recipe.")] = text
+    return Recipe.from_dict(fields)
+
+
+def grids_of(tags: Mapping[str, str]) -> list[Grid]:
+    """What was asked for so far, as the parent's tags have it."""
+    return [Grid(tuple(percents), tuple(inits), n) for percents, inits, n in json.loads(tags.get(GRIDS, "[]"))]
+
+
+def add_grid(store: Store, run_id: str, grid: Grid) -> list[Grid]:
+    """Write the grid into the tags of the sweep's parent; all that were asked for so far."""
+    before = grids_of(store.client.get_run(run_id).data.tags)
+    grids = before if grid in before else [*before, grid]
+    cells = asked_cells(grids)
+    tags = {
+        GRIDS: json.dumps(grids),
+        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
+        "inits": " ".join(sorted({cell.init for cell in cells})),
+        "replicates": str(max(grid.n_replicates for grid in grids)),
+    }
+    store.log(run_id, tags=tags)
+    return grids
+
+
+def asked_cells(grids: Iterable[Grid]) -> list[Cell]:
+    """The cells of all of them, each once."""
+    return list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
+
+
+def _tuned_grid(
+    cells: Sequence[Cell], rows: Mapping[Cell, Row], recipe: Recipe
+) -> tuple[list[Cell], Chosen, tuple[int, int]]:
+    """The cells with their settings, these settings, and how many cells of the recipes' grid are done, of how many."""
+    inits = list(dict.fromkeys(cell.init for cell in cells))
+    tried = tuning_cells(inits, recipe)
+    done = [rows[cell] for cell in tried if cell in rows and rows[cell].status != "open"]
+    chosen: Chosen = {}
+    if len(done) == len(tried):
+        with contextlib.suppress(UserError):  # no setting of an init was trained to its end
+            chosen = choose(done, inits, recipe)
+    return tuned_cells(cells, chosen) if chosen else list(cells), chosen, (len(done), len(tried))

@@ -1,0 +1,106 @@
+"""A recipe for each init, tuned with equal effort: which settings are tried, and which one a cell trains by.
+
+The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
+nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Plain
+data in and out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fmnist_transfer.console import print_table, say
+from fmnist_transfer.errors import UserError
+from fmnist_transfer.recipe import Recipe
+from sweeps.grid import Cell, Init, Setting
+from sweeps.table import Row
+
+PERCENTS = (100, 5, 25)
+N_REPLICATES = 2
+SCORE = "final/val_loss"
+LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered one
+TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers
+WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for the others
+COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
+
+Chosen = dict[Init, dict[int, Setting]]  # init -> percent -> setting
+
+
+def settings(init: Init, recipe: Recipe) -> list[Setting]:
+    """Nine for every init; the registered recipe is among them."""
+    rates = [recipe.learning_rate * multiple for multiple in LEARNING_RATES]
+    own = recipe.warm_up_share
+    if init in COPYING:
+        return [Setting(rate, factor, own) for rate in rates for factor in TRUNK_FACTORS]
+    return [Setting(rate, 1.0, warm_up) for rate in rates for warm_up in WARM_UPS[recipe.schedule]]
+
+
+def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
+    """A replicate of everything before the next; the long ones first."""
+    return [
+        Cell(percent, init, replicate, setting)
+        for replicate in range(N_REPLICATES)
+        for percent in PERCENTS
+        for init in inits
+        for setting in settings(init, recipe)
+    ]
+
+
+def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
+    """The setting with the lowest mean validation loss at each percent of the grid.
+
+    Only settings count all of whose replicates are finished. Raises UserError where there is none.
+    """
+    losses = {row.cell: row.scores[SCORE] for row in rows if SCORE in row.scores}
+    chosen: Chosen = {}
+    for init in inits:
+        for percent in sorted(PERCENTS):
+            means = {}
+            for setting in settings(init, recipe):
+                cells = [Cell(percent, init, replicate, setting) for replicate in range(N_REPLICATES)]
+                if all(cell in losses for cell in cells):
+                    means[setting] = float(np.mean([losses[cell] for cell in cells]))
+            if not means:
+                raise UserError(f"no setting of init {init} at {percent} % was trained to its end; its cells say why")
+            chosen.setdefault(init, {})[percent] = min(means, key=lambda setting: means[setting])
+    return chosen
+
+
+def setting_at(chosen: Mapping[int, Setting], percent: int) -> Setting:
+    """Interpolated in the logarithm of the number of images; outside of the grid the nearest one's."""
+    if percent in chosen:
+        return chosen[percent]  # exactly, so that a cell of the grid is not trained twice
+    known = sorted(chosen)
+
+    def at(values: Sequence[float]) -> float:
+        return float(np.interp(math.log(percent), np.log(known), values))
+
+    found = [chosen[one] for one in known]
+    return Setting(
+        math.exp(at([math.log(one.learning_rate) for one in found])),
+        math.exp(at([math.log(one.trunk_factor) for one in found])),
+        at([one.warm_up for one in found]),
+    )
+
+
+def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
+    """The cells of a sweep, each with its init's setting; those of inits without one are left out."""
+    return [
+        Cell(cell.percent, cell.init, cell.replicate, setting_at(chosen[cell.init], cell.percent))
+        for cell in cells
+        if cell.init in chosen
+    ]
+
+
+def print_chosen(chosen: Chosen) -> None:
+    """A line for each init and percent."""
+    say("The setting of each init with the lowest mean validation loss:")
+    print_table(
+        ["init", "percent", "learning rate", "trunk factor", "warm-up"],
+        [
+            [init, str(percent), f"{one.learning_rate:.3g}", f"{one.trunk_factor:.2g}", f"{one.warm_up:.2g}"]
+            for init, of_init in chosen.items()
+            for percent, one in sorted(of_init.items())
+        ],
+    )

@@ -1,0 +1,80 @@
+"""Calibration on logits with known answers."""
+
+import numpy as np
+import pytest
+
+from fmnist_transfer.calibration import (
+    calibrate_test,
+    cross_entropy,
+    cross_fitted_loss,
+    expected_calibration_error,
+    fit_temperature,
+)
+
+
+def draw(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [n, 5], and labels drawn from their softmax at `temperature`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (n, 5))
+    gumbel = rng.gumbel(size=(n, 5))
+    return logits, (logits / temperature + gumbel).argmax(axis=1)
+
+
+def test_ece_by_hand() -> None:
+    # Two classes; confidences 0.8 (bin 12 of 15), right in 3 of 5: gap 0.2; 0.6 (bin 9), right in 5 of 5: gap 0.4.
+    logits = np.array([[np.log(4.0), 0.0]] * 5 + [[np.log(1.5), 0.0]] * 5)
+    labels = np.array([0, 0, 0, 1, 1] + [0] * 5)
+    assert expected_calibration_error(logits, labels) == pytest.approx(0.5 * 0.2 + 0.5 * 0.4)
+
+
+def test_ece_of_certainty() -> None:
+    logits = np.array([[1e3, 0.0], [0.0, 1e3]])
+    assert expected_calibration_error(logits, np.array([0, 1])) == 0
+    assert expected_calibration_error(logits, np.array([1, 0])) == 1
+
+
+def test_ece_of_calibrated_logits_is_small_and_of_sharpened_ones_is_not() -> None:
+    logits, labels = draw(20_000, 1.0)
+    assert expected_calibration_error(logits, labels) < 0.015
+    assert expected_calibration_error(3 * logits, labels) > 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_is_found(temperature: float) -> None:
+    logits, labels = draw(20_000, temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_scaling_cannot_hurt_where_it_was_fitted() -> None:
+    logits, labels = draw(500, 2.0)
+    temperature = fit_temperature(logits, labels)
+    assert cross_entropy(logits / temperature, labels) < cross_entropy(logits, labels)
+
+
+def test_cross_fitting_scores_each_half_by_the_other() -> None:
+    logits, labels = draw(400, 2.0)
+    fold = np.zeros(400, dtype=int)
+    for label in range(5):
+        fold[labels == label] = np.arange((labels == label).sum()) % 2
+    assert [
+        abs(int((fold[labels == label] == 0).sum() - (fold[labels == label] == 1).sum())) <= 1 for label in range(5)
+    ]
+    expected = 0.0
+    for here in (0, 1):
+        temperature = fit_temperature(logits[fold != here], labels[fold != here])
+        expected += (fold == here).sum() * cross_entropy(logits[fold == here] / temperature, labels[fold == here]) / 400
+    assert cross_fitted_loss(logits, labels) == pytest.approx(expected)
+    in_sample = cross_entropy(logits / fit_temperature(logits, labels), labels)
+    assert cross_fitted_loss(logits, labels) > in_sample
+
+
+def test_one_image_cannot_be_cut() -> None:
+    with pytest.raises(ValueError, match="two folds"):
+        cross_fitted_loss(np.zeros((1, 5)), np.zeros(1, dtype=int))
+
+
+def test_test_images_are_scaled_by_what_validation_chose() -> None:
+    logits, labels = draw(100, 1.0)
+    calibration = calibrate_test(logits, labels, 2.0)
+    assert calibration.scaled_loss == pytest.approx(cross_entropy(logits / 2, labels))
+    assert calibration.temperature == 2.0
