@@ -268,6 +268,15 @@ class Store:
             raise
         self.end(run_id)
 
+    def get(self, run_id: str) -> Run | None:
+        """The run; None if there is none of this id."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
     def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
         """Runs of the experiment with this status and these tags, the newest first."""
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]

@@ -1,24 +1,30 @@
-"""Figures from a table of results: a score against the fraction, every init, spread over replicates."""
+"""Figures from the rows of a sweep: scores against the fraction, their differences, and what explains them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.grid import INITS
+from sweeps.claims import ACCURACY, BEST, SCALED, TRAIN, VAL
+from sweeps.comparison import Comparison, compare
+from sweeps.grid import INITS, Init
+from sweeps.statistics import MIN_REPLICATES, effective_data, find_crossover, simultaneous_band
 from sweeps.table import Row, by_replicate, finished_percents
 
-COLOURS = {"pretrained": "#1b6ca8", "random": "#d1603d"}
+COLOURS: dict[Init, str] = {
+    "pretrained": "#1b6ca8",
+    "random": "#d1603d",
+    "frozen": "#5b8c5a",
+    "lp-ft": "#8e5ea2",
+    "selffer": "#b8860b",
+    "shrink-perturb": "#3aa6a6",
+    "matched": "#7f7f7f",
+}
 PANELS = {
-    "training_loss": ("final/train_loss", "training loss (nats)", 1.0),
-    "validation_loss": ("final/val_loss", "validation loss (nats)", 1.0),
-    "validation_accuracy": ("final/val_accuracy", "validation accuracy (%)", 100.0),
+    "training_loss": (TRAIN, "training loss (nats)", 1.0),
+    "validation_loss": (VAL, "validation loss (nats)", 1.0),
+    "validation_accuracy": (ACCURACY, "validation accuracy (%)", 100.0),
 }
 
 
@@ -28,28 +34,146 @@ def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
         return {}
     figures = {}
     for name, (score, label, unit) in PANELS.items():
-        figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
-        _draw(axes, rows, score, label, unit)
+        figure = _row(1, _panel(rows, score, label, unit))
         figure.suptitle(title, fontsize=10)
         figures[f"figures/{name}.png"] = figure
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(13, 4.2), layout="constrained")
-    for axes, (score, label, unit) in zip(panels, PANELS.values(), strict=True):
-        _draw(axes, rows, score, label, unit)
+    figure = _row(len(PANELS), *(_panel(rows, *panel) for panel in PANELS.values()))
     figure.suptitle(title, fontsize=10)
     return figures | {"figures/overview.png": figure}
 
 
+def report_figures(rows: Sequence[Row]) -> dict[str, tuple[Figure, str]]:
+    """Name -> figure and its caption. Empty if no replicate of pretrained and random is complete."""
+    pair = compare(rows)
+    if not pair.n:
+        return {}
+    spread = "simultaneous 95 % band" if pair.n >= MIN_REPLICATES else "range over replicates"
+    interval = "simultaneous 95 % band" if pair.n >= MIN_REPLICATES else "95 % t-intervals"
+    figures = {
+        "losses": (
+            _row(2, *(_pair_panel(pair, *PANELS[name]) for name in ("training_loss", "validation_loss"))),
+            f"Training and validation loss at the final epoch: mean over {pair.n} replicates, {spread}.",
+        ),
+        "differences": (
+            _row(3, *(_difference_panel(pair, *panel) for panel in PANELS.values())),
+            f"Random minus pretrained, paired, with {interval}: a loss above 0 means that pretraining helps. Shaded: "
+            "fractions at which the band of the validation loss contains 0. Dotted: crossover of its mean.",
+        ),
+        "effective_data": (
+            _row(1, lambda axes: _draw_effective_data(axes, pair)),
+            "Effective data: how many times the data random weights need for the pretrained loss, with 95 % bootstrap "
+            "intervals; triangles are bounds.",
+        ),
+        "best_epoch": (
+            _row(2, *(_pair_panel(pair, s, f"{n} (nats)", 1.0) for s, n in ((VAL, "final"), (BEST, "best epoch")))),
+            "Validation loss at the final epoch and at the best.",
+        ),
+    }
+    if not np.isnan(pair.scores("pretrained", SCALED)).any() and not np.isnan(pair.scores("random", SCALED)).any():
+        calibration = (
+            ("final/val_ece", "expected calibration error", 1.0),
+            ("final/val_temperature", "temperature", 1.0),
+            (SCALED, "loss after scaling (nats)", 1.0),
+        )
+        figures["calibration"] = (
+            _row(3, *(_pair_panel(pair, *panel) for panel in calibration)),
+            "Calibration on validation: expected calibration error (15 bins), temperature (above 1: over-confident), "
+            "and cross-entropy after temperature scaling (cross-fitted in two folds).",
+        )
+    if len({row.cell.init for row in rows if row.status == "finished"}) > 2:
+        figures["inits"] = (
+            _row(3, *(_panel(rows, *panel) for panel in PANELS.values())),
+            "Every init: mean over replicates and range.",
+        )
+    return figures
+
+
+Draw = Callable[[Axes], None]
+
+
+def _row(n: int, *panels: Draw) -> Figure:
+    figure = Figure(figsize=(1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
+    for one, draw in zip(figure.subplots(1, n, squeeze=False)[0], panels, strict=True):
+        draw(one)
+    return figure
+
+
+def _panel(rows: Sequence[Row], score: str, label: str, unit: float) -> Draw:
+    return lambda axes: _draw(axes, rows, score, label, unit)
+
+
+def _pair_panel(pair: Comparison, score: str, label: str, unit: float) -> Draw:
+    return lambda axes: _draw_pair(axes, pair, score, label, unit)
+
+
+def _difference_panel(pair: Comparison, score: str, label: str, unit: float) -> Draw:
+    return lambda axes: _draw_difference(axes, pair, score, label, unit)
+
+
 def _draw(axes: Axes, rows: Sequence[Row], score: str, label: str, unit: float) -> None:
-    """Mean over replicates, a band from the lowest to the highest, a faint dot a cell."""
+    """Mean over whatever replicates there are, and their range."""
     for init in INITS:
         percents = sorted({row.cell.percent for row in rows if row.status == "finished" and row.cell.init == init})
-        if not percents:
-            continue
-        values = unit * by_replicate(rows, init, score, percents)
-        colour = COLOURS[init]
-        axes.plot(percents, np.nanmean(values, axis=0), color=colour, label=init, linewidth=1.8)
-        axes.fill_between(percents, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.15)
-        axes.plot(percents, values.T, ".", color=colour, alpha=0.35, markersize=4)
-    axes.set(xlabel="share of the target's training images (%)", ylabel=label, xlim=(0, 102))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+        if percents:
+            values = unit * by_replicate(rows, init, score, percents)
+            low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+            axes.fill_between(percents, low, high, color=COLOURS[init], alpha=0.2, linewidth=0)
+            mean = np.nanmean(values, axis=0)
+            axes.plot(percents, mean, marker="o", markersize=3, color=COLOURS[init], label=init)
+    _label(axes, label)
+
+
+def _draw_pair(axes: Axes, pair: Comparison, score: str, label: str, unit: float) -> None:
+    for init in (pair.init, pair.baseline):
+        values = unit * pair.scores(init, score)
+        low, high = values.min(axis=0), values.max(axis=0)
+        if pair.n >= MIN_REPLICATES:
+            band = simultaneous_band(values)
+            low, high = band.low, band.high
+        axes.fill_between(pair.percents, low, high, color=COLOURS[init], alpha=0.2, linewidth=0)
+        axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=COLOURS[init], label=init)
+    _label(axes, label)
+
+
+def _draw_difference(axes: Axes, pair: Comparison, score: str, label: str, unit: float) -> None:
+    d, colour = pair.difference(score), COLOURS[pair.init]
+    axes.axhline(0, color="black", linewidth=0.8)
+    if (band := d.intervals) is not None:
+        axes.fill_between(pair.percents, unit * band.low, unit * band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(pair.percents, unit * d.d.T, color=colour, alpha=0.25, linewidth=0.6)
+    axes.plot(
+        pair.percents, unit * d.d.mean(axis=0), marker="o", markersize=3, color=colour, label="random - pretrained"
+    )
+    if score == VAL:
+        cross = find_crossover(d.percents, d.d)
+        if band is not None:
+            contains = (band.low <= 0) & (band.high >= 0)
+            axes.plot(d.percents[contains], np.zeros(contains.sum()), "s", color="black", alpha=0.15, markersize=9)
+        if cross.percent is not None:
+            axes.axvline(cross.percent, color="black", linestyle=":", linewidth=1)
+    _label(axes, f"difference of {label}")
+
+
+def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
+    percents = np.array(pair.percents, float)
+    data = effective_data(percents, pair.scores(pair.baseline, VAL), pair.scores(pair.init, VAL))
+    top = max(2.0, 1.3 * float(data.multiplier.max()))
+    axes.axhline(1, color="black", linewidth=0.8)
+    low, high = np.clip(data.low, 0, top), np.clip(data.high, 0, top)
+    axes.vlines(percents, low, high, color=COLOURS[pair.init], alpha=0.5)
+    for marker, where in (("o", ~data.at_least & ~data.at_most), ("^", data.at_least), ("v", data.at_most)):
+        axes.plot(percents[where], data.multiplier[where], marker, color=COLOURS[pair.init], markersize=5)
+    axes.set_ylim(0, top)
+    axes.set_xscale("log")
+    axes.set_xticks(percents, [f"{percent:.0f}" for percent in percents])
+    axes.minorticks_off()
+    axes.set_xlabel("percent of the target's training images")
+    axes.set_ylabel("multiplier D_E / D_F")
+    axes.grid(alpha=0.3)
+
+
+def _label(axes: Axes, label: str) -> None:
+    axes.set_xlabel("percent of the target's training images")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from mlflow.exceptions import MlflowException
-
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.tracking import TRANSFER, Store
@@ -64,10 +62,9 @@ def find_sweep(store: Store, asked: str) -> "Run":
         if not sweeps:
             raise UserError("there is no sweep in this store; python -m sweeps.transfer makes one")
         return sweeps[0]
-    try:
-        run = store.client.get_run(asked)
-    except MlflowException as error:
-        raise UsageError(f"no run {asked} in this store; {_known_sweeps(store)}") from error
+    run = store.get(asked)
+    if run is None:
+        raise UsageError(f"no run {asked} in this store; {_known_sweeps(store)}")
     if run.data.tags.get("role") != "sweep":
         raise UsageError(f"run {asked} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
     return run

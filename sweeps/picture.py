@@ -1,15 +1,13 @@
-"""What a sweep's parent run shows: figures and table, refreshed as cells finish, the curve runs, and the claims."""
+"""What a sweep's parent run shows: figures and table, refreshed as cells finish, and the curve runs."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fmnist_transfer.console import duration, print_table, say
 from fmnist_transfer.tracking import TRANSFER, Store
-from sweeps.claims import CLAIMS
 from sweeps.grid import Cell
 from sweeps.table import Row, by_replicate, finished_percents, to_csv
 
@@ -50,14 +48,11 @@ class Picture:
 
     def draw(self) -> list[Row]:
         """Draw now; the rows."""
-        import matplotlib.pyplot as plt
-
         from sweeps.figures import sweep_figures
 
         rows = self._read_rows()
         for path, figure in sweep_figures(rows, self._title).items():
             self._store.log_figure(self._run_id, path, figure)
-            plt.close(figure)
         self._store.log_text(self._run_id, "results.csv", to_csv(rows))
         return rows
 
@@ -77,18 +72,6 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
             means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
             store.log(run_id, metrics=[(key, mean, p) for p, mean in zip(percents, means, strict=True)])
         store.end(run_id)
-
-
-def claims_text(claims: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> str:
-    """The claims as Markdown, and how many cells are missing."""
-    lines = ["The report's four claims, as this sweep sees them:", ""]
-    for i, (name, claim) in enumerate(claims.items(), 1):
-        lines += [f"{i}. {CLAIMS[name]}: **{claim['verdict']}** ({claim['reason']})."]
-        lines += [f"   Observed: {claim['observed']}"] if claim["observed"] else []
-    missing = [f"{row.cell.name} ({row.status})" for row in rows if row.status != "finished"]
-    if missing:
-        lines += ["", f"{len(missing)} of {len(rows)} cells are missing: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
 
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:

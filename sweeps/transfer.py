@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store
     from sweeps.cells import CellPlan
     from sweeps.ledger import Ledger
-    from sweeps.table import Row
     from sweeps.tuned import Chosen
 
 
@@ -212,8 +211,10 @@ def check_arms(settings: TransferSettings, epochs: int) -> None:
 def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
     """Everything that is not done yet, by whoever owns the sweep."""
     from fmnist_transfer.tracking import TRANSFER
-    from sweeps.logged import add_grid, asked_cells
+    from sweeps.logged import add_grid, asked_cells, read_sweep
+    from sweeps.page import claims_text
     from sweeps.picture import Picture, log_curves, print_summary
+    from sweeps.report import FOLDER, report
     from sweeps.tuned import tuned_cells
 
     settings, store, stopwatch = context.settings, context.store, context.stopwatch
@@ -237,9 +238,10 @@ def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
         context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
         log_curves(store, ledger.run_id, rows)
         print_summary(rows)
-        claims = _claims(context, ledger, rows)
+        findings = report(store, read_sweep(store, store.client.get_run(ledger.run_id)))
+        say(f"\n{claims_text(findings)}\nThe whole report: {FOLDER}/report.html of run {ledger.run_id}")
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked], "claims": claims}
+    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
 
 
 def _run(context: SweepContext, ledger: "Ledger", cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
@@ -279,17 +281,6 @@ def _choose_recipes(context: SweepContext, ledger: "Ledger") -> "Chosen":
     print_chosen(chosen)
     context.stopwatch.lap("recipes")
     return chosen
-
-
-def _claims(context: SweepContext, ledger: "Ledger", rows: "Sequence[Row]") -> dict[str, Any]:
-    from sweeps.claims import judge
-    from sweeps.picture import claims_text
-
-    claims = judge(rows)
-    text = claims_text(claims, rows)
-    context.store.log_text(ledger.run_id, "claims.md", text)
-    say(f"\n{text}")
-    return claims
 
 
 def _dry_run(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:

@@ -82,6 +82,8 @@ def test_init_files_import_nothing() -> None:
         ("fmnist_transfer.benchmark", ["--workers", "0"]),
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
+        ("sweeps.report", ["--help"]),
+        ("sweeps.report", ["--sweep", "a", "--vs", "a"]),
         ("tuning.search", ["--trials", "0"]),
         ("sweeps.transfer", ["--model-uri", "models:/cnn2/best", "--fractions", "0"]),
     ],

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import synthetic
 
+import sweeps.report
 import sweeps.transfer
 import tuning.search
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.registry import resolve
 from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
+from sweeps.grid import INITS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--workers", "1", "--device", "cpu"]
@@ -34,6 +36,12 @@ class Project:
 
     def sweep(self, *more: str) -> tuple[int, dict[str, Any]]:
         return self._run(sweeps.transfer.command, "--model-uri", "models:/cnn2/best", "--epochs", "2", *more)
+
+    def report(self, *more: str) -> tuple[int, dict[str, Any]]:
+        file = self.path.parent / "result.json"
+        file.unlink(missing_ok=True)
+        status = sweeps.report.command(["--tracking-uri", str(self.path), "--json", str(file), *more])
+        return status, json.loads(file.read_text()) if file.exists() else {}
 
     def _run(self, command: Any, *more: str) -> tuple[int, dict[str, Any]]:
         file = self.path.parent / "result.json"
@@ -159,7 +167,8 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     status, result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert status == 0
     assert set(result) == {
-        *("sweep_run_id", "model_uri", "split", "cells", "claims"),
+        *("sweep_run_id", "model_uri", "split", "cells", "claims", "predictions", "missing", "recipes"),
+        *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band"),
         *("seconds", "stages", "first_step_seconds"),
     }
     assert set(result["stages"]) == {"start", "resume check", "cells", "figures and curves"}
@@ -186,7 +195,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
         assert by_id[run.info.run_id]["test"]["accuracy"] == run.data.metrics["test/accuracy"]
         assert 0 < run.data.metrics["cost/train_seconds"] < run.data.metrics["cost/seconds"]
     artifacts = {file.path for file in project.store.client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"figures", "results.csv", "claims.md"}
+    assert artifacts == {"figures", "results.csv", "report"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
     names = ("training_loss", "validation_loss", "validation_accuracy", "overview")
     assert figures == {f"figures/{name}.png" for name in names}
@@ -303,6 +312,116 @@ def test_a_cell_that_failed_otherwise_is_run_again(
     assert (status, [cell["status"] for cell in again["cells"]]) == (0, ["finished"])
     run = project.store.client.get_run(again["cells"][0]["run_id"])
     assert run.data.tags["attempt"] == "2"
+
+
+def test_every_init_and_an_own_recipe(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
+    every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
+    status, result = project.sweep(*every)
+    assert status == 0
+    assert {cell["init"] for cell in result["cells"]} == set(INITS)
+    assert all(cell["distance"]["all"] > 0 for cell in result["cells"])
+    frozen = next(cell for cell in result["cells"] if cell["init"] == "frozen")
+    assert frozen["distance"]["fc1"] == 0 < frozen["distance"]["fc3"]
+    assert 0 <= frozen["final"]["val_ece"] <= 1
+    tuned = ["--recipe", "tuned", "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
+    status, result = project.sweep(*tuned)
+    assert status == 0
+    assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
+    parent = project.store.client.get_run(result["sweep_run_id"])
+    cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
+    assert len(cells) == 2 * 9 * 3 * 2 + 2  # grid: inits x settings x percents x replicates; 100 % is among them
+    chosen = result["recipes"]["random"]["100"]
+    final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
+    assert final["setting"] == chosen
+    run = project.store.client.get_run(final["run_id"])
+    assert float(run.data.params["recipe.learning_rate"]) == chosen["learning_rate"]
+    capsys.readouterr()
+    again = project.sweep(*tuned)[1]
+    assert again["cells"] == result["cells"]
+    assert len(project.runs(TRANSFER, role="cell", parent=parent.info.run_id)) == len(cells)
+    assert "learning rate" in capsys.readouterr().out
+    status, plan = project.sweep(*tuned, "--dry-run")
+    assert (status, plan["n_to_run"]) == (0, 0)
+
+
+def test_report_recomputes_everything_from_the_store(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--fractions", "20", "50", "100", "--replicates", "2", "--seed", "8"]
+    _, swept = project.sweep(*arguments)
+    _, other = project.sweep(*arguments[:-1], "9")
+    capsys.readouterr()
+    status, result = project.report("--sweep", swept["sweep_run_id"], "--vs", other["sweep_run_id"])
+    assert status == 0
+    assert set(result["claims"]) == {"train_loss", "val_loss", "overfitting", "need"}
+    for claim in result["claims"].values():
+        assert (claim["verdict"], claim["n_replicates"]) == ("cannot be told", 2)
+        assert claim["interval"][0] <= claim["effect"] <= claim["interval"][1]
+    assert result["claims"] == swept["claims"]
+    assert set(result["predictions"]) == {f"P{i}" for i in range(1, 8)}
+    assert [point["percent"] for point in result["band"]["val_loss"]] == [20, 50, 100]
+    assert len(result["effective_data"]) == 3
+    assert "cannot be told (2 complete replicates, and 6 are the floor" in capsys.readouterr().out.replace("**", "")
+    files = {file.path for file in project.store.client.list_artifacts(swept["sweep_run_id"], "report")}
+    assert {"report/report.html", "report/report.md", "report/report.csv", "report/losses.png"} <= files
+    folder = Path(project.store.client.download_artifacts(swept["sweep_run_id"], "report", str(tmp_path)))
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert swept["sweep_run_id"] in page
+    assert other["sweep_run_id"] in page
+    table = (folder / "report.csv").read_text().splitlines()
+    assert table[0] == "quantity,init,percent,value,low,high,p,n_replicates,verdict"
+    value = next(line for line in table if line.startswith("difference val_loss,random - pretrained,20,")).split(",")[3]
+    assert float(value) == pytest.approx(result["band"]["val_loss"][0]["mean"], rel=1e-5)
+
+
+def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps import runs
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.Ledger, "finish", stop)
+    assert project.sweep("--fractions", "20", "--replicates", "2", "--seed", "10")[0] == 130
+    monkeypatch.undo()
+    status, result = project.report()
+    assert status == 0
+    assert {claim["reason"] for claim in result["claims"].values()} == {
+        "no complete replicate of pretrained and random"
+    }
+    assert len(result["missing"]) == 4
+
+
+def test_report_says_what_there_is(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _ = project.report("--sweep", "abc")
+    assert (status, "error: no run abc in this store" in capsys.readouterr().err) == (2, True)
+    study = project.runs(TUNING, role="study")[0].info.run_id
+    status, _ = project.report("--sweep", study)
+    assert (status, "is no sweep" in capsys.readouterr().err) == (2, True)
+    if not project.runs(TRANSFER, role="sweep"):
+        status, _ = project.report()
+        assert (status, "there is no sweep in this store" in capsys.readouterr().err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft trains the classifier first"),
+        (["--stack", "--inits", "frozen"], "leave it out with --inits frozen"),
+        (["--stack", "--recipe", "tuned"], "--stack trains the cells of a fraction by one recipe"),
+        (
+            ["--pretrain-replicates", "2", "--replicates", "3"],
+            "each of the 3 replicates needs a source network of its own",
+        ),
+    ],
+)
+def test_modes_that_do_not_go_together(
+    project: Project, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = project.sweep(*arguments)
+    assert (status, message in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize(

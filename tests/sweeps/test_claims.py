@@ -1,55 +1,141 @@
-"""Verdicts on constructed tables."""
+"""Verdicts on constructed tables: every cell of the protocol's table of verdicts."""
 
 import pytest
+from constructed import PERCENTS, rows
 
-from sweeps.claims import judge
+from sweeps.claims import CLAIMS, judge
+from sweeps.comparison import compare
 from sweeps.grid import Cell
 from sweeps.table import Row
 
-PERCENTS = (5, 25, 100)
-
-
-def rows(n_replicates: int, **difference: float) -> list[Row]:
-    """random - pretrained of each score, the same at every fraction, a little noise from replicate to replicate."""
-    found = []
-    for replicate in range(n_replicates):
-        for percent in PERCENTS:
-            for init in ("pretrained", "random"):
-                noise = 0.001 * (replicate - n_replicates / 2) * (init == "random")
-                scores = dict.fromkeys(
-                    ("final/train_loss", "final/val_loss", "best/val_loss", "final/val_accuracy"), 0.5
-                )
-                for name, value in difference.items():
-                    scores[name.replace("_", "/", 1)] += (value + noise) * (init == "random")
-                found.append(Row(Cell(percent, init, replicate), 250, "id", "finished", scores))
-    return found
+CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)  # random - pretrained: pretraining helps below 25 % and costs above
+GONE = (0.1, 0.05, 0.0, 0.0, 0.0)
 
 
 def test_three_replicates_tell_nothing_but_what_is_seen() -> None:
-    claims = judge(rows(3, final_train_loss=0.1))
-    assert {claim["verdict"] for claim in claims.values()} == {"cannot be told"}
-    assert "3 complete replicates, and 6 are the floor" in claims["train_loss"]["reason"]
-    assert "+0.0995 [+0.0970, +0.1020] at 5 % and" in claims["train_loss"]["observed"]
+    claims = judge(rows(3, {"final/train_loss": 0.1}))
+    assert set(claims) == set(CLAIMS)
+    assert {claim.verdict for claim in claims.values()} == {"cannot be told"}
+    claim = claims["train_loss"]
+    assert "3 complete replicates, and 6 are the floor" in claim.reason
+    assert claim.effect == pytest.approx(0.1, abs=0.005)
+    assert claim.interval
+    assert claim.interval[0] < claim.effect < claim.interval[1]
+    assert "at 5 % and" in claim.observed
+
+
+def test_one_replicate_has_no_interval() -> None:
+    claims = judge(rows(1, {"final/train_loss": 0.1}))
+    assert {claim.interval for claim in claims.values()} == {None}
+    assert {claim.n_replicates for claim in claims.values()} == {1}
 
 
 @pytest.mark.parametrize(
-    ("difference", "verdict"), [(0.1, "holds"), (-0.1, "does not hold"), (0.0005, "cannot be told")]
+    ("gain", "verdict", "reason"),
+    [
+        (0.1, "holds", "above 0 at every fraction"),
+        (-0.1, "does not hold", "at 5, 10, 25, 50 and 100 %"),
+        ((0.1, 0.1, 0.1, 0.1, 0.0), "does not hold", "at 100 %"),  # equivalence at one
+    ],
 )
-def test_training_loss(difference: float, verdict: str) -> None:
-    assert judge(rows(6, final_train_loss=difference))["train_loss"]["verdict"] == verdict
+def test_training_loss(gain: float, verdict: str, reason: str) -> None:
+    claim = judge(rows(6, {"final/train_loss": gain}))["train_loss"]
+    assert (claim.verdict, reason in claim.reason) == (verdict, True)
 
 
-def test_validation_loss_better_everywhere_refutes_the_second_claim() -> None:
-    assert judge(rows(6, final_val_loss=0.1))["val_loss"]["verdict"] == "does not hold"
+def test_noise_cannot_be_told() -> None:
+    claim = judge(rows(6, {"final/train_loss": 0.02}, noise=0.05))["train_loss"]
+    assert claim.verdict == "cannot be told"
+    assert "band contains 0 at" in claim.reason
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict", "reason"),
+    [
+        (CROSSING, "holds", "the band is below 0 at 25, 50 and 100 %"),
+        (0.1, "does not hold", "from 25 % on pretrained is lower, or within"),
+        ((-0.1, -0.1, 0.0, 0.0, 0.0), "does not hold", "from 25 % on"),
+        (-0.1, "cannot be told", "no crossover in this range can be claimed"),
+    ],
+)
+def test_validation_loss(gain: float, verdict: str, reason: str) -> None:
+    claim = judge(rows(8, {"final/val_loss": gain}))["val_loss"]
+    assert (claim.verdict, reason in claim.reason) == (verdict, True), claim.reason
+    assert claim.percent == 100
+
+
+@pytest.mark.parametrize(
+    ("best", "scaled", "verdict"),
+    [
+        (GONE, CROSSING, "holds"),
+        (CROSSING, GONE, "holds"),
+        (CROSSING, CROSSING, "does not hold"),
+    ],
+)
+def test_overfitting(best: tuple[float, ...], scaled: tuple[float, ...], verdict: str) -> None:
+    gains = {"final/val_loss": CROSSING, "best/val_loss": best, "final/val_scaled_loss": scaled}
+    claim = judge(rows(8, gains))["overfitting"]
+    assert claim.verdict == verdict
+    assert claim.effect == pytest.approx(-0.05, abs=0.005)
+
+
+def test_without_a_deficit_there_is_nothing_to_explain() -> None:
+    claim = judge(rows(8, {"final/val_loss": 0.1}))["overfitting"]
+    assert (claim.verdict, "nothing to explain" in claim.reason) == ("cannot be told", True)
+
+
+def test_cells_of_an_earlier_version_lack_temperature_scaling() -> None:
+    table = [
+        Row(row.cell, row.n_train, row.run_id, row.status, {k: v for k, v in row.scores.items() if "scaled" not in k})
+        for row in rows(8, {})
+    ]
+    assert "earlier version" in judge(table)["overfitting"].reason
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict", "reason"),
+    [
+        ({}, "holds", "the multiplier is at most 1.5"),
+        ({"final/val_accuracy": -0.01}, "does not hold", "accuracy differs by more than 0.3 points"),
+        ({"final/val_loss": 0.1}, "does not hold", "the multiplier exceeds 1.5 at 25 and 50 %"),  # a doubling
+    ],
+)
+def test_need(gains: dict[str, float], verdict: str, reason: str) -> None:
+    claim = judge(rows(8, gains))["need"]
+    assert (claim.verdict, reason in claim.reason) == (verdict, True), claim.reason
+    assert (claim.unit, claim.percent) == ("accuracy", 100)
+
+
+def test_noisy_accuracy_is_not_equivalence() -> None:
+    table = rows(8, {}, noise=0.02)
+    claim = judge(table)["need"]
+    assert (claim.verdict, "not shown to be within 0.3 points" in claim.reason) == ("cannot be told", True)
 
 
 def test_incomplete_replicates_do_not_count() -> None:
-    table = rows(6, final_train_loss=0.1)
+    table = rows(6, {"final/train_loss": 0.1})
     table[-1] = Row(table[-1].cell, 250, "id", "failed", {})
     claim = judge(table)["train_loss"]
-    assert (claim["n_replicates"], claim["verdict"]) == (5, "cannot be told")
+    assert claim.verdict == "holds"  # at the other fractions there still are six
+    assert compare(table).left_out == (100,)
+    claim = judge([row for row in table if row.cell.replicate < 5 or row.cell.percent == 5])["train_loss"]
+    assert (claim.n_replicates, claim.percent) == (6, 5)
+
+
+def test_a_finer_grid_with_fewer_replicates_costs_no_claim() -> None:
+    table = rows(8, {"final/train_loss": 0.1})
+    extra = [Row(Cell(75, init, 0), 18_750, "id", "finished", table[0].scores) for init in ("pretrained", "random")]
+    pair = compare(table + extra)
+    assert (pair.percents, pair.left_out, pair.n) == (PERCENTS, (75,), 8)
 
 
 def test_nothing_finished_is_no_error() -> None:
-    claims = judge([Row(Cell(5, "random", 0), 250, "", "open", {})])
-    assert {claim["verdict"] for claim in claims.values()} == {"cannot be told"}
+    for table in (
+        [],
+        [Row(Cell(5, "random", 0), 250, "", "open", {})],
+        [row for row in rows(3, {}) if row.cell.init == "random"],
+    ):
+        claims = judge(table)
+        assert {claim.verdict for claim in claims.values()} == {"cannot be told"}
+        assert {claim.effect for claim in claims.values()} == {None}
+        assert all("no complete replicate" in claim.reason for claim in claims.values())

@@ -1,0 +1,99 @@
+"""The answer of a sweep: a verdict on each claim, with effects, intervals and the runs behind it.
+
+    python -m sweeps.report                                  # of the latest sweep
+    python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with others beside it
+
+Logged runs in, and nothing else: it works on a sweep that was run elsewhere or is still running. On the sweep's parent
+run it leaves `report/report.html` (one page, needs nothing else), `report.md`, `report.csv` and the figures.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist_transfer.console import check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
+from fmnist_transfer.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from fmnist_transfer.tracking import Store
+    from sweeps.findings import Findings
+    from sweeps.logged import LoggedSweep
+
+FOLDER = "report"  # of the artifacts of the sweep's parent run
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Judge the original report's claims by a sweep's logged runs."""
+
+    sweep: str = "latest"
+    """Run id of the sweep, or latest."""
+    vs: tuple[str, ...] = ()
+    """Run ids of sweeps to lay beside it: another recipe, budget, augmentation or split."""
+    tracking_uri: str | None = None
+    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    store_timeout: float = TIMEOUT_SECONDS
+    """Seconds for which a store that does not answer is waited for."""
+    json: Path | None = None
+    """Write the result to this file."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
+        if self.vs:
+            check_distinct("--vs", (self.sweep, *self.vs))
+
+
+def main(settings: ReportSettings) -> int:
+    """Make the report; 0, whatever the verdicts."""
+    say("Loading mlflow ...")
+    with StopSignal() as stop:
+        from fmnist_transfer.tracking import open_store
+        from sweeps.logged import find_sweep, read_sweep
+        from sweeps.page import claims_text
+
+        store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
+        sweep, *others = (read_sweep(store, find_sweep(store, asked)) for asked in (settings.sweep, *settings.vs))
+        findings = report(store, sweep, others)
+        say(claims_text(findings))
+        for name, one in findings.predictions.items():
+            say(f"{name}: {one.verdict} ({one.reason})")
+        say(f"\nThe whole report: {FOLDER}/report.html of run {sweep.run_id}")
+        if settings.json:
+            write_json(settings.json, findings.to_dict())
+    return 0
+
+
+def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]" = ()) -> "Findings":
+    """Compute everything anew and log the page, its Markdown, the numbers and the figures on the sweep's parent."""
+    from sweeps.figures import report_figures
+    from sweeps.findings import find
+    from sweeps.page import html_of, markdown_of
+
+    findings = find(sweep, others)
+    figures = report_figures(sweep.rows)
+    images, captions = {}, {}
+    for name, (figure, caption) in figures.items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=110)
+        images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
+        store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
+    text = markdown_of(findings, captions)
+    store.log_text(sweep.run_id, f"{FOLDER}/report.md", text)
+    store.log_text(sweep.run_id, f"{FOLDER}/report.html", html_of(text, images))
+    store.log_text(sweep.run_id, f"{FOLDER}/report.csv", findings.to_csv())
+    return findings
+
+
+def command(args: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(ReportSettings, main, "sweeps.report", args)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,56 @@
+"""Sweeps with known differences, as they would be read from a store."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fmnist_transfer.recipe import Recipe
+from sweeps.grid import Cell, Init
+from sweeps.logged import LoggedSweep
+from sweeps.table import Row
+
+PERCENTS = (5, 10, 25, 50, 100)
+BASE = {
+    "final/train_loss": 0.3,
+    "final/val_loss": 0.5,
+    "final/val_accuracy": 0.9,
+    "final/val_scaled_loss": 0.5,
+    "final/val_ece": 0.02,
+    "final/val_temperature": 1.1,
+    "best/val_loss": 0.5,
+    "test/accuracy": 0.9,
+}
+RECIPE = Recipe()
+Gains = Mapping[str, float | Sequence[float]]  # score -> random - pretrained, one number or one a fraction
+
+
+def rows(
+    n_replicates: int, gains: Gains, *, inits: Sequence[Init] = ("pretrained", "random"), noise: float = 0.001
+) -> list[Row]:
+    """Random loses `gains` against every other init; losses fall by 0.1 a doubling of the data."""
+    rng = np.random.default_rng(0)
+    found = []
+    for replicate in range(n_replicates):
+        for i, percent in enumerate(PERCENTS):
+            for init in inits:
+                scores = {}
+                for score, base in BASE.items():
+                    gain = gains.get(score, 0.0)
+                    value = base - 0.1 * np.log2(percent / 5) * score.endswith("loss")
+                    if init == "random":
+                        value += (gain if isinstance(gain, float) else gain[i]) + rng.normal(0, noise)
+                    scores[score] = float(value)
+                found.append(Row(Cell(percent, init, replicate), 250 * percent, "id", "finished", scores))
+    return found
+
+
+def sweep(
+    of_rows: Sequence[Row],
+    *,
+    recipe: Recipe = RECIPE,
+    run_id: str = "0123456789abcdef",
+    **params: str,
+) -> LoggedSweep:
+    """A sweep of these rows."""
+    all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"} | params
+    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0), {})
