@@ -8,7 +8,7 @@ the table, and what the sweep says of the report's four claims.
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -224,6 +224,8 @@ def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
     say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
     with store.ending(ledger.run_id):
         store.log_data(ledger.run_id, context.plan.half, "target")
+        if settings.pretrain_replicates:
+            context = _with_sources(context, ledger.run_id)
         so_far = add_grid(store, ledger.run_id, context.grid)
         cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the picture of a larger whole
         if settings.recipe == "tuned":
@@ -242,6 +244,19 @@ def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
         say(f"\n{claims_text(findings)}\nThe whole report: {FOLDER}/report.html of run {ledger.run_id}")
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
+
+
+def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
+    """A source network for each replicate in place of the registered one."""
+    from fmnist_transfer.data import default_data_dir, load_half
+    from sweeps.pretraining import PretrainingPlan, source_networks
+
+    settings, model, plan = context.settings, context.model, context.plan
+    half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
+    pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
+    sources = source_networks(context.store, run_id, pretraining, settings.pretrain_replicates, context.workers)
+    context.stopwatch.lap("source networks")
+    return replace(context, plan=replace(plan, sources=sources))
 
 
 def _run(context: SweepContext, ledger: "Ledger", cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:

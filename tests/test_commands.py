@@ -13,7 +13,7 @@ import sweeps.report
 import sweeps.transfer
 import tuning.search
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.registry import resolve
+from fmnist_transfer.registry import load, resolve
 from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
 from sweeps.grid import INITS
 
@@ -403,6 +403,57 @@ def test_report_says_what_there_is(project: Project, capsys: pytest.CaptureFixtu
     if not project.runs(TRANSFER, role="sweep"):
         status, _ = project.report()
         assert (status, "there is no sweep in this store" in capsys.readouterr().err) == (1, True)
+
+
+def test_each_replicate_from_a_source_network_of_its_own(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--fractions", "20", "--replicates", "2", "--seed", "11"]
+    own = [*arguments, "--pretrain-replicates", "2"]
+    status, result = project.sweep(*own)
+    assert status == 0
+    _, shared = project.sweep(*arguments)
+    assert shared["sweep_run_id"] != result["sweep_run_id"]
+    sources = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
+    assert sorted(run.data.tags["replicate"] for run in sources) == ["0", "1"]
+    assert len({run.data.tags["weights_digest"] for run in sources}) == 2
+    digests = {
+        (cell["init"], cell["replicate"], which): project.store.client.get_run(cell["run_id"]).data.tags[
+            "weights_digest"
+        ]
+        for which, one in (("own", result), ("shared", shared))
+        for cell in one["cells"]
+    }
+    for replicate in (0, 1):
+        assert digests["random", replicate, "own"] == digests["random", replicate, "shared"]
+        assert digests["pretrained", replicate, "own"] != digests["pretrained", replicate, "shared"]
+    capsys.readouterr()
+    _, longer = project.sweep(*arguments[:2], "--replicates", "3", "--seed", "11", "--pretrain-replicates", "3")
+    assert longer["sweep_run_id"] == result["sweep_run_id"]
+    assert "2 of 3 are there" in capsys.readouterr().out
+    assert len(longer["cells"]) == 6
+
+
+def test_a_registered_configuration_on_another_half(
+    searched: tuple[Path, dict[str, Any]], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(synthetic.copy_store(searched[0].parent, tmp_path), data_dir)
+    like = ["--split", "even/odd", "--like", "models:/cnn2/best", "--retrain-seeds", "2"]
+    status, result = project._run(tuning.search.command, *like)
+    assert (status, result["model_uri"], result["n_trials"]) == (0, "models:/cnn2-s02468/1", 0)
+    assert resolve(project.store, "models:/cnn2-s02468/best").pinned == "models:/cnn2-s02468/1"
+    one, other = (load(project.store, resolve(project.store, f"models:/{name}/1")) for name in ("cnn2", "cnn2-s02468"))
+    assert (one.spec, one.recipe) == (other.spec, other.recipe)
+    assert str(other.split) == "02468/13579"
+    status, again = project._run(tuning.search.command, *like)
+    assert (status, again["version"]) == (0, 1)
+    assert len(project.runs(TUNING, role="study", study="cnn2-s02468-like")) == 1
+    sweep = ["--model-uri", "models:/cnn2-s02468/best", "--fractions", "20", "--replicates", "1", "--epochs", "1"]
+    status, swept = project._run(sweeps.transfer.command, *sweep)
+    assert (status, swept["split"]) == (0, "02468/13579")
+    capsys.readouterr()
+    assert project._run(tuning.search.command, "--like", "models:/cnn2/best")[0] == 2
+    assert "give another half with --split" in capsys.readouterr().err
+    assert project._run(tuning.search.command, "--like", "models:/cnn2/best", "--trials", "3")[0] == 2
+    assert "--like trains one fixed network by one fixed recipe: leave out --trials" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

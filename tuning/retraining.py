@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration to train again. `trial` and `search_score` are None for the reference."""
+    """A configuration to train again. `trial` and `search_score` are None where there was no search."""
 
     spec: CNN2Spec
     recipe: Recipe
     trial: int | None = None
     search_score: float | None = None
+    origin: str = "reference"
+    """What it is where there was no search."""
 
     @property
     def name(self) -> str:
-        return "reference" if self.trial is None else f"trial {self.trial:03d}"
+        return self.origin if self.trial is None else f"trial {self.trial:03d}"
 
 
 class Retraining(NamedTuple):

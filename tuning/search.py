@@ -2,6 +2,7 @@
 
     python -m tuning.search                # resumable: run again, it goes on
     python -m tuning.search --reference    # the original report's network and recipe instead, as `cnn2-reference`
+    python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
 
 Data in; an Optuna study, MLflow runs and a registered model out. Selection looks at validation alone.
 """
@@ -10,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +50,8 @@ class SearchSettings:
     """Fresh seeds of each of them (the reference takes one)."""
     reference: bool = False
     """Train the original report's network with its recipe (100 epochs) instead of searching."""
+    like: str | None = None
+    """Train the configuration of this registered model on --split's source half instead of searching."""
     promote: bool = False
     """Point alias `best` to the new model even if it is not better."""
     study_name: str | None = None
@@ -91,16 +94,22 @@ class SearchSettings:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
         if self.dry_run and self.reap:
             raise UsageError("--dry-run changes nothing: leave out --reap")
-        if self.reference:
-            fixed = ("trials", "epochs", "max_mflops", "top", "retrain_seeds", "study_name", "storage", "timeout")
-            given = [name for name in fixed if getattr(self, name) != getattr(SearchSettings, name)]
-            if given:
-                flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise UsageError(f"--reference trains one fixed network by one fixed recipe: leave out {flags}")
+        if self.reference or self.like is not None:
+            self._check_no_search()
         if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
             raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
         parse_workers(self.workers)
         parse_split(self.split)
+
+    def _check_no_search(self) -> None:
+        """Raise UsageError for a flag of a search where there is none."""
+        flag = "--reference" if self.reference else "--like"
+        fixed = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
+        fixed += ["retrain_seeds", "like"] if self.reference else []
+        given = [name for name in fixed if getattr(self, name) != getattr(SearchSettings, name)]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {flags}")
 
     @property
     def mflops_limit(self) -> float | None:
@@ -140,6 +149,8 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
 
     device = str(choose_device(settings.device, settings.precision))
     n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
+    if settings.like is not None:
+        n_tasks = settings.retrain_seeds
     if settings.reference or settings.dry_run:
         n_tasks = 1
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
@@ -158,17 +169,22 @@ def _search(
     context = SearchContext(settings, store, half, split, device, workers, stop, stopwatch)
     if settings.reap:
         say(f"Reaped: {store.reap(TUNING)} runs of dead processes ended as KILLED")
+    fixed = None
     if settings.reference:
-        study_name, uri = f"cnn2-reference{split.suffix}", store.uri
+        fixed = reference_configuration(split)
+    elif settings.like is not None:
+        fixed = registered_configuration(context, settings.like)
+    if fixed:
+        study_name, uri = fixed.study, store.uri
     else:
         from tuning.storage import storage_uri
 
         study_name = settings.study_name or f"cnn2{split.suffix}"
         uri = storage_uri(settings.storage, store.folder, store.patience)
     if settings.dry_run:
-        return dry_run(context, uri, study_name)
+        return dry_run(context, uri, study_name, fixed)
     with owning(uri, "search", f"study-{study_name}"):
-        result = train_reference(context, study_name) if settings.reference else tune(context, uri, study_name)
+        result = train_fixed(context, fixed) if fixed else tune(context, uri, study_name)
     stopwatch.lap("registering")
     say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result
@@ -240,20 +256,26 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
         context.stopwatch.lap("figures")
         candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
         result = register_best(
-            context, log.run_id, candidates, study=study_name, model="cnn2", n_seeds=settings.retrain_seeds
+            context,
+            log.run_id,
+            candidates,
+            study=study_name,
+            name=f"cnn2{context.split.suffix}",
+            n_seeds=settings.retrain_seeds,
         )
     n_failed = n["FAIL"] - n_failed_before + result["n_failed"]
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
 
-def dry_run(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
+def dry_run(context: SearchContext, uri: str, study_name: str, fixed: "FixedConfiguration | None") -> dict[str, Any]:
     """Say what is done and what would run; no trial is begun and no run is made."""
     from tuning.storage import patient_storage
     from tuning.study import find_study, finished
 
     settings = context.settings
-    if settings.reference:
-        say(f"The reference would be trained for 100 epochs and registered as {study_name}, unless it is there")
+    if fixed:
+        name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
+        say(f"{name} would be trained for {epochs} epochs and registered as {fixed.name}, unless it is there")
         return {"study": study_name, "n_trials": 0, "n_to_run": 0, "n_failed": 0}
     study = find_study(patient_storage(uri, context.store.patience), study_name)
     n_done = len(finished(study)) if study else 0
@@ -266,12 +288,52 @@ def dry_run(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]
     return {"study": study_name, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}
 
 
-def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
-    """Train the original report's network with its recipe, once, and register it."""
+@dataclass(frozen=True)
+class FixedConfiguration:
+    """What is trained without a search."""
+
+    candidate: "Candidate"
+    study: str
+    """Name of its run, and of its lock."""
+    name: str
+    """Of the registered model."""
+    n_seeds: int
+    like: str = ""
+    """The pinned URI of the model that it is taken from."""
+
+
+def reference_configuration(split: Split) -> FixedConfiguration:
+    """The original report's network and recipe, trained once."""
     from fmnist_transfer.model import REFERENCE_SPEC
     from fmnist_transfer.recipe import REFERENCE_RECIPE
-    from fmnist_transfer.tracking import TUNING
     from tuning.retraining import Candidate
+
+    name = f"cnn2-reference{split.suffix}"
+    return FixedConfiguration(Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name, 1)
+
+
+def registered_configuration(context: SearchContext, uri: str) -> FixedConfiguration:
+    """Network and recipe of a registered model, for the source half of another split."""
+    from fmnist_transfer.registry import load, resolve
+    from tuning.retraining import Candidate
+
+    reference = resolve(context.store, uri)
+    model = load(context.store, reference)
+    if model.split.source == context.split.source:
+        raise UsageError(
+            f"--like {uri}: it was trained on classes {model.split.source} already; give another half with --split"
+        )
+    pinned = reference.pinned.removeprefix("models:/")
+    base = pinned.partition("/")[0].removesuffix(model.split.suffix) if "/" in pinned else "cnn2"
+    spec = replace(model.spec, n_classes=len(context.split.source))
+    name = base + context.split.suffix
+    candidate = Candidate(spec, model.recipe, origin=f"like {pinned}")
+    return FixedConfiguration(candidate, f"{name}-like", name, context.settings.retrain_seeds, reference.pinned)
+
+
+def train_fixed(context: SearchContext, fixed: FixedConfiguration) -> dict[str, Any]:
+    """Train one configuration without a search, and register it."""
+    from fmnist_transfer.tracking import TUNING
 
     store, half = context.store, context.half
     params = {
@@ -280,8 +342,8 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         "data_sha256": half.data_sha256,
         "device": context.device,
         "precision": context.settings.precision,
-    }
-    runs = store.find(TUNING, role="study", study=study_name)
+    } | ({"like": fixed.like} if fixed.like else {})
+    runs = store.find(TUNING, role="study", study=fixed.study)
     wanted = {key: str(value) for key, value in params.items()}
     same = [run for run in runs if run.data.params == wanted]
     for run in runs:
@@ -291,17 +353,18 @@ def train_reference(context: SearchContext, study_name: str) -> dict[str, Any]:
         run_id = str(same[0].info.run_id)
         store.reopen(same[0], "search", params)
     else:
-        run_id = store.start(TUNING, study_name, params=params, tags={"role": "study", "study": study_name})
+        run_id = store.start(TUNING, fixed.study, params=params, tags={"role": "study", "study": fixed.study})
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
         context.stopwatch.lap("start")
-        candidates = [Candidate(REFERENCE_SPEC, REFERENCE_RECIPE)]
-        result = register_best(context, run_id, candidates, study=study_name, model="cnn2-reference", n_seeds=1)
+        result = register_best(
+            context, run_id, [fixed.candidate], study=fixed.study, name=fixed.name, n_seeds=fixed.n_seeds
+        )
     return result | {"n_trials": 0, "n_pruned": 0}
 
 
 def register_best(
-    context: SearchContext, run_id: str, candidates: "list[Candidate]", *, study: str, model: str, n_seeds: int
+    context: SearchContext, run_id: str, candidates: "list[Candidate]", *, study: str, name: str, n_seeds: int
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner, move `best`; or find what the same work registered before."""
     from tuning import promote
@@ -309,7 +372,6 @@ def register_best(
     from tuning.retraining_log import RetrainingLog
 
     settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
-    name = model + context.split.suffix
     key = promote.promotion_key(
         candidates,
         seed=settings.seed,

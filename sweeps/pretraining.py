@@ -1,0 +1,126 @@
+"""A source network for each replicate, so that what differs between pretrainings counts, too.
+
+The registered configuration is trained on the source half with fresh draws; each network is a run under the sweep's
+parent, with its weights, and is found again. Workers import this module, so it imports no mlflow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from fmnist_transfer.console import Progress, say
+from fmnist_transfer.data import Half, nested_order, on_device
+from fmnist_transfer.errors import UserError
+from fmnist_transfer.model import CNN2Spec, fresh_network, weights_digest
+from fmnist_transfer.parallel import Workers
+from fmnist_transfer.recipe import Precision, Recipe
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.stopping import Outage
+from fmnist_transfer.training import Result, fit_and_score, numerics
+
+if TYPE_CHECKING:
+    from fmnist_transfer.tracking import Store
+
+ROLE = "source"  # of the runs
+Ended = Literal["FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class PretrainingPlan:
+    """What all source networks share."""
+
+    half: Half
+    """The source half."""
+    spec: CNN2Spec
+    recipe: Recipe
+    seed: int
+    device: str
+    precision: Precision
+
+
+def pretrain(
+    plan: PretrainingPlan, replicate: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> Result:
+    """Train the source network of one replicate, in a worker. Reports each epoch's number."""
+    streams = Streams(plan.seed, replicate, stage="pretraining")
+    half = on_device(plan.half, plan.device)
+    order = nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)
+    return fit_and_score(
+        fresh_network(plan.spec, streams).to(plan.device),
+        half.train.take(order),
+        half,
+        plan.recipe,
+        streams,
+        precision=plan.precision,
+        on_epoch=lambda epoch: report(epoch.epoch),
+        should_stop=should_stop,
+    )
+
+
+def source_networks(
+    store: "Store", parent: str, plan: PretrainingPlan, n: int, workers: Workers
+) -> tuple[dict[str, Tensor], ...]:
+    """Weights of the source networks of replicates 0 ... n - 1; those that are not there are trained.
+
+    Raises Interrupted after a signal, UserError if one cannot be trained.
+
+    Args:
+        parent: run of the sweep, whose identity they share and which the caller owns.
+    """
+    from fmnist_transfer.registry import load_weights
+    from fmnist_transfer.tracking import TRANSFER
+
+    for run in store.find(TRANSFER, status="RUNNING", role=ROLE, parent=parent):
+        store.end(run.info.run_id, "KILLED")  # its process died
+    finished = store.find(TRANSFER, status="FINISHED", role=ROLE, parent=parent)
+    runs = {int(run.data.params["replicate"]): str(run.info.run_id) for run in finished}
+    todo = [replicate for replicate in range(n) if replicate not in runs]
+    say(f"A source network for each replicate: {n - len(todo)} of {n} are there")
+    runs |= _train(store, parent, plan, todo, workers)
+    workers.stop.raise_if_set(f"{len(runs)} of {n} source networks trained; run the same command to go on")
+    if missing := [replicate for replicate in range(n) if replicate not in runs]:
+        raise UserError(f"source networks {missing} could not be trained; their runs in MLflow say why")
+    return tuple(load_weights(store, runs[replicate], plan.spec) for replicate in range(n))
+
+
+def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], workers: Workers) -> dict[int, str]:
+    """Train the source networks of the replicates `todo`; replicate -> run of those that are finished."""
+    from fmnist_transfer.registry import WEIGHTS_FILE, pack_weights
+    from fmnist_transfer.spool import Ending
+    from fmnist_transfer.tracking import TRANSFER, result_rows, settings_params
+
+    begun: dict[int, str] = {}
+    runs: dict[int, str] = {}
+    outage = Outage(workers.stop)
+
+    def begin(replicate: int) -> None:
+        params = settings_params(plan.spec, plan.recipe) | {"replicate": replicate, "seed": plan.seed}
+        tags = {"role": ROLE, "parent": parent, "replicate": replicate}
+        with outage.held():
+            begun[replicate] = store.start(TRANSFER, f"source r{replicate}", parent=parent, params=params, tags=tags)
+            store.log_data(begun[replicate], plan.half, "source")
+
+    def show(replicate: int, epoch: int) -> None:
+        progress.working(replicate, epoch / plan.recipe.epochs, f"source r{replicate}: epoch {epoch}")
+
+    with Progress("source networks", len(todo)) as progress:
+        for outcome in workers.run(pretrain, plan, todo, on_start=begin, on_report=show):
+            if outcome.status != "lost":
+                progress.finished(outcome.task)
+            if (run_id := begun.pop(outcome.task, None)) is None:
+                continue  # the store was lost before it began
+            with outage.held():
+                if outcome.result:
+                    state = outcome.result.final_state
+                    tags = {"weights_digest": weights_digest(state)} | numerics()
+                    files = {WEIGHTS_FILE: pack_weights(state)}
+                    store.conclude(Ending(run_id, "FINISHED", result_rows(outcome.result), tags, files))
+                    runs[outcome.task] = run_id
+                else:
+                    say(f"source r{outcome.task} {outcome.status}: {outcome.reason}")
+                    ended: Ended = "FAILED" if outcome.status == "failed" else "KILLED"
+                    store.conclude(Ending(run_id, ended, tags={"reason": outcome.reason}))
+    outage.raise_if_any()
+    return runs
