@@ -78,7 +78,7 @@ class Comparison:
             return ""
         if not self.n:
             return f"no complete replicate of {self.init} and {self.baseline}"
-        return f"{self.n} complete replicates, and {MIN_REPLICATES} are the floor for a claim"
+        return f"{self.n} complete replicate{'s' if self.n > 1 else ''}, and {MIN_REPLICATES} are the floor for a claim"
 
     def scores(self, init: Init, score: str) -> Array:
         """[n_replicates, n_fractions]; NaN where cells of an earlier version have no such score."""

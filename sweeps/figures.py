@@ -151,7 +151,7 @@ def _draw_difference(axes: Axes, pair: Comparison, score: str, label: str, unit:
             axes.plot(d.percents[contains], np.zeros(contains.sum()), "s", color="black", alpha=0.15, markersize=9)
         if cross.percent is not None:
             axes.axvline(cross.percent, color="black", linestyle=":", linewidth=1)
-    _label(axes, f"difference of {label}")
+    _label(axes, f"difference of {label}".replace("%", "points"))
 
 
 def _draw_effective_data(axes: Axes, pair: Comparison) -> None:

@@ -103,12 +103,12 @@ class TransferSettings:
 def main(settings: TransferSettings) -> int:
     """Run the sweep; 0, or 1 if a cell failed."""
     stopwatch = Stopwatch()
-    from sweeps.runs import FIRST_STEP
-
     with StopSignal() as stop:
         result = sweep(settings, stop, stopwatch)
     say(f"The sweep took {stopwatch}")
     if settings.json:
+        from sweeps.runs import FIRST_STEP
+
         times = {"seconds": stopwatch.seconds, "stages": stopwatch.stages, FIRST_STEP: stopwatch.marks.get(FIRST_STEP)}
         write_json(settings.json, result | times)
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0

@@ -1,12 +1,15 @@
 """The study's database: made or recognised, and patient in every call."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import optuna
+from optuna.trial import TrialState
 
 from fmnist_transfer.console import warn_of_password
 from fmnist_transfer.database import Schema, masked, open_file, sqlite_path, sqlite_uri
@@ -41,6 +44,8 @@ class PatientStorage(optuna.storages.RDBStorage):
 
     def __init__(self, uri: str, patience: Patience):
         self.patience = patience
+        database = sqlite_path(uri)
+        self.lock = filelock.FileLock(f"{database}.lock") if database else contextlib.nullcontext()
         self.is_within_call = True  # while it is made; `patient_storage` retries that as a whole
         super().__init__(uri)
         self.is_within_call = False
@@ -66,6 +71,20 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _method in vars(optuna.storages.RDBStorage).items():
     if inspect.isfunction(_method) and not _name.startswith("__"):
         setattr(PatientStorage, _name, _patient(_method))
+
+
+def _begin_alone(method: Callable[..., bool]) -> Callable[..., bool]:
+    """Begin a trial under a lock: sqlite locks no row, so two workers might both find the same one waiting."""
+
+    @functools.wraps(method)
+    def call(storage: PatientStorage, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        with storage.lock if state == TrialState.RUNNING else contextlib.nullcontext():
+            return method(storage, trial_id, state, values)
+
+    return call
+
+
+PatientStorage.set_trial_state_values = _begin_alone(PatientStorage.set_trial_state_values)  # type: ignore[method-assign]
 
 
 def patient_storage(uri: str, patience: Patience) -> PatientStorage:

@@ -3,7 +3,9 @@
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -53,6 +55,25 @@ def begin(study: optuna.Study, ordinal: int, *, whole: bool = True) -> optuna.Tr
 def waiting(study: optuna.Study) -> list[dict[str, object]]:
     trials = study.get_trials(states=(TrialState.WAITING,))
     return [trial.system_attrs[FIXED] for trial in trials]
+
+
+def test_a_waiting_trial_is_begun_by_one_worker_alone(
+    tmp_path: Path, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sqlite would let both read `waiting` before either writes `running`."""
+    trial = study.get_trials(states=(TrialState.WAITING,))[0]
+    find = optuna.storages._rdb.models.TrialModel.find_or_raise_by_id
+
+    def slow(*arguments: object, **options: object) -> object:
+        found = find(*arguments, **options)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(optuna.storages._rdb.models.TrialModel, "find_or_raise_by_id", slow)
+    workers = [patient_storage(storage_uri(None, tmp_path, Patience()), Patience()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        begun = pool.map(lambda one: one.set_trial_state_values(trial._trial_id, TrialState.RUNNING), workers)
+    assert sorted(begun) == [False, True]
 
 
 def test_the_first_trial_is_enqueued_once_even_if_the_beginning_was_cut_off(storage: PatientStorage) -> None:
