@@ -181,12 +181,18 @@ def asked_cells(grids: Iterable[Grid]) -> list[Cell]:
 def _tuned_grid(
     cells: Sequence[Cell], rows: Mapping[Cell, Row], recipe: Recipe
 ) -> tuple[list[Cell], Chosen, tuple[int, int]]:
-    """The cells with their settings, these settings, and how many cells of the recipes' grid are done, of how many."""
-    inits = list(dict.fromkeys(cell.init for cell in cells))
-    tried = tuning_cells(inits, recipe)
-    done = [rows[cell] for cell in tried if cell in rows and rows[cell].status != "open"]
+    """The cells with their settings, these settings, and how many cells of the recipes' grid are done, of how many.
+
+    Cells of an init whose grid is not done yet have no setting.
+    """
     chosen: Chosen = {}
-    if len(done) == len(tried):
-        with contextlib.suppress(UserError):  # no setting of an init was trained to its end
-            chosen = choose(done, inits, recipe)
-    return tuned_cells(cells, chosen) if chosen else list(cells), chosen, (len(done), len(tried))
+    n_done, n = 0, 0
+    for init in dict.fromkeys(cell.init for cell in cells):
+        tried = tuning_cells([init], recipe)
+        done = [rows[cell] for cell in tried if cell in rows and rows[cell].status != "open"]
+        n_done, n = n_done + len(done), n + len(tried)
+        if len(done) == len(tried):
+            with contextlib.suppress(UserError):  # none of its settings was trained to its end
+                chosen |= choose(done, [init], recipe)
+    without = [cell for cell in cells if cell.init not in chosen]
+    return tuned_cells(cells, chosen) + without, chosen, (n_done, n)
