@@ -74,10 +74,13 @@ def _matched(weights: Tensor, generator: torch.Generator) -> Tensor:
 def train_before(
     spec: CNN2Spec, train: Examples, val: Examples, recipe: Recipe, streams: Streams, **options: Any
 ) -> State:
-    """What `selffer` starts from: a network trained from random weights on the target subset, with its own draws."""
+    """What `selffer` starts from: a network trained from random weights on the target subset, with its own draws.
+
+    Nothing is copied yet, so the recipe's factor of the trunk does not count.
+    """
     own = dataclasses.replace(streams, stage="selffer")
     network = fresh_network(spec, own).to(train.images.device)
-    fit(network, train, val, recipe, own, **options)
+    fit(network, train, val, dataclasses.replace(recipe, trunk_factor=1.0), own, **options)
     return copy_state(network)
 
 

@@ -20,7 +20,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
 from fmnist_transfer.training import Diverged, Result, numerics, score
 from sweeps.arms import fit_arm, starting_network, train_before
-from sweeps.grid import Cell
+from sweeps.grid import TUNING_REPLICATE, Cell
 
 if TYPE_CHECKING:
     from fmnist_transfer.registry import TrainedModel
@@ -46,7 +46,7 @@ class CellPlan:
 
     def source(self, cell: Cell) -> dict[str, Tensor]:
         """What the cell's init copies from."""
-        return self.sources[cell.replicate if len(self.sources) > 1 else 0]
+        return self.sources[cell.replicate % TUNING_REPLICATE if len(self.sources) > 1 else 0]
 
 
 class CellResult(NamedTuple):

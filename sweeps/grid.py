@@ -10,6 +10,7 @@ from fmnist_transfer.recipe import Recipe
 Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
 INITS: tuple[Init, ...] = get_args(Init)
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the original report's two
+TUNING_REPLICATE = 1_000  # replicates from here on choose recipes and are not compared
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,6 @@ from sweeps.findings import Findings
 from sweeps.logged import LoggedSweep
 from sweeps.predictions import PREDICTIONS
 from sweeps.statistics import MIN_REPLICATES
-from sweeps.tuned import N_REPLICATES
 from sweeps.tuned import PERCENTS as TUNED_PERCENTS
 
 STYLE = """
@@ -152,7 +151,7 @@ def _recipes(findings: Findings) -> list[str]:
         return []
     done, n = sweep.n_tuning
     effort = (
-        f"Nine settings for each init, {N_REPLICATES} replicates each, at {_list(sorted(TUNED_PERCENTS))} %; the "
+        f"Nine settings for each init, two replicates each, at {_list(sorted(TUNED_PERCENTS))} %; the "
         "lowest mean final validation loss wins, and what is between is interpolated in the logarithm of the number "
         f"of images. {done} of {n} of these cells are done."
     )

@@ -17,10 +17,10 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.parallel import Workers, count_workers, parse_workers
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
-from fmnist_transfer.recipe import Precision
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
-from sweeps.grid import REPORTED, Cell, Grid, Init, by_fraction
+from sweeps.grid import REPORTED, TUNING_REPLICATE, Cell, Grid, Init, by_fraction
 
 if TYPE_CHECKING:
     from fmnist_transfer.registry import TrainedModel
@@ -82,13 +82,14 @@ class TransferSettings:
         check_distinct("--inits", self.inits)
         for percent in self.fractions:
             check_range("--fractions", percent, 1, 100)
-        check_range("--replicates", self.replicates, 1)
+        check_range("--replicates", self.replicates, 1, TUNING_REPLICATE)
         check_range("--seed", self.seed, 0)
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
         check_range("--pretrain-replicates", self.pretrain_replicates, 0)
-        if 0 < self.pretrain_replicates < self.replicates:
+        n_replicates = max(self.replicates, 2) if self.recipe == "tuned" else self.replicates
+        if 0 < self.pretrain_replicates < n_replicates:
             raise UsageError(
-                f"--pretrain-replicates {self.pretrain_replicates}: each of the {self.replicates} replicates needs a "
+                f"--pretrain-replicates {self.pretrain_replicates}: each of the {n_replicates} replicates needs a "
                 "source network of its own"
             )
         if self.stack and self.recipe == "tuned":
@@ -143,7 +144,13 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
     device = str(choose_device(settings.device, settings.precision))
     grid = Grid(settings.fractions, settings.inits, settings.replicates)
     cells = grid.cells()
-    n_tasks = 1 if settings.dry_run else len(by_fraction(cells)) if settings.stack else len(cells)
+    n_tasks = max(settings.pretrain_replicates, len(by_fraction(cells)) if settings.stack else len(cells))
+    if settings.recipe == "tuned":
+        from sweeps.tuned import tuning_cells
+
+        n_tasks = max(n_tasks, len(tuning_cells(settings.inits, Recipe())))
+    if settings.dry_run:
+        n_tasks = 1
     with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
         return _sweep(settings, grid, workers, device=device, stop=stop, stopwatch=stopwatch)
 
@@ -229,8 +236,8 @@ def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
         so_far = add_grid(store, ledger.run_id, context.grid)
         cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the picture of a larger whole
         if settings.recipe == "tuned":
-            chosen = _choose_recipes(context, ledger)
-            cells, shown = tuned_cells(cells, chosen), tuned_cells(shown, chosen)
+            cells = tuned_cells(cells, _choose_recipes(context, ledger))
+            shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
         picture = Picture(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
         _run(context, ledger, cells, picture.refresh)
         stopwatch.lap("cells")

@@ -1,8 +1,8 @@
 """A recipe for each init, tuned with equal effort: which settings are tried, and which one a cell trains by.
 
 The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
-nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Plain
-data in and out.
+nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Their
+replicates are others than those that are compared afterwards: a setting is not judged by the draws that chose it.
 """
 
 import math
@@ -13,15 +13,16 @@ import numpy as np
 from fmnist_transfer.console import print_table, say
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.recipe import Recipe
-from sweeps.grid import Cell, Init, Setting
+from sweeps.grid import TUNING_REPLICATE, Cell, Init, Setting
 from sweeps.table import Row
 
 PERCENTS = (100, 5, 25)
-N_REPLICATES = 2
+REPLICATES = (TUNING_REPLICATE, TUNING_REPLICATE + 1)
 SCORE = "final/val_loss"
 LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered one
-TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers
+TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers and train them
 WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for the others
+# Inits that copy trained layers and train them (`frozen` does not).
 COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
 
 Chosen = dict[Init, dict[int, Setting]]  # init -> percent -> setting
@@ -40,7 +41,7 @@ def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
     """A replicate of everything before the next; the long ones first."""
     return [
         Cell(percent, init, replicate, setting)
-        for replicate in range(N_REPLICATES)
+        for replicate in REPLICATES
         for percent in PERCENTS
         for init in inits
         for setting in settings(init, recipe)
@@ -58,7 +59,7 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
         for percent in sorted(PERCENTS):
             means = {}
             for setting in settings(init, recipe):
-                cells = [Cell(percent, init, replicate, setting) for replicate in range(N_REPLICATES)]
+                cells = [Cell(percent, init, replicate, setting) for replicate in REPLICATES]
                 if all(cell in losses for cell in cells):
                     means[setting] = float(np.mean([losses[cell] for cell in cells]))
             if not means:
@@ -70,7 +71,7 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 def setting_at(chosen: Mapping[int, Setting], percent: int) -> Setting:
     """Interpolated in the logarithm of the number of images; outside of the grid the nearest one's."""
     if percent in chosen:
-        return chosen[percent]  # exactly, so that a cell of the grid is not trained twice
+        return chosen[percent]  # exactly: logarithm and exponential would round it
     known = sorted(chosen)
 
     def at(values: Sequence[float]) -> float:

@@ -330,7 +330,7 @@ def test_every_init_and_an_own_recipe(project: Project, capsys: pytest.CaptureFi
     assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
     parent = project.store.client.get_run(result["sweep_run_id"])
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert len(cells) == 2 * 9 * 3 * 2 + 2  # grid: inits x settings x percents x replicates; 100 % is among them
+    assert len(cells) == 2 * 9 * 3 * 2 + 4  # grid: inits x settings x percents x replicates
     chosen = result["recipes"]["random"]["100"]
     final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
     assert final["setting"] == chosen

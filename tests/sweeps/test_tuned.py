@@ -8,7 +8,7 @@ from fmnist_transfer.errors import UserError
 from fmnist_transfer.recipe import Recipe
 from sweeps.grid import INITS, Cell, Init, Setting
 from sweeps.table import Row
-from sweeps.tuned import PERCENTS, SCORE, choose, setting_at, settings, tuned_cells, tuning_cells
+from sweeps.tuned import PERCENTS, REPLICATES, SCORE, choose, setting_at, settings, tuned_cells, tuning_cells
 
 RECIPE = Recipe(learning_rate=3e-3)
 
@@ -30,9 +30,9 @@ def test_grids_are_of_equal_size_and_hold_the_registered_recipe(schedule: str) -
 def rows(best: dict[Init, dict[int, Setting]], inits: tuple[Init, ...]) -> list[Row]:
     found = []
     for cell in tuning_cells(inits, RECIPE):
-        # Replicate 0 alone would choose another one: the mean counts.
+        # The first replicate alone would choose another one: the mean counts.
         loss = 0.5 if cell.setting == best[cell.init][cell.percent] else 0.6
-        luck = -0.15 if cell.replicate == 0 and cell.setting == settings(cell.init, RECIPE)[0] else 0.0
+        luck = -0.15 if cell.replicate == REPLICATES[0] and cell.setting == settings(cell.init, RECIPE)[0] else 0.0
         found.append(Row(cell, 1, "id", "finished", {SCORE: loss + luck}))
     return found
 
@@ -45,7 +45,9 @@ def test_the_lowest_mean_is_chosen_at_each_fraction() -> None:
 
 def test_a_setting_that_failed_once_is_out() -> None:
     best = {"random": dict.fromkeys(PERCENTS, settings("random", RECIPE)[5])}
-    table = [row for row in rows(best, ("random",)) if row.cell != Cell(100, "random", 1, best["random"][100])]
+    table = [
+        row for row in rows(best, ("random",)) if row.cell != Cell(100, "random", REPLICATES[1], best["random"][100])
+    ]
     chosen = choose(table, ["random"], RECIPE)["random"]
     assert chosen[100] != best["random"][100]
     assert chosen[5] == best["random"][5]
@@ -64,9 +66,10 @@ def test_between_the_fractions_it_is_interpolated_in_log() -> None:
     assert setting_at(chosen, 2).learning_rate == pytest.approx(1e-2)
 
 
-def test_cells_of_the_grid_are_not_trained_twice() -> None:
+def test_a_setting_is_not_judged_by_the_draws_that_chose_it() -> None:
     best = {"pretrained": dict.fromkeys(PERCENTS, settings("pretrained", RECIPE)[4])}
     chosen = choose(rows(best, ("pretrained",)), ["pretrained"], RECIPE)
     cells = tuned_cells([Cell(25, "pretrained", 0), Cell(25, "pretrained", 7), Cell(25, "random", 0)], chosen)
     assert len(cells) == 2
-    assert cells[0] in tuning_cells(["pretrained"], RECIPE)
+    assert {cell.setting for cell in cells} == {best["pretrained"][25]}
+    assert not {cell.replicate for cell in cells} & {cell.replicate for cell in tuning_cells(["pretrained"], RECIPE)}
