@@ -48,7 +48,7 @@ def features(network: CNN2, examples: Examples) -> Examples:
     network.eval()
     batch = evaluation_batch(examples.images.device)
     seen = torch.cat([network.features(normalise(images)) for images in examples.images.split(batch)])
-    return Examples(seen.clone(), examples.labels)
+    return Examples(seen, examples.labels)
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:

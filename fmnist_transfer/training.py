@@ -368,6 +368,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False
     learning_rate: float | Tensor = recipe.learning_rate
     if recorded:
         learning_rate = torch.tensor(recipe.learning_rate, device=device)
+        parameters = [group | {"lr": learning_rate.clone()} for group in parameters]  # each is written by itself
     weight_decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(

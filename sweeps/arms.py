@@ -28,11 +28,9 @@ from fmnist_transfer.evaluation import State, copy_state
 from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Epoch, History, fit, fit_classifier
-from sweeps.grid import Init
+from fmnist_transfer.training import Diverged, Epoch, History, fit, fit_classifier
+from sweeps.grid import PERTURB, PROBING_SHARE, SHRINK, Init
 
-SHRINK, PERTURB = 0.4, 0.1  # Ash & Adams 2020
-PROBING_SHARE = 0.2  # of lp-ft's epochs (Kumar et al. 2022)
 STACKABLE: frozenset[Init] = frozenset({"pretrained", "random", "shrink-perturb", "matched"})  # one `fit` of all layers
 
 
@@ -80,7 +78,10 @@ def train_before(
     """
     own = dataclasses.replace(streams, stage="selffer")
     network = fresh_network(spec, own).to(train.images.device)
-    fit(network, train, val, dataclasses.replace(recipe, trunk_factor=1.0), own, **options)
+    try:
+        fit(network, train, val, dataclasses.replace(recipe, trunk_factor=1.0), own, **options)
+    except Diverged as error:
+        raise Diverged(f"in its first training, {error}") from error
     return copy_state(network)
 
 

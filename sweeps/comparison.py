@@ -1,20 +1,35 @@
 """Two inits of a sweep side by side: which replicates and fractions count, and how their scores differ.
 
-Rows in, arrays out. A replicate counts if both inits are finished at every fraction that is compared; a fraction is
-compared if it has six such replicates, or, where none has, whatever there is.
+Rows in, arrays out. A replicate counts if both inits are finished at every fraction that is compared. Fractions that
+few replicates have are left out where that leaves more to compare.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sweeps.grid import Init
-from sweeps.statistics import MIN_REPLICATES, Array, Band, equivalence_p, simultaneous_band, t_interval
+from sweeps.statistics import (
+    MIN_REPLICATES,
+    Array,
+    Band,
+    Crossover,
+    EffectiveData,
+    effective_data,
+    equivalence_p,
+    find_crossover,
+    simultaneous_band,
+    t_interval,
+)
 from sweeps.table import Row, by_replicate, finished_percents
 
 LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # nats, and a share: less is no practical difference
-ANCHOR = "final/val_loss"  # a finished cell has it
+TRAIN, VAL, ACCURACY = "final/train_loss", "final/val_loss", "final/val_accuracy"
+BEST, SCALED = "best/val_loss", "final/val_scaled_loss"
+ANCHOR = VAL  # a finished cell has it
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,11 @@ class Difference:
         return len(self.d)
 
     @property
+    def is_known(self) -> bool:
+        """Whether every cell has the score; those of an earlier version may not."""
+        return not np.isnan(self.d).any()
+
+    @functools.cached_property
     def band(self) -> Band:
         """Simultaneous over all fractions. Raises ValueError below six replicates."""
         return simultaneous_band(self.d)
@@ -42,9 +62,33 @@ class Difference:
         return t_interval(self.d) if self.n >= 2 else None
 
     @property
-    def is_equivalent(self) -> np.ndarray:
-        """Of each fraction, whether it is shown to lie within the margin, [n_fractions]."""
+    def is_equivalent(self) -> NDArray[np.bool_]:
+        """Of each fraction by itself, whether it is shown to lie within the margin, [n_fractions].
+
+        Not adjusted: for one fraction, or for a claim that needs all of several.
+        """
         return equivalence_p(self.d, self.margin) < 0.05
+
+    @property
+    def is_below(self) -> NDArray[np.bool_]:
+        """Where the band is below 0, by more than nothing: not where it is within the margin, too."""
+        return (self.band.high < 0) & ~self.is_equivalent
+
+    @property
+    def is_not_below(self) -> NDArray[np.bool_]:
+        """Where the band is above 0, or the difference is within the margin."""
+        return (self.band.low > 0) | self.is_equivalent
+
+    @functools.cached_property
+    def crossover(self) -> Crossover:
+        return find_crossover(self.percents, self.d)
+
+    def t_interval(self, i: int) -> tuple[float, float] | None:
+        """Paired 95 % t-interval at the i-th fraction alone."""
+        if self.n < 2:
+            return None
+        one = t_interval(self.d[:, [i]])
+        return float(one.low[0]), float(one.high[0])
 
     def interval(self, i: int) -> tuple[float, float] | None:
         """At the i-th fraction."""
@@ -64,7 +108,9 @@ class Comparison:
     percents: tuple[int, ...]
     replicates: tuple[int, ...]
     left_out: tuple[int, ...]
-    """Fractions of both inits that have too few replicates to be compared."""
+    """Fractions that are not compared: they would keep too many replicates from being complete."""
+    incomplete: tuple[int, ...]
+    """Replicates that are not compared, for a cell at one of the fractions is missing."""
     rows: Sequence[Row]
 
     @property
@@ -84,6 +130,12 @@ class Comparison:
         """[n_replicates, n_fractions]; NaN where cells of an earlier version have no such score."""
         return by_replicate(self.rows, init, score, self.percents)[list(self.replicates)]
 
+    @functools.cached_property
+    def effective_data(self) -> EffectiveData:
+        """Of the final validation loss."""
+        percents = np.array(self.percents, float)
+        return effective_data(percents, self.scores(self.baseline, VAL), self.scores(self.init, VAL))
+
     def difference(self, score: str) -> Difference:
         d = self.scores(self.baseline, score) - self.scores(self.init, score)
         margin = ACCURACY_MARGIN if score.endswith("accuracy") else LOSS_MARGIN
@@ -91,17 +143,33 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "random") -> Comparison:
-    """The replicates in which both inits are finished, at the fractions that have enough of them."""
+    """The replicates in which both inits are finished at every fraction that is compared."""
     percents = finished_percents([row for row in rows if row.cell.init in (init, baseline)])
     both = ~np.isnan(by_replicate(rows, init, ANCHOR, percents) + by_replicate(rows, baseline, ANCHOR, percents))
-    counts = both.sum(axis=0)
-    wanted = [i for i in range(len(percents)) if counts[i] >= MIN_REPLICATES] or list(range(len(percents)))
-    complete = np.flatnonzero(both[:, wanted].all(axis=1)) if wanted else np.array([], int)
+    wanted = _choose_fractions(both)
+    whole = both[:, wanted].all(axis=1) if wanted else np.zeros(len(both), bool)
+    partly = both.any(axis=1) & ~whole
     return Comparison(
         init,
         baseline,
         tuple(percents[i] for i in wanted),
-        tuple(int(r) for r in complete),
+        tuple(map(int, np.flatnonzero(whole))),
         tuple(percents[i] for i in range(len(percents)) if i not in wanted),
+        tuple(map(int, np.flatnonzero(partly))),
         rows,
     )
+
+
+def _choose_fractions(both: NDArray[np.bool_]) -> list[int]:
+    """Columns of both [n_replicates, n_fractions] with the most cells in complete replicates, six of them if possible.
+
+    Found by leaving out, one after another, the fraction that keeps most replicates from being complete.
+    """
+    wanted = [int(i) for i in np.flatnonzero(both.any(axis=0))]
+    choices: list[tuple[bool, int, list[int]]] = []
+    while wanted:
+        n = int(both[:, wanted].all(axis=1).sum())
+        choices.append((n >= MIN_REPLICATES, n * len(wanted), wanted))
+        without = {i: int(both[:, [j for j in wanted if j != i]].all(axis=1).sum()) for i in wanted}
+        wanted = [j for j in wanted if j != max(without, key=lambda i: without[i])]
+    return max(choices, key=lambda choice: choice[:2], default=(False, 0, []))[2]

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.claims import ACCURACY, BEST, SCALED, TRAIN, VAL
-from sweeps.comparison import Comparison, compare
+from sweeps.comparison import ACCURACY, BEST, SCALED, TRAIN, VAL, Comparison
+from sweeps.findings import Findings
 from sweeps.grid import INITS, Init
-from sweeps.statistics import MIN_REPLICATES, effective_data, find_crossover, simultaneous_band
+from sweeps.statistics import MIN_REPLICATES, simultaneous_band
 from sweeps.table import Row, by_replicate, finished_percents
 
 COLOURS: dict[Init, str] = {
@@ -42,9 +42,9 @@ def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
     return figures | {"figures/overview.png": figure}
 
 
-def report_figures(rows: Sequence[Row]) -> dict[str, tuple[Figure, str]]:
+def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
     """Name -> figure and its caption. Empty if no replicate of pretrained and random is complete."""
-    pair = compare(rows)
+    pair, rows = findings.pair, findings.sweep.rows
     if not pair.n:
         return {}
     spread = "simultaneous 95 % band" if pair.n >= MIN_REPLICATES else "range over replicates"
@@ -69,7 +69,7 @@ def report_figures(rows: Sequence[Row]) -> dict[str, tuple[Figure, str]]:
             "Validation loss at the final epoch and at the best.",
         ),
     }
-    if not np.isnan(pair.scores("pretrained", SCALED)).any() and not np.isnan(pair.scores("random", SCALED)).any():
+    if pair.difference(SCALED).is_known:
         calibration = (
             ("final/val_ece", "expected calibration error", 1.0),
             ("final/val_temperature", "temperature", 1.0),
@@ -84,6 +84,11 @@ def report_figures(rows: Sequence[Row]) -> dict[str, tuple[Figure, str]]:
         figures["inits"] = (
             _row(3, *(_panel(rows, *panel) for panel in PANELS.values())),
             "Every init: mean over replicates and range.",
+        )
+    if findings.beside:
+        figures["sweeps"] = (
+            _row(1, lambda axes: _draw_beside(axes, findings)),
+            "Sweeps side by side: validation loss, random minus pretrained, with its interval.",
         )
     return figures
 
@@ -145,7 +150,7 @@ def _draw_difference(axes: Axes, pair: Comparison, score: str, label: str, unit:
         pair.percents, unit * d.d.mean(axis=0), marker="o", markersize=3, color=colour, label="random - pretrained"
     )
     if score == VAL:
-        cross = find_crossover(d.percents, d.d)
+        cross = d.crossover
         if band is not None:
             contains = (band.low <= 0) & (band.high >= 0)
             axes.plot(d.percents[contains], np.zeros(contains.sum()), "s", color="black", alpha=0.15, markersize=9)
@@ -156,7 +161,7 @@ def _draw_difference(axes: Axes, pair: Comparison, score: str, label: str, unit:
 
 def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
     percents = np.array(pair.percents, float)
-    data = effective_data(percents, pair.scores(pair.baseline, VAL), pair.scores(pair.init, VAL))
+    data = pair.effective_data
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)
     low, high = np.clip(data.low, 0, top), np.clip(data.high, 0, top)
@@ -170,6 +175,23 @@ def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
     axes.set_xlabel("percent of the target's training images")
     axes.set_ylabel("multiplier D_E / D_F")
     axes.grid(alpha=0.3)
+
+
+def _draw_beside(axes: Axes, findings: Findings) -> None:
+    axes.axhline(0, color="black", linewidth=0.8)
+    for i, one in enumerate(findings.beside):
+        shift = 1.02**i  # not one upon the other
+        for point in one.points:
+            if point.low is not None and point.high is not None:
+                axes.vlines(point.percent * shift, point.low, point.high, color=f"C{i}", alpha=0.5)
+        percents, means = [point.percent * shift for point in one.points], [point.mean for point in one.points]
+        axes.plot(percents, means, "o-", markersize=3, color=f"C{i}", label=f"{one.run_id[:8]}: {one.kind}")
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = sorted({point.percent for one in findings.beside for point in one.points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    _label(axes, "difference of validation loss (nats)")
+    axes.legend(frameon=False, fontsize=6)
 
 
 def _label(axes: Axes, label: str) -> None:

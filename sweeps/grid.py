@@ -10,6 +10,8 @@ from fmnist_transfer.recipe import Recipe
 Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
 INITS: tuple[Init, ...] = get_args(Init)
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the original report's two
+SHRINK, PERTURB = 0.4, 0.1  # of shrink-perturb (Ash & Adams 2020)
+PROBING_SHARE = 0.2  # of lp-ft's epochs (Kumar et al. 2022)
 TUNING_REPLICATE = 1_000  # replicates from here on choose recipes and are not compared
 
 

@@ -5,6 +5,7 @@ logged = read_sweep(store, find_sweep(store, "latest"))
 
 import ast
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.tracking import TRANSFER, Store
+from sweeps.comparison import Comparison, compare
 from sweeps.grid import Cell, Grid, Init, Setting
 from sweeps.table import GROUPS, Row, Status
 from sweeps.tuned import Chosen, choose, tuned_cells, tuning_cells
@@ -41,10 +43,15 @@ class LoggedSweep:
     """The registered one, with the sweep's epochs."""
     chosen: Chosen
     """Of `--recipe tuned`; empty without it, or before its grid is finished."""
-    n_tuning: tuple[int, int]
-    """Cells of the recipes' grid that are finished, and all."""
+    n_tuning: tuple[int, int, int]
+    """Cells of the recipes' grid that are done, those of them that failed, and all."""
     provenance: Mapping[str, tuple[str, ...]]
     """Versions, commits and kinds of processor of the finished cells."""
+
+    @functools.cached_property
+    def pair(self) -> Comparison:
+        """Pretrained beside random."""
+        return compare(self.rows)
 
     @property
     def inits(self) -> tuple[Init, ...]:
@@ -85,7 +92,7 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     asked = asked_cells(grids_of(parent.data.tags))
     cells = list(dict.fromkeys([*asked, *(Cell(cell.percent, cell.init, cell.replicate) for cell in runs)]))
     chosen: Chosen = {}
-    n_tuning = (0, 0)
+    n_tuning = (0, 0, 0)
     if params.get("recipe_mode") == TUNED:
         cells, chosen, n_tuning = _tuned_grid(asked, rows, recipe)
     n_images = {cell.percent: row.n_train for cell, row in rows.items()}
@@ -180,19 +187,20 @@ def asked_cells(grids: Iterable[Grid]) -> list[Cell]:
 
 def _tuned_grid(
     cells: Sequence[Cell], rows: Mapping[Cell, Row], recipe: Recipe
-) -> tuple[list[Cell], Chosen, tuple[int, int]]:
-    """The cells with their settings, these settings, and how many cells of the recipes' grid are done, of how many.
+) -> tuple[list[Cell], Chosen, tuple[int, int, int]]:
+    """The cells with their settings, these settings, and of the recipes' grid how many cells are done, failed, and all.
 
     Cells of an init whose grid is not done yet have no setting.
     """
     chosen: Chosen = {}
-    n_done, n = 0, 0
+    n_done, n_failed, n = 0, 0, 0
     for init in dict.fromkeys(cell.init for cell in cells):
         tried = tuning_cells([init], recipe)
         done = [rows[cell] for cell in tried if cell in rows and rows[cell].status != "open"]
         n_done, n = n_done + len(done), n + len(tried)
+        n_failed += sum(row.status == "failed" for row in done)
         if len(done) == len(tried):
             with contextlib.suppress(UserError):  # none of its settings was trained to its end
                 chosen |= choose(done, [init], recipe)
     without = [cell for cell in cells if cell.init not in chosen]
-    return tuned_cells(cells, chosen) + without, chosen, (n_done, n)
+    return tuned_cells(cells, chosen) + without, chosen, (n_done, n_failed, n)

@@ -4,27 +4,28 @@ One sweep with those that it is compared to in; a verdict for each prediction ou
 is not there cannot be told, and says which one to make.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
 
+from fmnist_transfer.model import REFERENCE_SPEC
 from fmnist_transfer.recipe import REFERENCE_RECIPE
-from sweeps.claims import (
+from sweeps.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Answer, Verdict, judge
+from sweeps.comparison import (
     ACCURACY,
+    ACCURACY_MARGIN,
     BEST,
-    CANNOT_BE_TOLD,
-    DOES_NOT_HOLD,
-    HOLDS,
+    LOSS_MARGIN,
     SCALED,
     VAL,
-    Verdict,
-    judge,
+    Comparison,
+    Difference,
 )
-from sweeps.comparison import ACCURACY_MARGIN, Comparison, compare
 from sweeps.grid import Init
 from sweeps.logged import LoggedSweep
-from sweeps.statistics import effective_data, find_crossover, share_moved_right, t_interval
+from sweeps.statistics import MIN_REPLICATES, Array, share_moved_right, t_interval
 
 PREDICTIONS = {
     "P1": "under the reference recipe the report's pattern returns",
@@ -41,6 +42,7 @@ EARLY, LATE = (5, 10), 25  # percent
 MAX_LATE_MULTIPLIER = 2.0
 CERTAIN = 0.95  # share of the bootstrap resamples
 SEMANTIC = ("01234", "56789")  # sources of the halves that go by kind of garment
+AUGMENTATION = ("recipe.flip", "recipe.shift", "recipe.erase")
 
 
 def predict(sweep: LoggedSweep, others: Sequence[LoggedSweep]) -> dict[str, Verdict]:
@@ -48,183 +50,220 @@ def predict(sweep: LoggedSweep, others: Sequence[LoggedSweep]) -> dict[str, Verd
     sweeps = [sweep, *others]
     return {
         "P1": _reference(sweeps),
-        "P2": _over_confidence(compare(sweep.rows)),
+        "P2": _over_confidence(sweep.pair),
         "P3": _equal_steps(sweeps),
         "P4": _deficit(sweep, others),
         "P5": _halves(sweeps),
-        "P6": _multiplier(compare(sweep.rows)),
+        "P6": _multiplier(sweep.pair),
         "P7": _recipes(sweeps),
     }
+
+
+def is_reference(sweep: LoggedSweep) -> bool:
+    """Whether it is of the original report's network, recipe and budget."""
+    spec = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()}
+    same_spec = all(sweep.params.get(key) == value for key, value in spec.items())
+    return same_spec and sweep.recipe == REFERENCE_RECIPE and not sweep.is_tuned and _is(sweep, budget="epochs")
+
+
+def _is(sweep: LoggedSweep, **params: str) -> bool:
+    return all(sweep.params.get(key) == value for key, value in params.items())
+
+
+def _same_but(one: LoggedSweep, other: LoggedSweep, *keys: str) -> bool:
+    """Whether the sweeps differ in nothing but these params."""
+    return all(one.params.get(key) == other.params.get(key) for key in {*one.params, *other.params} - set(keys))
+
+
+def _pairs(sweeps: Sequence[LoggedSweep], *keys: str) -> Iterator[tuple[LoggedSweep, LoggedSweep]]:
+    """Ordered pairs of sweeps that differ in nothing but these params."""
+    return ((one, other) for one, other in itertools.permutations(sweeps, 2) if _same_but(one, other, *keys))
 
 
 def _untold(reason: str, n: int = 0, observed: str = "") -> Verdict:
     return Verdict(CANNOT_BE_TOLD, reason, n_replicates=n, observed=observed)
 
 
-def is_reference(sweep: LoggedSweep) -> bool:
-    """Whether it is of the original report's network and recipe."""
-    return sweep.recipe == REFERENCE_RECIPE and not sweep.is_tuned
+def _too_few(n: int) -> str:
+    return "" if n >= MIN_REPLICATES else f"{n} replicates, and {MIN_REPLICATES} are the floor"
 
 
-def _first(sweeps: Sequence[LoggedSweep], fits: Callable[[LoggedSweep], bool]) -> LoggedSweep | None:
-    return next((sweep for sweep in sweeps if fits(sweep)), None)
+def _of(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> Verdict:
+    """With the i-th fraction's effect."""
+    unit = "accuracy" if d.margin == ACCURACY_MARGIN else "nats"
+    return Verdict(verdict, reason, d.at(i), d.interval(i), d.n, observed, int(d.percents[i]), unit)
 
 
 def _reference(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    reference = _first(sweeps, is_reference)
+    reference = next(filter(is_reference, sweeps), None)
     if reference is None:
         return _untold("needs a sweep of models:/cnn2-reference/best")
-    claims = judge(reference.rows)
+    claims = judge(reference.pair)
     loss, val = claims["train_loss"], claims["val_loss"]
     verdicts = {loss.verdict, val.verdict}
-    said = f"training loss {loss.verdict}, validation loss {val.verdict}"
     verdict = DOES_NOT_HOLD if DOES_NOT_HOLD in verdicts else HOLDS if verdicts == {HOLDS} else CANNOT_BE_TOLD
-    return Verdict(verdict, f"of the report's first two claims: {said}", n_replicates=val.n_replicates)
+    reason = f"of the report's first two claims: training loss {loss.verdict}, validation loss {val.verdict}"
+    return Verdict(verdict, reason, val.effect, val.interval, val.n_replicates, val.observed, val.percent)
 
 
 def _over_confidence(pair: Comparison) -> Verdict:
+    """The effect is the difference of accuracies at 100 %."""
     if not pair.n:
         return _untold(pair.too_few)
-    scores = {"final": VAL, "best epoch": BEST, "temperature-scaled": SCALED}
-    d = {name: pair.difference(score) for name, score in scores.items()}
-    if np.isnan(d["temperature-scaled"].d).any():
+    d = {"final": pair.difference(VAL), "best epoch": pair.difference(BEST), "scaled": pair.difference(SCALED)}
+    if not d["scaled"].is_known:
         return _untold("the cells were made by an earlier version, without temperature scaling", pair.n)
-    crossings = {name: find_crossover(one.percents, one.d) for name, one in d.items()}
-    words = [
-        f"{name} " + ("none" if one.percent is None else f"at {one.percent:.0f} %") for name, one in crossings.items()
-    ]
-    observed = f"crossover of the mean: {', '.join(words)}"
-    if pair.too_few:
-        return _untold(pair.too_few, pair.n, observed)
-    final = crossings["final"]
-    if not final.is_claimable or final.percent is None:
+    crossings = {name: one.crossover for name, one in d.items()}
+    at = [f"{name} {'none' if one.percent is None else f'at {one.percent:.0f} %'}" for name, one in crossings.items()]
+    observed = f"crossover of the mean: {', '.join(at)}"
+    if pair.too_few or pair.percents[-1] != 100:
+        return _untold(pair.too_few or "there is no fraction of 100 %", pair.n, observed)
+    if not crossings["final"].is_claimable:
         return _untold("no crossover of the final loss can be claimed, so there is none to move", pair.n, observed)
     moved = [share_moved_right(one.percents, d["final"].d, one.d) for name, one in d.items() if name != "final"]
     observed += f"; further right or none in {moved[0]:.0%} and {moved[1]:.0%} of the resamples"
     accuracy = pair.difference(ACCURACY)
-    interval = t_interval(accuracy.d[:, [-1]])
-    apart = interval.low[0] > ACCURACY_MARGIN or interval.high[0] < -ACCURACY_MARGIN
-    if max(moved) <= 1 - CERTAIN or apart:
-        reason = "accuracies at 100 % differ by more" if apart else "the crossover does not move right"
-        return Verdict(DOES_NOT_HOLD, reason, n_replicates=pair.n, observed=observed)
-    if max(moved) >= CERTAIN and accuracy.is_equivalent[-1]:
-        reason = "it moves, and accuracies are within 0.3 points"
-        return Verdict(HOLDS, reason, n_replicates=pair.n, observed=observed)
-    return _untold("moving, or accuracies within 0.3 points, is not shown", pair.n, observed)
+    low, high = accuracy.t_interval(-1) or (-np.inf, np.inf)
+    verdict, reason = CANNOT_BE_TOLD, "that it moves, or that accuracies are within 0.3 points, is not shown"
+    if low > ACCURACY_MARGIN or high < -ACCURACY_MARGIN:
+        verdict, reason = DOES_NOT_HOLD, "accuracies at 100 % differ by more"
+    elif max(moved) <= 1 - CERTAIN:
+        verdict, reason = DOES_NOT_HOLD, "the crossover does not move right"
+    elif max(moved) >= CERTAIN and accuracy.is_equivalent[-1]:
+        verdict, reason = HOLDS, "it moves, and accuracies are within 0.3 points"
+    return _of(accuracy, len(pair.percents) - 1, verdict, reason, observed)
 
 
 def _equal_steps(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    """Shrinking is judged pair by pair: replicates of both sweeps share their draws."""
-    epochs = _first(sweeps, lambda one: one.params.get("budget") == "epochs" and not one.is_tuned)
-    steps = _first(
-        sweeps,
-        lambda one: (
-            one.params.get("budget") == "steps"
-            and epochs is not None
-            and _same(one, epochs, "weights_digest", "seed", "recipe_mode")
-        ),
-    )
+    """Both sweeps share their draws. The effect is the advantage by steps minus half of that by epochs."""
+    pairs = (pair for pair in _pairs(sweeps, "budget") if _is(pair[0], budget="epochs"))
+    epochs, steps = next(pairs, (None, None))
     if epochs is None or steps is None:
-        return _untold("needs a sweep with --budget steps and one with --budget epochs of the same model")
-    one, other = compare(epochs.rows), compare(steps.rows)
+        return _untold("needs a sweep with --budget steps and one with --budget epochs, otherwise alike")
+    one, other = epochs.pair, steps.pair
     percents = [percent for percent in EARLY if percent in one.percents and percent in other.percents]
     replicates = [r for r in one.replicates if r in other.replicates]
     if not percents or len(replicates) < 2:
-        return _untold("the two sweeps share no replicates at 5 and 10 %")
+        return _untold("the two sweeps share no two replicates at 5 or 10 %")
 
-    def early(pair: Comparison) -> np.ndarray:
-        d = pair.difference(VAL)
+    def early(pair: Comparison) -> Array:
         rows = [pair.replicates.index(r) for r in replicates]
-        return d.d[rows][:, [pair.percents.index(p) for p in percents]].mean(axis=1, keepdims=True)
+        columns = [pair.percents.index(p) for p in percents]
+        return pair.difference(VAL).d[rows][:, columns].mean(axis=1, keepdims=True)
 
-    of_epochs, of_steps = early(one), early(other)
-    advantage, rest = t_interval(of_epochs), t_interval(of_steps - of_epochs / 2)
-    observed = f"advantage {advantage.mean[0]:+.4f} nats by epochs, {of_steps.mean():+.4f} by steps"
-    if len(replicates) < 6:
-        return _untold(f"{len(replicates)} shared replicates, and 6 are the floor", len(replicates), observed)
-    if advantage.low[0] <= 0:
-        return _untold("there is no advantage by epochs that could shrink", len(replicates), observed)
-    verdict = HOLDS if rest.high[0] < 0 else DOES_NOT_HOLD if rest.low[0] > 0 else CANNOT_BE_TOLD
+    advantage, rest = t_interval(early(one)), t_interval(early(other) - early(one) / 2)
+    observed = f"advantage {advantage.mean[0]:+.4f} nats by epochs, {early(other).mean():+.4f} by steps"
+    n = len(replicates)
+    verdict, reason = CANNOT_BE_TOLD, _too_few(n) or "the interval of steps minus half of epochs contains 0"
+    if n >= MIN_REPLICATES and advantage.low[0] <= 0:
+        reason = "there is no advantage by epochs that could shrink"
+    elif n >= MIN_REPLICATES and rest.high[0] < 0:
+        verdict, reason = HOLDS, "by steps it is less than half of that by epochs"
+    elif n >= MIN_REPLICATES and rest.low[0] > 0:
+        verdict, reason = DOES_NOT_HOLD, "by steps it is more than half of that by epochs"
     interval = (float(rest.low[0]), float(rest.high[0]))
-    reason = "by steps minus half of that by epochs, 95 % t-interval"
-    return Verdict(verdict, reason, float(rest.mean[0]), interval, len(replicates), observed)
+    return Verdict(verdict, reason, float(rest.mean[0]), interval, n, observed)
 
 
-def _same(one: LoggedSweep, other: LoggedSweep, *keys: str) -> bool:
-    return all(one.params.get(key) == other.params.get(key) for key in keys)
+def _at_100(sweep: LoggedSweep, init: Init) -> dict[int, float]:
+    """Final validation loss of each replicate minus that of random weights."""
+    losses = {
+        (row.cell.init, row.cell.replicate): row.scores[VAL]
+        for row in sweep.rows
+        if row.cell.percent == 100 and VAL in row.scores
+    }
+    return {r: loss - losses["random", r] for (i, r), loss in losses.items() if i == init and ("random", r) in losses}
 
 
 def _deficit(sweep: LoggedSweep, others: Sequence[LoggedSweep]) -> Verdict:
-    """At 100 %, of the final validation loss, beside random."""
-
-    def deficit(of: LoggedSweep, init: Init) -> tuple[float, float, float, int] | None:
-        pair = compare(of.rows, init)
-        if 100 not in pair.percents or pair.n < 2:
-            return None
-        band = t_interval(-pair.difference(VAL).d[:, [pair.percents.index(100)]])
-        return float(band.mean[0]), float(band.low[0]), float(band.high[0]), pair.n
-
-    own = deficit(sweep, "pretrained")
-    if own is None:
-        return _untold("needs two replicates or more of pretrained and random at 100 %")
-    observed = f"deficit of pretrained {own[0]:+.4f} [{own[1]:+.4f}, {own[2]:+.4f}] nats"
-    shrunk, selffer = deficit(sweep, "shrink-perturb"), deficit(sweep, "selffer")
-    for name, one in (("shrink-perturb", shrunk), ("selffer", selffer)):
-        observed += f", of {name} {one[0]:+.4f} [{one[1]:+.4f}, {one[2]:+.4f}]" if one else ""
-    if own[3] < 6:
-        return _untold(f"{own[3]} replicates, and 6 are the floor", own[3], observed)
-    if own[1] <= 0:
-        return _untold("pretrained has no deficit at 100 % that could be removed", own[3], observed)
-    augmented = [
-        one
-        for other in others
-        if (other.recipe.flip or other.recipe.shift or other.recipe.erase)
-        and not (sweep.recipe.flip or sweep.recipe.shift or sweep.recipe.erase)
-        and (one := deficit(other, "pretrained"))
-    ]
-    removing = [one for one in (shrunk, *augmented) if one]
-    if not removing or not selffer:
-        return _untold("needs inits shrink-perturb (or a sweep with augmentation) and selffer", own[3], observed)
-    removed, same = any(one[0] < own[0] / 2 for one in removing), selffer[1] > 0
-    reason = (
-        f"most of it {'is' if removed else 'is not'} removed; selffer {'has' if same else 'has not'} a deficit, too"
+    """Of the final validation loss at 100 %. The effect is random minus pretrained, so a deficit is below 0."""
+    own = _at_100(sweep, "pretrained")
+    augmented = next(
+        (
+            _at_100(other, "pretrained")
+            for other in others
+            if _same_but(sweep, other, *AUGMENTATION, "weights_digest")
+            and any(getattr(other.recipe, name.removeprefix("recipe.")) for name in AUGMENTATION)
+            and not any(getattr(sweep.recipe, name.removeprefix("recipe.")) for name in AUGMENTATION)
+        ),
+        {},
     )
-    return Verdict(HOLDS if removed and same else DOES_NOT_HOLD, reason, own[0], own[1:3], own[3], observed)
+    parts = {
+        "shrink-perturb": _at_100(sweep, "shrink-perturb"),
+        "augmentation": augmented,
+        "selffer": _at_100(sweep, "selffer"),
+    }
+    if len(own) < 2:
+        return _untold("needs two replicates or more of pretrained and random at 100 %")
+    band = t_interval(np.array([list(own.values())]).T)
+    observed = f"deficit of pretrained {band.mean[0]:+.4f} [{band.low[0]:+.4f}, {band.high[0]:+.4f}] nats"
+    observed += "".join(f", with {name} {np.mean(list(one.values())):+.4f}" for name, one in parts.items() if one)
+
+    def answer(verdict: Answer, reason: str) -> Verdict:
+        interval = (-float(band.high[0]), -float(band.low[0]))
+        return Verdict(verdict, reason, -float(band.mean[0]), interval, len(own), observed, 100)
+
+    if too_few := _too_few(len(own)):
+        return answer(CANNOT_BE_TOLD, too_few)
+    if band.low[0] <= 0:
+        return answer(CANNOT_BE_TOLD, "pretrained has no deficit at 100 % that could be removed")
+    removed = {name: _sign(own, parts[name], share=0.5) for name in ("shrink-perturb", "augmentation")}
+    same = _sign(parts["selffer"], dict.fromkeys(parts["selffer"], 0.0))
+    if 1 in removed.values() and same == 1:
+        return answer(HOLDS, "more than half of it is removed, and selffer has a deficit, too")
+    if set(removed.values()) == {-1} or removed == {"shrink-perturb": -1, "augmentation": None} or same == -1:
+        return answer(DOES_NOT_HOLD, "less than half of it is removed, or selffer has none")
+    if None in (same, removed["shrink-perturb"]):
+        return answer(CANNOT_BE_TOLD, "needs six replicates of inits shrink-perturb and selffer")
+    return answer(CANNOT_BE_TOLD, "intervals of what is removed, or of selffer's deficit, contain 0")
+
+
+def _sign(whole: dict[int, float], part: dict[int, float], share: float = 1.0) -> int | None:
+    """Sign of share x whole - part by its paired 95 % t-interval; 0 if that contains 0, None below six replicates."""
+    shared = sorted(whole.keys() & part.keys())
+    if len(shared) < MIN_REPLICATES:
+        return None
+    band = t_interval(np.array([[share * whole[r] - part[r]] for r in shared]))
+    return int(band.low[0] > 0) - int(band.high[0] < 0)
 
 
 def _halves(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    """Mean advantage over the fractions all splits share; a split is one replicate of the task."""
-    pairs = {sweep.params.get("split", ""): compare(sweep.rows) for sweep in sweeps if not is_reference(sweep)}
-    pairs = {split: pair for split, pair in pairs.items() if pair.n}
+    """Mean advantage over the fractions that all splits share; a split is one replicate of the task.
+
+    The effect is that of semantic halves minus that of others.
+    """
+    alike = [one for one in sweeps if _same_but(sweeps[0], one, "split", "weights_digest")]
+    pairs = {sweep.params.get("split", ""): sweep.pair for sweep in alike if sweep.pair.n}
     shared = set.intersection(*(set(pair.percents) for pair in pairs.values())) if pairs else set()
-    advantages: dict[str, list[float]] = {"semantic": [], "other": []}
+    advantages: dict[bool, list[float]] = {True: [], False: []}
     for split, pair in pairs.items():
         columns = [pair.percents.index(percent) for percent in sorted(shared)]
         if columns:
-            kind = "semantic" if split.partition("/")[0] in SEMANTIC else "other"
-            advantages[kind].append(float(pair.difference(VAL).d[:, columns].mean()))
+            is_semantic = split.partition("/")[0] in SEMANTIC
+            advantages[is_semantic].append(float(pair.difference(VAL).d[:, columns].mean()))
+    semantic, other = advantages[True], advantages[False]
     observed = "; ".join(
         f"{kind} halves {', '.join(f'{value:+.4f}' for value in values)} nats"
-        for kind, values in advantages.items()
+        for kind, values in (("semantic", semantic), ("other", other))
         if values
     )
-    semantic, other = advantages["semantic"], advantages["other"]
+    if not shared and len(pairs) > 1:
+        return _untold("the splits share no fraction")
     if not semantic or not other:
-        return _untold("needs sweeps of semantic halves and of others", observed=observed)
-    less, more = (stats.mannwhitneyu(semantic, other, alternative=way).pvalue for way in ("less", "greater"))
-    reason = f"{len(semantic)} and {len(other)} splits, exact one-sided rank test p = {less:.3f}"
+        return _untold("needs sweeps of semantic halves and of others, otherwise alike", observed=observed)
+    less, more = (float(stats.mannwhitneyu(semantic, other, alternative=way).pvalue) for way in ("less", "greater"))
+    reason = f"{len(semantic)} semantic and {len(other)} other splits, exact one-sided rank test p = {less:.3f}"
     verdict = HOLDS if less < 0.05 else DOES_NOT_HOLD if more < 0.05 else CANNOT_BE_TOLD
     if verdict == CANNOT_BE_TOLD:
-        reason += "; with both semantic splits, five others or more could tell"
-    return Verdict(verdict, reason, observed=observed)
+        reason += "; both semantic splits and five others could tell"
+    return Verdict(verdict, reason, float(np.mean(semantic) - np.mean(other)), observed=observed)
 
 
 def _multiplier(pair: Comparison) -> Verdict:
+    """The effect is the multiplier at the smallest fraction."""
     if pair.n < 2 or len(pair.percents) < 3:
         return _untold(pair.too_few or "needs three fractions or more", pair.n)
-    percents = np.array(pair.percents, float)
-    data = effective_data(percents, pair.scores("random", VAL), pair.scores("pretrained", VAL))
-    told = ~data.at_least & ~data.at_most
+    percents, data = np.array(pair.percents, float), pair.effective_data
     bounds = [
         ">= " if over else "<= " if under else "" for over, under in zip(data.at_least, data.at_most, strict=True)
     ]
@@ -232,49 +271,55 @@ def _multiplier(pair: Comparison) -> Verdict:
         f"{bound}{value:.2f} at {percent} %"
         for bound, value, percent in zip(bounds, data.multiplier, pair.percents, strict=True)
     )
-    if pair.too_few:
-        return _untold(pair.too_few, pair.n, observed)
+    # Above half of the data a multiplier of 2 is more than there is.
     late = (percents > LATE) & (percents * MAX_LATE_MULTIPLIER <= percents[-1])
-    if (data.low[late] > MAX_LATE_MULTIPLIER).any():
-        return Verdict(DOES_NOT_HOLD, "it exceeds 2 above 25 %", n_replicates=pair.n, observed=observed)
-    if late.any() and data.low[late].max() > data.high[0]:
-        return Verdict(DOES_NOT_HOLD, "it rises with the fraction", n_replicates=pair.n, observed=observed)
-    if not told[0] or not late.any():
-        return _untold("it is not measured at the smallest fraction, or nowhere above 25 %", pair.n, observed)
-    falls = data.low[0] > data.high[late].max()
-    if falls and (data.high[late] <= MAX_LATE_MULTIPLIER).all():
-        reason = "it is larger at the smallest fraction than above 25 %, where it is at most 2"
-        return Verdict(HOLDS, reason, n_replicates=pair.n, observed=observed)
-    return _untold("intervals of small and large fractions overlap", pair.n, observed)
+    verdict, reason = CANNOT_BE_TOLD, "intervals of small and large fractions overlap"
+    if pair.too_few or not late.any():
+        reason = pair.too_few or "no fraction between 25 and 50 % to measure it at"
+    elif (data.low[late] > MAX_LATE_MULTIPLIER).any():
+        verdict, reason = DOES_NOT_HOLD, "it exceeds 2 above 25 %"
+    elif data.low[late].max() > data.high[0]:
+        verdict, reason = DOES_NOT_HOLD, "it rises with the fraction"
+    elif data.low[0] > data.high[late].max() and (data.high[late] <= MAX_LATE_MULTIPLIER).all():
+        verdict, reason = HOLDS, "it is larger at the smallest fraction than above 25 %, where it is at most 2"
+    interval = (float(data.low[0]), float(data.high[0]))
+    return Verdict(verdict, reason, float(data.multiplier[0]), interval, pair.n, observed, pair.percents[0], "times")
 
 
 def _recipes(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    model = _first(
-        sweeps, lambda one: not one.is_tuned and one.params.get("budget") == "epochs" and not is_reference(one)
-    )
-    tuned = _first(
-        sweeps, lambda one: one.is_tuned and model is not None and _same(one, model, "weights_digest", "budget")
-    )
+    """The effect is that of the tuned recipes at the smallest fraction."""
+    pairs = (pair for pair in _pairs(sweeps, "recipe_mode") if pair[1].is_tuned)
+    model, tuned = next(pairs, (None, None))
     if model is None or tuned is None:
-        return _untold("needs a sweep with --recipe model and one with --recipe tuned of the same model")
-    one, other = compare(model.rows), compare(tuned.rows)
-    if one.too_few or other.too_few:
-        return _untold(one.too_few or other.too_few, min(one.n, other.n))
+        return _untold("needs a sweep with --recipe model and one with --recipe tuned, otherwise alike")
+    one, other = model.pair, tuned.pair
+    if not one.n or not other.n:
+        return _untold(one.too_few or other.too_few)
     d, tuned_d = one.difference(VAL), other.difference(VAL)
-    early = np.isin(tuned_d.percents, EARLY)
-    late = tuned_d.percents > LATE
-    helps_nowhere = not (d.band.low > 0).any()
-    helps_early, helps_late = (tuned_d.band.low[early] > 0), (tuned_d.band.low[late] > 0)
-    n = min(one.n, other.n)
-    observed = (
-        f"fractions at which the band is above 0: {int((d.band.low > 0).sum())} of {len(d.percents)} with the "
-        f"registered recipe; tuned, {int(helps_early.sum())} of {len(helps_early)} at 5-10 % and "
-        f"{int(helps_late.sum())} of {len(helps_late)} above 25 %"
-    )
-    if not helps_nowhere or helps_late.any() or ((tuned_d.band.high <= 0) | tuned_d.is_equivalent)[early].any():
-        return Verdict(
-            DOES_NOT_HOLD, "it helps where it should not, or not where it should", n_replicates=n, observed=observed
-        )
-    if helps_early.all() and len(helps_early):
-        return Verdict(HOLDS, "as predicted at every fraction", n_replicates=n, observed=observed)
-    return _untold("at 5-10 % the band of the tuned recipe contains 0", n, observed)
+    observed = f"random minus pretrained with the registered recipe {_listed(d)}; "
+    observed += f"with a recipe for each init {_listed(tuned_d)}"
+    verdict, reason = CANNOT_BE_TOLD, one.too_few or other.too_few
+    early, late = np.isin(tuned_d.percents, EARLY), tuned_d.percents > LATE
+    if not reason and not (early.any() and late.any()):
+        reason = "the tuned sweep needs fractions of 5 or 10 % and above 25 %"
+    if not reason:
+        parts = [_helps(d), _helps(tuned_d, late)]  # predicted: 0 and 0, and 1 early
+        at_early = _helps(tuned_d, early, everywhere=True)
+        reason = "that it helps, or that it does not, is not shown at every fraction; more replicates would tell"
+        if 1 in parts or at_early == 0:
+            verdict, reason = DOES_NOT_HOLD, "it helps where it should not, or not where it should"
+        elif parts == [0, 0] and at_early == 1:
+            verdict, reason = HOLDS, f"as predicted; less than {LOSS_MARGIN} nats is no help"
+    return _of(tuned_d, 0, verdict, reason, observed)
+
+
+def _helps(d: Difference, where: np.ndarray | slice = slice(None), *, everywhere: bool = False) -> int | None:
+    """1 if pretraining is shown to help at one fraction (or `everywhere`), 0 if not to, None if neither is."""
+    helps, does_not = d.band.low[where] > 0, d.band.high[where] < LOSS_MARGIN
+    if everywhere:
+        return 1 if helps.all() else 0 if does_not.any() else None
+    return 1 if helps.any() else 0 if does_not.all() else None
+
+
+def _listed(d: Difference) -> str:
+    return ", ".join(f"{d.at(i):+.4f} at {d.percents[i]:.0f} %" for i in range(len(d.percents)))

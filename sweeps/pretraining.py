@@ -4,6 +4,7 @@ The registered configuration is trained on the source half with fresh draws; eac
 parent, with its weights, and is found again. Workers import this module, so it imports no mlflow.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,7 @@ from fmnist_transfer.console import Progress, say
 from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.model import CNN2Spec, fresh_network, weights_digest
-from fmnist_transfer.parallel import Workers
+from fmnist_transfer.parallel import Outcome, Workers
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stopping import Outage
@@ -105,22 +106,29 @@ def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], 
     def show(replicate: int, epoch: int) -> None:
         progress.working(replicate, epoch / plan.recipe.epochs, f"source r{replicate}: epoch {epoch}")
 
-    with Progress("source networks", len(todo)) as progress:
-        for outcome in workers.run(pretrain, plan, todo, on_start=begin, on_report=show):
-            if outcome.status != "lost":
-                progress.finished(outcome.task)
-            if (run_id := begun.pop(outcome.task, None)) is None:
-                continue  # the store was lost before it began
-            with outage.held():
-                if outcome.result:
-                    state = outcome.result.final_state
-                    tags = {"weights_digest": weights_digest(state)} | numerics()
-                    files = {WEIGHTS_FILE: pack_weights(state)}
-                    store.conclude(Ending(run_id, "FINISHED", result_rows(outcome.result), tags, files))
-                    runs[outcome.task] = run_id
-                else:
-                    say(f"source r{outcome.task} {outcome.status}: {outcome.reason}")
-                    ended: Ended = "FAILED" if outcome.status == "failed" else "KILLED"
-                    store.conclude(Ending(run_id, ended, tags={"reason": outcome.reason}))
+    def log(run_id: str, outcome: Outcome[int, Result]) -> None:
+        if outcome.result:
+            state = outcome.result.final_state
+            tags = {"weights_digest": weights_digest(state)} | numerics()
+            files = {WEIGHTS_FILE: pack_weights(state)}
+            store.conclude(Ending(run_id, "FINISHED", result_rows(outcome.result), tags, files))
+            runs[outcome.task] = run_id
+        else:
+            say(f"source r{outcome.task} {outcome.status}: {outcome.reason}")
+            ended: Ended = "FAILED" if outcome.status == "failed" else "KILLED"
+            store.conclude(Ending(run_id, ended, tags={"reason": outcome.reason}))
+
+    try:
+        with Progress("source networks", len(todo)) as progress:
+            for outcome in workers.run(pretrain, plan, todo, on_start=begin, on_report=show):
+                if outcome.status != "lost":
+                    progress.finished(outcome.task)
+                if outcome.task in begun:  # else the store was lost before it began
+                    with outage.held():
+                        log(begun.pop(outcome.task), outcome)
+    finally:
+        for run_id in begun.values():  # something else went wrong, which is then the one to see
+            with contextlib.suppress(Exception):
+                store.conclude(Ending(run_id, "KILLED", tags={"reason": "the sweep ended before it"}))
     outage.raise_if_any()
     return runs

@@ -4,7 +4,8 @@
     python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with others beside it
 
 Logged runs in, and nothing else: it works on a sweep that was run elsewhere or is still running. On the sweep's parent
-run it leaves `report/report.html` (one page, needs nothing else), `report.md`, `report.csv` and the figures.
+run it leaves `report/report.html` (one page, needs nothing else), `report.md`, `report.csv`, `cells.csv` with the run
+of each cell, and the figures.
 """
 
 import io
@@ -45,8 +46,6 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
-        if self.vs:
-            check_distinct("--vs", (self.sweep, *self.vs))
 
 
 def main(settings: ReportSettings) -> int:
@@ -59,6 +58,7 @@ def main(settings: ReportSettings) -> int:
 
         store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
         sweep, *others = (read_sweep(store, find_sweep(store, asked)) for asked in (settings.sweep, *settings.vs))
+        check_distinct("--vs", [one.run_id for one in (sweep, *others)])
         findings = report(store, sweep, others)
         say(claims_text(findings))
         for name, one in findings.predictions.items():
@@ -74,9 +74,10 @@ def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]"
     from sweeps.figures import report_figures
     from sweeps.findings import find
     from sweeps.page import html_of, markdown_of
+    from sweeps.table import to_csv
 
     findings = find(sweep, others)
-    figures = report_figures(sweep.rows)
+    figures = report_figures(findings)
     images, captions = {}, {}
     for name, (figure, caption) in figures.items():
         content = io.BytesIO()
@@ -87,6 +88,7 @@ def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]"
     store.log_text(sweep.run_id, f"{FOLDER}/report.md", text)
     store.log_text(sweep.run_id, f"{FOLDER}/report.html", html_of(text, images))
     store.log_text(sweep.run_id, f"{FOLDER}/report.csv", findings.to_csv())
+    store.log_text(sweep.run_id, f"{FOLDER}/cells.csv", to_csv(sweep.rows))
     return findings
 
 

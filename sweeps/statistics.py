@@ -39,16 +39,18 @@ class FlipTest(NamedTuple):
 
 @dataclass(frozen=True)
 class Crossover:
-    """Where "random is better" begins."""
+    """Where "random is better", up to the largest fraction, begins."""
 
     percent: float | None
     """Of the mean over replicates; None if it never begins."""
     never: float
     """Share of bootstrap resamples of the replicates in which it never begins."""
+    n_replicates: int
 
     @property
     def is_claimable(self) -> bool:
-        return self.percent is not None and self.never <= MAX_NEVER_CROSSING
+        enough = self.n_replicates >= MIN_REPLICATES
+        return enough and self.percent is not None and self.never <= MAX_NEVER_CROSSING
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
 
     Flipping a replicate keeps the correlation between its fractions, which nesting makes. It is the deviations from the
     mean that are flipped: flips of d itself would carry the effect, and with six replicates, eleven fractions and a
-    large effect such a band covered 56 % instead of 95 (400 simulations). d is [n_replicates, n_fractions].
+    large effect such a band covered 56 % instead of 95 (400 simulations). For replicates that are spread
+    symmetrically: exponential ones are covered in 86 to 89 of 100. d is [n_replicates, n_fractions].
 
     Raises ValueError below six replicates.
     """
@@ -153,23 +156,24 @@ def equivalence_p(d: Array, margin: float) -> Array:
 
 
 def crossover(percents: Array, mean: Array) -> float | None:
-    """Percent of the last change of sign of `mean` from positive to negative, piecewise linear in log percent.
+    """Percent from which on `mean` is no longer positive, piecewise linear in log percent.
 
-    None if it never changes so.
+    None if it is positive at the end, or nowhere: a dip that it comes back from is no crossover.
     """
-    for i in range(len(percents) - 2, -1, -1):
-        if mean[i] > 0 >= mean[i + 1]:
-            share = mean[i] / (mean[i] - mean[i + 1])
-            logs = np.log(percents[i : i + 2])
-            return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
-    return None
+    positive = np.flatnonzero(mean > 0)
+    if not len(positive) or positive[-1] == len(mean) - 1:
+        return None
+    i = int(positive[-1])
+    share = mean[i] / (mean[i] - mean[i + 1])
+    logs = np.log(percents[i : i + 2])
+    return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
 
 
 def find_crossover(percents: Array, d: Array, seed: int = 0) -> Crossover:
     """Of the mean of d [n_replicates, n_fractions], and how often resamples of the replicates have none."""
     means = np.array([sample.mean(axis=0) for sample in _resamples(d, seed)])
     never = np.mean([crossover(percents, mean) is None for mean in means])
-    return Crossover(crossover(percents, d.mean(axis=0)), float(never))
+    return Crossover(crossover(percents, d.mean(axis=0)), float(never), len(d))
 
 
 def share_moved_right(percents: Array, d: Array, other: Array, seed: int = 0) -> float:

@@ -65,11 +65,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     """One line a cell, in order of percent, init and replicate; what is missing is empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["percent", "init", "replicate", "n_train", "status", *SCORES, "run_id"])
+    tuned = ("learning_rate", "trunk_factor", "warm_up") if any(row.cell.setting for row in rows) else ()
+    writer.writerow(["percent", "init", "replicate", "n_train", "status", *tuned, *SCORES, "run_id"])
     for row in sorted(rows, key=lambda row: row.cell.position):
         scores = [f"{row.scores[key]:.6g}" if key in row.scores else "" for key in SCORES]
         cell = row.cell
-        writer.writerow([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *scores, row.run_id])
+        setting = [f"{getattr(cell.setting, name):.6g}" if cell.setting else "" for name in tuned]
+        line = [cell.percent, cell.init, cell.replicate, row.n_train, row.status, *setting, *scores, row.run_id]
+        writer.writerow(line)
     return stream.getvalue()
 
 

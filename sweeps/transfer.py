@@ -43,9 +43,9 @@ class TransferSettings:
     replicates: int = 3
     """Sets of random draws, each shared by every init at every fraction."""
     recipe: Literal["model", "tuned"] = "model"
-    """model: the registered recipe for every init; tuned: one for each init, of nine tried with two replicates each."""
+    """model: the registered recipe for every init; tuned: one for each, of nine tried first (54 trainings an init)."""
     pretrain_replicates: int = 0
-    """Train the registered configuration so often on the source half, and let replicate r start from network r."""
+    """So many networks are trained on the source half, replicate r starts from the r-th; 0: all from the registered."""
     epochs: int | None = None
     """Epochs of each training; default: the registered recipe's."""
     budget: Literal["epochs", "steps"] = "epochs"

@@ -68,6 +68,15 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
     return chosen
 
 
+def is_on_edge(setting: Setting, init: Init, recipe: Recipe) -> bool:
+    """Whether a value that was tried has none beyond it: a wider grid might have found a better one."""
+    grid = settings(init, recipe)
+    rates, factors = {one.learning_rate for one in grid}, {one.trunk_factor for one in grid}
+    return setting.learning_rate in (min(rates), max(rates)) or (
+        len(factors) > 1 and setting.trunk_factor == min(factors)
+    )
+
+
 def setting_at(chosen: Mapping[int, Setting], percent: int) -> Setting:
     """Interpolated in the logarithm of the number of images; outside of the grid the nearest one's."""
     if percent in chosen:

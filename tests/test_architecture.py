@@ -83,7 +83,7 @@ def test_init_files_import_nothing() -> None:
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
         ("sweeps.report", ["--help"]),
-        ("sweeps.report", ["--sweep", "a", "--vs", "a"]),
+        ("sweeps.report", ["--store-timeout", "-1"]),
         ("tuning.search", ["--trials", "0"]),
         ("sweeps.transfer", ["--model-uri", "models:/cnn2/best", "--fractions", "0"]),
     ],

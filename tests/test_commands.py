@@ -168,7 +168,8 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     assert status == 0
     assert set(result) == {
         *("sweep_run_id", "model_uri", "split", "cells", "claims", "predictions", "missing", "recipes"),
-        *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band"),
+        *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band", "family_p"),
+        *("inits", "controls"),
         *("seconds", "stages", "first_step_seconds"),
     }
     assert set(result["stages"]) == {"start", "resume check", "cells", "figures and curves"}
@@ -362,17 +363,20 @@ def test_report_recomputes_everything_from_the_store(
     assert set(result["predictions"]) == {f"P{i}" for i in range(1, 8)}
     assert [point["percent"] for point in result["band"]["val_loss"]] == [20, 50, 100]
     assert len(result["effective_data"]) == 3
-    assert "cannot be told (2 complete replicates, and 6 are the floor" in capsys.readouterr().out.replace("**", "")
+    assert "cannot be told (2 complete replicates, and 6 are the floor" in capsys.readouterr().out
     files = {file.path for file in project.store.client.list_artifacts(swept["sweep_run_id"], "report")}
     assert {"report/report.html", "report/report.md", "report/report.csv", "report/losses.png"} <= files
     folder = Path(project.store.client.download_artifacts(swept["sweep_run_id"], "report", str(tmp_path)))
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
+    assert [one["run_id"] for one in result["compared_with"]] == [other["sweep_run_id"]]
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert swept["sweep_run_id"] in page
     assert other["sweep_run_id"] in page
     table = (folder / "report.csv").read_text().splitlines()
-    assert table[0] == "quantity,init,percent,value,low,high,p,n_replicates,verdict"
+    assert table[0] == "quantity,of,percent,value,low,high,p,n_replicates,remark"
+    cells = (folder / "cells.csv").read_text().splitlines()
+    assert {line.split(",")[-1] for line in cells[1:]} == {cell["run_id"] for cell in swept["cells"]}
     value = next(line for line in table if line.startswith("difference val_loss,random - pretrained,20,")).split(",")[3]
     assert float(value) == pytest.approx(result["band"]["val_loss"][0]["mean"], rel=1e-5)
 
@@ -394,15 +398,19 @@ def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytes
     assert len(result["missing"]) == 4
 
 
-def test_report_says_what_there_is(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_says_what_there_is(
+    project: Project, store_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, _ = project.report("--sweep", "abc")
     assert (status, "error: no run abc in this store" in capsys.readouterr().err) == (2, True)
     study = project.runs(TUNING, role="study")[0].info.run_id
     status, _ = project.report("--sweep", study)
     assert (status, "is no sweep" in capsys.readouterr().err) == (2, True)
-    if not project.runs(TRANSFER, role="sweep"):
-        status, _ = project.report()
-        assert (status, "there is no sweep in this store" in capsys.readouterr().err) == (1, True)
+    _, swept = project.sweep("--fractions", "20", "--replicates", "1", "--seed", "12")
+    status, _ = project.report("--vs", swept["sweep_run_id"])  # which is the latest
+    assert (status, "is given twice" in capsys.readouterr().err) == (2, True)
+    status, _ = Project(store_path, data_dir).report()
+    assert (status, "there is no sweep in this store" in capsys.readouterr().err) == (1, True)
 
 
 def test_each_replicate_from_a_source_network_of_its_own(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

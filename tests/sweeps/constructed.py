@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fmnist_transfer.model import CNN2Spec
 from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.tracking import settings_params
 from sweeps.grid import Cell, Init
 from sweeps.logged import LoggedSweep
 from sweeps.table import Row
@@ -20,7 +22,7 @@ BASE = {
     "best/val_loss": 0.5,
     "test/accuracy": 0.9,
 }
-RECIPE = Recipe()
+SPEC, RECIPE = CNN2Spec(), Recipe()
 Gains = Mapping[str, float | Sequence[float]]  # score -> random - pretrained, one number or one a fraction
 
 
@@ -47,10 +49,12 @@ def rows(
 def sweep(
     of_rows: Sequence[Row],
     *,
+    spec: CNN2Spec = SPEC,
     recipe: Recipe = RECIPE,
     run_id: str = "0123456789abcdef",
     **params: str,
 ) -> LoggedSweep:
     """A sweep of these rows."""
-    all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"} | params
-    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0), {})
+    all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"}
+    all_params |= {key: str(value) for key, value in settings_params(spec, recipe).items()} | params
+    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0, 0), {})

@@ -12,6 +12,7 @@ from sweeps.statistics import (
     equivalence_p,
     find_crossover,
     flip_test,
+    share_moved_right,
     simultaneous_band,
     t_interval,
 )
@@ -116,7 +117,10 @@ def test_crossover_is_where_it_was_put() -> None:
     assert crossover(percents, np.array([1.0, 1.0, 1.0])) is None
     assert crossover(percents, np.array([-1.0, 1.0, 1.0])) is None
     assert crossover(percents, np.array([1.0, -1.0, -1.0])) == pytest.approx(10.0)
-    assert crossover(np.array([5.0, 10.0, 20.0, 40.0]), np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(800**0.5)
+    four = np.array([5.0, 10.0, 20.0, 40.0])
+    assert crossover(four, np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(800**0.5)
+    assert crossover(four, np.array([1.0, -1.0, -1.0, 1.0])) is None  # a dip
+    assert crossover(four, np.array([-1.0, -1.0, -1.0, -1.0])) is None
 
 
 def test_crossover_that_every_resample_has_is_claimable() -> None:
@@ -128,10 +132,21 @@ def test_crossover_that_every_resample_has_is_claimable() -> None:
 
 
 def test_crossover_by_chance_is_not() -> None:
-    noise = np.random.default_rng(9).normal(0, 1, (8, 4))
-    found = find_crossover(np.array([5.0, 10.0, 20.0, 40.0]), noise)
-    assert found.never > 0.05
-    assert not found.is_claimable
+    """Of noise about 0 at eleven fractions."""
+    percents = np.linspace(5, 100, 11)
+    rng = np.random.default_rng(9)
+    claimed = sum(find_crossover(percents, rng.normal(0, 1, (10, 11))).is_claimable for _ in range(20))
+    assert claimed <= 4
+    few = find_crossover(percents, np.linspace(1, -1, 11) + rng.normal(0, 0.01, (5, 11)))
+    assert (few.never, few.is_claimable) == (0.0, False)  # five replicates
+
+
+def test_a_crossover_that_moves_right() -> None:
+    percents = np.array([5.0, 20.0, 80.0])
+    d = np.array([1.0, 1.0, -1.0]) + np.random.default_rng(10).normal(0, 0.1, (8, 3))
+    assert share_moved_right(percents, d, d + 0.5) == 1.0
+    assert share_moved_right(percents, d, d + 5) == 1.0  # none any more
+    assert share_moved_right(percents, d, d - 0.5) == 0.0
 
 
 PERCENTS = np.array([5.0, 10.0, 20.0, 40.0, 80.0])

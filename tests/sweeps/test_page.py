@@ -1,0 +1,122 @@
+"""The page on constructed sweeps: what it says, and that it says something wherever little is known."""
+
+import dataclasses
+
+import pytest
+from constructed import rows, sweep
+
+from sweeps.figures import report_figures
+from sweeps.findings import find
+from sweeps.grid import Cell, Setting
+from sweeps.logged import LoggedSweep
+from sweeps.page import claims_text, html_of, markdown_of
+from sweeps.table import Row
+
+CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)
+
+
+def page(of: LoggedSweep, *others: LoggedSweep) -> str:
+    return markdown_of(find(of, others), {})
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 6])
+def test_any_number_of_replicates_makes_a_page(n: int) -> None:
+    text = page(sweep(rows(n, {"final/val_loss": CROSSING})))
+    assert text.startswith("# Transfer from classes 01234 to classes 56789")
+    for absent in ("nan", "inf ", "None", "at  %"):
+        assert absent not in text
+    assert ("Nothing is claimed" in text) == (n < 6)
+    assert ("simultaneous 95 % bands over all fractions" in text) == (n >= 6)
+
+
+def test_the_verdict_stands_with_its_numbers() -> None:
+    text = page(sweep(rows(8, {"final/train_loss": 0.1, "final/val_loss": CROSSING})))
+    claims = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert "**holds**" in claims["| training loss: pretrained is lower at every fraction"]
+    assert "+0.1" in claims["| training loss: pretrained is lower at every fraction"]
+    assert "one in this range can be claimed" in text
+    assert "No difference at any fraction: p = 0.0078" in text  # 2 / 2^8
+    assert "0 of 80 cells are missing" in text
+
+
+def test_one_fraction_and_one_init_are_no_error() -> None:
+    table = rows(6, {"final/val_loss": 0.1})
+    assert "no fraction" in page(sweep([row for row in table if row.cell.percent == 100])).lower()
+    alone = page(sweep([row for row in table if row.cell.init == "random"]))
+    assert "no complete replicate of pretrained and random" in alone
+    assert "| random | 5 % | 6 |" in alone
+
+
+def test_cells_of_an_earlier_version_leave_a_gap() -> None:
+    known = {"final/train_loss", "final/val_loss", "final/val_accuracy", "best/val_loss", "test/accuracy"}
+    table = [
+        dataclasses.replace(row, scores={key: value for key, value in row.scores.items() if key in known})
+        for row in rows(6, {})
+    ]
+    findings = find(sweep(table))
+    assert "scaled_val_loss" not in findings.differences
+    assert "calibration" not in report_figures(findings)
+    assert "val ece" not in markdown_of(findings, {})
+
+
+def test_failed_and_open_cells_are_named() -> None:
+    table = rows(7, {})
+    table[3] = Row(table[3].cell, 2_500, "id", "failed", {})
+    text = page(sweep(table))
+    assert "1 of 70 cells are missing" in text
+    assert f"{table[3].cell.name} (failed)" in text
+    assert "Replicates 0 are left out" in text
+    assert "1 of 70 cells are missing" in claims_text(find(sweep(table)))
+
+
+def test_controls_are_compared_to_random() -> None:
+    table = rows(8, {"final/val_loss": 0.1}, inits=("pretrained", "random", "frozen"))
+    findings = find(sweep(table))
+    (control,) = findings.controls
+    assert (control.init, control.n_replicates) == ("frozen", 8)
+    assert control.points[0].mean == pytest.approx(0.1, abs=0.005)
+    assert "| frozen | 8 | 5 % | +0.1" in markdown_of(findings, {})
+    assert "inits" in report_figures(findings)
+
+
+def test_sweeps_side_by_side() -> None:
+    one = sweep(rows(8, {"final/val_loss": 0.1}))
+    other = sweep(rows(3, {"final/val_loss": -0.1}), run_id="fedcba9876543210", budget="steps")
+    findings = find(one, [other])
+    text = markdown_of(findings, {})
+    assert "|  | `01234567` | `fedcba98` |" in text
+    assert "| replicates | 8 | 3 |" in text
+    assert "budget steps" in text
+    assert "sweeps" in report_figures(findings)
+    assert findings.to_dict()["compared_with"][0]["run_id"] == "fedcba9876543210"
+    assert "fedcba9876543210" in findings.to_csv()
+
+
+def test_tuned_recipes_and_their_edges() -> None:
+    tuned = dataclasses.replace(
+        sweep(rows(6, {}), recipe_mode="tuned"),
+        chosen={"random": {5: Setting(3e-3, 1.0, 0.25), 100: Setting(3 * 3e-3, 1.0, 0.25)}},
+        n_tuning=(108, 3, 108),
+    )
+    text = page(tuned)
+    assert "108 of 108 of these cells are done, 3 of them failed" in text
+    assert "| random | 5 % | 0.003 | 1 | 0.25 |  |" in text
+    assert "| random | 100 % | 0.009 | 1 | 0.25 | yes |" in text
+
+
+def test_what_a_store_holds_is_shown_and_not_obeyed() -> None:
+    hostile = dataclasses.replace(sweep(rows(1, {})), name="<script>alert(1)</script>`<b>")
+    shown = html_of(page(hostile), {})
+    assert "<script" not in shown
+    assert "<b>" not in shown
+    named = dataclasses.replace(
+        hostile,
+        rows=(*hostile.rows, Row(Cell(5, "<img src=x>", 0), 1, "", "open", {})),  # type: ignore[arg-type]
+    )
+    assert "<img src=x" not in html_of(page(named), {})
+
+
+def test_images_are_inside_the_page() -> None:
+    shown = html_of("# Title\n\n![caption](losses.png)\n", {"losses.png": b"png"})
+    assert 'src="data:image/png;base64,cG5n"' in shown
+    assert "<title>Title</title>" in shown
