@@ -212,6 +212,7 @@ def _beside(findings: Findings) -> list[str]:
     at = [{point.percent: point for point in one.points} for one in sweeps]
     percents = sorted({percent for points in at for percent in points})
     rows = [
+        ["run", *(f"`{one.run_id}`" for one in sweeps)],
         ["kind", *(one.kind for one in sweeps)],
         ["replicates", *(str(one.n_replicates) for one in sweeps)],
         *([text, *(one.verdicts[name] for one in sweeps)] for name, text in CLAIMS.items()),
