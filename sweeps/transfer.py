@@ -7,8 +7,8 @@ the table, and what the sweep says of the report's four claims.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,14 +20,10 @@ from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, P
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
-from sweeps.grid import REPORTED, TUNING_REPLICATE, Cell, Grid, Init, by_fraction
+from sweeps.grid import REPORTED, TUNING_REPLICATE, Grid, Init, by_fraction
 
 if TYPE_CHECKING:
-    from fmnist_transfer.registry import TrainedModel
-    from fmnist_transfer.tracking import Store
-    from sweeps.cells import CellPlan
-    from sweeps.ledger import Ledger
-    from sweeps.tuned import Chosen
+    pass
 
 
 @dataclass(frozen=True)
@@ -115,27 +111,6 @@ def main(settings: TransferSettings) -> int:
     return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
 
 
-@dataclass(frozen=True)
-class SweepContext:
-    """What every stage of the command needs."""
-
-    settings: TransferSettings
-    store: "Store"
-    model: "TrainedModel"
-    plan: "CellPlan"
-    grid: Grid
-    name: str
-    workers: Workers
-    stop: StopSignal
-    stopwatch: Stopwatch
-
-    def with_images(self, cells: Iterable[Cell]) -> dict[Cell, int]:
-        """The cells with their numbers of training images."""
-        from fmnist_transfer.data import n_train
-
-        return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
-
-
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
@@ -163,6 +138,7 @@ def _sweep(
     from fmnist_transfer.tracking import open_store
     from sweeps.cells import plan_for
     from sweeps.ledger import Ledger, identity, identity_key
+    from sweeps.stages import SweepContext, dry_run, work
 
     store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
     reference = resolve(store, settings.model_uri)
@@ -192,11 +168,11 @@ def _sweep(
     context.with_images(grid.cells())  # a fraction without an image is told before anything is begun
     stopwatch.lap("start")
     if settings.dry_run:
-        return _dry_run(context, Ledger(store, sweep_identity, half))
+        return dry_run(context, Ledger(store, sweep_identity, half))
     with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
         ledger = Ledger(store, sweep_identity, half)
         ledger.open(name, {"model_uri": reference.asked, "model_uri_pinned": reference.pinned})
-        result = _work(context, ledger)
+        result = work(context, ledger)
     say(
         "Compare in the MLflow UI: in the charts of experiment fmnist-transfer, search for tags.role = 'curve' and\n"
         "unfold the sweep; or select its runs `pretrained` and `random`, press Compare and click a metric.\n"
@@ -213,118 +189,6 @@ def check_arms(settings: TransferSettings, epochs: int) -> None:
         probing_epochs(epochs)
     if settings.stack and (apart := [init for init in settings.inits if init not in STACKABLE]):
         raise UsageError(f"--stack trains whole networks, once each: leave it out with --inits {' '.join(apart)}")
-
-
-def _work(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
-    """Everything that is not done yet, by whoever owns the sweep."""
-    from fmnist_transfer.tracking import TRANSFER
-    from sweeps.logged import add_grid, asked_cells, read_sweep
-    from sweeps.page import claims_text
-    from sweeps.picture import Picture, log_curves, print_summary
-    from sweeps.report import FOLDER, report
-    from sweeps.tuned import tuned_cells
-
-    settings, store, stopwatch = context.settings, context.store, context.stopwatch
-    if settings.reap:
-        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
-        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
-    say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
-    with store.ending(ledger.run_id):
-        store.log_data(ledger.run_id, context.plan.half, "target")
-        if settings.pretrain_replicates:
-            context = _with_sources(context, ledger.run_id)
-        so_far = add_grid(store, ledger.run_id, context.grid)
-        cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the picture of a larger whole
-        if settings.recipe == "tuned":
-            cells = tuned_cells(cells, _choose_recipes(context, ledger))
-            shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
-        picture = Picture(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
-        _run(context, ledger, cells, picture.refresh)
-        stopwatch.lap("cells")
-        rows = picture.draw()
-        asked = ledger.rows(context.with_images(cells))
-        n_done = sum(row.status != "open" for row in asked)
-        context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
-        log_curves(store, ledger.run_id, rows)
-        print_summary(rows)
-        findings = report(store, read_sweep(store, store.client.get_run(ledger.run_id)))
-        say(f"\n{claims_text(findings)}\nThe whole report: {FOLDER}/report.html of run {ledger.run_id}")
-    stopwatch.lap("figures and curves")
-    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
-
-
-def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
-    """A source network for each replicate in place of the registered one."""
-    from fmnist_transfer.data import default_data_dir, load_half
-    from sweeps.pretraining import PretrainingPlan, source_networks
-
-    settings, model, plan = context.settings, context.model, context.plan
-    half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
-    pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
-    sources = source_networks(context.store, run_id, pretraining, settings.pretrain_replicates, context.workers)
-    context.stopwatch.lap("source networks")
-    return replace(context, plan=replace(plan, sources=sources))
-
-
-def _run(context: SweepContext, ledger: "Ledger", cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
-    """Train those of the cells that are not done."""
-    from sweeps.runs import run_cells
-
-    images = context.with_images(cells)
-    todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
-    if len(todo) < len(images):
-        say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
-    context.stopwatch.lap("resume check")
-    run_cells(
-        ledger,
-        {cell: images[cell] for cell in todo},
-        context.plan,
-        workers=context.workers,
-        stopwatch=context.stopwatch,
-        on_finished=on_finished,
-        debug=context.settings.debug,
-    )
-
-
-def _choose_recipes(context: SweepContext, ledger: "Ledger") -> "Chosen":
-    """Run the recipes' grid of every init, and say which settings won."""
-    from sweeps.tuned import choose, print_chosen, tuning_cells
-
-    asked = context.grid.inits
-    tried = tuning_cells(asked, context.plan.recipe)
-    say(f"A recipe for each init: {len(tried)} cells")
-    _run(context, ledger, tried, lambda: None)
-    rows = ledger.rows(context.with_images(tried))
-    n_done = sum(row.status != "open" for row in rows)
-    context.stop.raise_if_set(
-        f"{n_done} of {len(tried)} cells of the recipes' grid done; run the same command to go on"
-    )
-    chosen = choose(rows, asked, context.plan.recipe)
-    print_chosen(chosen)
-    context.stopwatch.lap("recipes")
-    return chosen
-
-
-def _dry_run(context: SweepContext, ledger: "Ledger") -> dict[str, Any]:
-    """Say what is done and what would run; no run is made or changed."""
-    from sweeps.logged import read_sweep
-    from sweeps.picture import print_plan
-    from sweeps.tuned import tuned_cells, tuning_cells
-
-    settings, store, cells = context.settings, context.store, context.grid.cells()
-    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
-    if settings.recipe == "tuned":
-        tried = context.with_images(tuning_cells(settings.inits, context.plan.recipe))
-        n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))
-        say(f"A recipe for each init: {n_open} of {len(tried)} cells would run")
-        if ledger.run_id and not n_open:
-            chosen = read_sweep(store, store.client.get_run(ledger.run_id)).chosen
-            cells = tuned_cells(cells, chosen)
-    rows = ledger.rows(context.with_images(cells))
-    todo = ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed)
-    print_plan(rows, todo)
-    say(f"{len(rows) - len(todo)} of {len(rows)} cells would be left as they are, {len(todo)} would run")
-    return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -154,9 +154,9 @@ def test_reference_is_registered_under_its_own_name(
 ) -> None:
     import dataclasses
 
-    from fmnist_transfer import recipe
+    from tuning import fixed
 
-    monkeypatch.setattr(recipe, "REFERENCE_RECIPE", dataclasses.replace(recipe.REFERENCE_RECIPE, epochs=1))
+    monkeypatch.setattr(fixed, "REFERENCE_RECIPE", dataclasses.replace(fixed.REFERENCE_RECIPE, epochs=1))
     project = Project(store_path, data_dir)
     status, result = project._run(tuning.search.command, "--reference", "--split", "5-9/0-4")
     assert (status, result["model_uri"]) == (0, "models:/cnn2-reference-s56789/1")
