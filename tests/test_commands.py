@@ -490,7 +490,7 @@ def test_modes_that_do_not_go_together(
         (["--fractions", "5", "5"], "--fractions: 5 is given twice"),
         (["--fractions"], "--fractions: give at least one value"),
         (["--inits", "random", "random"], "--inits: random is given twice"),
-        (["--replicates", "0"], "--replicates 0: must be 1 or more"),
+        (["--replicates", "0"], "--replicates 0: must be 1 to 1000"),
         (["--epochs", "-1"], "--epochs -1: must be 1 or more"),
         (["--workers", "many"], "--workers many: must be auto or a number"),
         (["--fractions", "1"], "leaves no image per class of 50; use 2 or more"),

@@ -124,7 +124,7 @@ BAD_FLAGS = [
     (["--fractions", "5", "5"], "--fractions: 5 is given twice"),
     (["--epochs", "-1"], "--epochs -1: must be 1 or more"),
     (["--inits", "unknown"], "--inits"),
-    (["--replicates", "0"], "--replicates 0: must be 1 or more"),
+    (["--replicates", "0"], "--replicates 0: must be 1 to 1000"),
     (["--dry-run", "--reap"], "--dry-run changes nothing: leave out --reap"),
     (["--store-timeout", "-1"], "--store-timeout -1.0: must be 0 to 86400"),
 ]
