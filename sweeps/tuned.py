@@ -25,6 +25,8 @@ WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant"
 # Inits that copy trained layers and train them (`frozen` does not).
 COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
 
+_FIELDS = ("learning_rate", "trunk_factor", "warm_up")
+
 Chosen = dict[Init, dict[int, Setting]]  # init -> percent -> setting
 
 
@@ -71,9 +73,11 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 def is_on_edge(setting: Setting, init: Init, recipe: Recipe) -> bool:
     """Whether a value that was tried has none beyond it: a wider grid might have found a better one."""
     grid = settings(init, recipe)
-    rates, factors = {one.learning_rate for one in grid}, {one.trunk_factor for one in grid}
-    return setting.learning_rate in (min(rates), max(rates)) or (
-        len(factors) > 1 and setting.trunk_factor == min(factors)
+    rates, factors, warm_ups = ({getattr(one, field) for one in grid} for field in _FIELDS)
+    return (
+        setting.learning_rate in (min(rates), max(rates))
+        or (len(factors) > 1 and setting.trunk_factor == min(factors))  # a factor above 1 makes no sense
+        or (len(warm_ups) > 1 and setting.warm_up in {min(warm_ups), max(warm_ups)} - {0.0})
     )
 
 
@@ -88,10 +92,15 @@ def setting_at(chosen: Mapping[int, Setting], percent: int) -> Setting:
 
     found = [chosen[one] for one in known]
     return Setting(
-        math.exp(at([math.log(one.learning_rate) for one in found])),
-        math.exp(at([math.log(one.trunk_factor) for one in found])),
-        at([one.warm_up for one in found]),
+        _rounded(math.exp(at([math.log(one.learning_rate) for one in found]))),
+        _rounded(math.exp(at([math.log(one.trunk_factor) for one in found]))),
+        _rounded(at([one.warm_up for one in found])),
     )
+
+
+def _rounded(value: float) -> float:
+    """To six digits: a cell is found again by its setting, also where logarithms round otherwise."""
+    return float(f"{value:.6g}")
 
 
 def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:

@@ -58,6 +58,23 @@ def test_a_sweep_learns_from_a_twentieth_of_the_target(store: Path) -> None:
     assert "cannot be told" in done.stdout
 
 
+@pytest.mark.usefixtures("searched")
+def test_six_replicates_make_a_verdict(store: Path) -> None:
+    """After two epochs of a thousand images or less, a network that was trained before is far ahead."""
+    flags = ["--fractions", "2", "4", "--epochs", "2", "--replicates", "6"]
+    done = run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
+    assert done.returncode == 0, done.stderr
+    result = store.parent / "report.json"
+    done = run("sweeps.report", "--tracking-uri", str(store), "--json", str(result))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())
+    claim = found["claims"]["train_loss"]
+    assert (claim["verdict"], claim["n_replicates"]) == ("holds", 6)
+    assert 0 < claim["interval"][0] < claim["effect"] < claim["interval"][1]
+    assert found["family_p"]["train_loss"] == pytest.approx(2 / 2**6)
+    assert [point["low"] > 0 for point in found["band"]["train_loss"]] == [True, True]
+
+
 def test_the_quick_benchmark_measures_everything(store: Path) -> None:
     """Its parts and their arithmetic; how fast things are is for the benchmark to say, not for a test."""
     file = store.parent / "benchmark.json"

@@ -60,9 +60,9 @@ def test_between_the_fractions_it_is_interpolated_in_log() -> None:
     assert setting_at(chosen, 25) == chosen[25]
     between = setting_at(chosen, 10)
     share = math.log(2) / math.log(5)
-    assert between.learning_rate == pytest.approx(10 ** (-2 - share))
-    assert between.trunk_factor == pytest.approx(10**-share)
-    assert between.warm_up == pytest.approx(0.1 + 0.4 * share)
+    assert between.learning_rate == pytest.approx(10 ** (-2 - share), rel=1e-5)
+    assert between.trunk_factor == pytest.approx(10**-share, rel=1e-5)
+    assert between.warm_up == pytest.approx(0.1 + 0.4 * share, rel=1e-5)
     assert setting_at(chosen, 2).learning_rate == pytest.approx(1e-2)
 
 
