@@ -5,6 +5,7 @@ pretrained, so that a loss above 0 means that pretraining helps.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,8 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
     """Claim -> verdict."""
     if not pair.n:
         return dict.fromkeys(CLAIMS, Verdict(CANNOT_BE_TOLD, pair.too_few))
+    if not all(pair.difference(score).is_known for score in (TRAIN, VAL, ACCURACY)):
+        return dict.fromkeys(CLAIMS, Verdict(CANNOT_BE_TOLD, "cells lack their final scores", n_replicates=pair.n))
     return {
         "train_loss": judge_train_loss(pair),
         "val_loss": judge_val_loss(pair),
@@ -75,7 +78,9 @@ def judge_train_loss(pair: Comparison) -> Verdict:
     if not reason:
         # At one fraction or more: so by the band, which allows for all of them.
         not_lower = (d.band.high < 0) | ((d.band.low <= 0) & (d.band.low > -LOSS_MARGIN) & (d.band.high < LOSS_MARGIN))
-        if (d.band.low > 0).all():
+        if (d.band.low > 0).all() and pair.left_out:
+            reason = f"above 0 at every fraction compared, but {_listed(pair.left_out)} % have too few replicates"
+        elif (d.band.low > 0).all():
             verdict, reason = HOLDS, "the simultaneous 95 % band is above 0 at every fraction"
         elif not_lower.any():
             verdict = DOES_NOT_HOLD
@@ -96,10 +101,10 @@ def judge_val_loss(pair: Comparison) -> Verdict:
     verdict, reason = CANNOT_BE_TOLD, pair.too_few
     if not reason:
         later = d.percents >= FROM_PERCENT
-        random_ahead = (d.band.high < 0) & (d.percents > (cross.percent or np.inf))
+        random_ahead = d.is_below & (d.percents > (cross.percent or np.inf))
         not_behind = (d.band.low >= 0) | d.is_equivalent
         if cross.is_claimable and random_ahead.any():
-            verdict, reason = HOLDS, f"a crossover, and above it the band is below 0 at {_at(d, random_ahead)}"
+            verdict, reason = HOLDS, f"a crossover, and above it random is lower at {_at(d, random_ahead)}"
         elif later.any() and not_behind[later].all():
             verdict = DOES_NOT_HOLD
             reason = f"from {FROM_PERCENT} % on pretrained is lower, or within ±{LOSS_MARGIN} nats, at every fraction"
@@ -108,7 +113,7 @@ def judge_val_loss(pair: Comparison) -> Verdict:
         elif not cross.is_claimable:
             reason = "no crossover in this range can be claimed; more replicates or fractions would tell"
         else:
-            reason = "above the crossover the band contains 0 everywhere; more replicates would narrow it"
+            reason = f"above the crossover random is nowhere shown to be lower by more than {LOSS_MARGIN} nats"
     return _verdict(d, last, verdict, reason, observed)
 
 
@@ -125,13 +130,13 @@ def judge_overfitting(pair: Comparison) -> Verdict:
         if d.is_known:
             observed += f", {_with_interval(d, deepest)} {when}"
     verdict, reason = CANNOT_BE_TOLD, pair.too_few
-    if not reason and not scaled.is_known:
+    if not reason and not (best.is_known and scaled.is_known):
         reason = "the cells were made by an earlier version, without temperature scaling"
     if not reason:
         deficit = final.is_below
         gone, remains = best.is_not_below | scaled.is_not_below, deficit & best.is_below & scaled.is_below
         if not deficit.any():
-            reason = "pretrained has no deficit in final validation loss, so there is nothing to explain"
+            reason = f"pretrained has no deficit beyond {LOSS_MARGIN} nats in final validation loss: nothing to explain"
         elif gone[deficit].all():
             verdict, reason = HOLDS, f"the deficit at {_at(final, deficit)} is gone at the best epoch or after scaling"
         elif remains.any():
@@ -163,7 +168,8 @@ def judge_need(pair: Comparison) -> Verdict:
     interval = d.t_interval(last)
     if not reason and interval:
         differs = interval[0] > ACCURACY_MARGIN or interval[1] < -ACCURACY_MARGIN
-        exceeds, uncertain = judged & (data.low > MAX_MULTIPLIER), judged & (data.high > MAX_MULTIPLIER)
+        exceeds = judged & (data.multiplier > MAX_MULTIPLIER) & data.exceeds(MAX_MULTIPLIER, judged)
+        uncertain = judged & (data.high > MAX_MULTIPLIER)
         margin = f"{100 * ACCURACY_MARGIN:.1f} points"
         if differs or exceeds.any():
             reasons = [f"accuracy differs by more than {margin}"] if differs else []
@@ -205,5 +211,9 @@ def _points(d: Difference, i: int) -> str:
 
 def _at(d: Difference, where: np.ndarray) -> str:
     """The fractions as a phrase: `5, 10 and 25 %`."""
-    percents = [f"{percent:.0f}" for percent in d.percents[where]]
-    return " and ".join([", ".join(percents[:-1]), percents[-1]] if len(percents) > 1 else percents) + " %"
+    return _listed([int(percent) for percent in d.percents[where]]) + " %"
+
+
+def _listed(percents: Sequence[int]) -> str:
+    texts = [str(percent) for percent in percents]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

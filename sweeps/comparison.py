@@ -24,7 +24,7 @@ from sweeps.statistics import (
     simultaneous_band,
     t_interval,
 )
-from sweeps.table import Row, by_replicate, finished_percents
+from sweeps.table import Row, by_replicate
 
 LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # nats, and a share: less is no practical difference
 TRAIN, VAL, ACCURACY = "final/train_loss", "final/val_loss", "final/val_accuracy"
@@ -71,7 +71,7 @@ class Difference:
 
     @property
     def is_below(self) -> NDArray[np.bool_]:
-        """Where the band is below 0, by more than nothing: not where it is within the margin, too."""
+        """Where the band is below 0, and the difference not shown to be within the margin."""
         return (self.band.high < 0) & ~self.is_equivalent
 
     @property
@@ -108,7 +108,7 @@ class Comparison:
     percents: tuple[int, ...]
     replicates: tuple[int, ...]
     left_out: tuple[int, ...]
-    """Fractions that are not compared: they would keep too many replicates from being complete."""
+    """Fractions of the grid that are not compared: too few replicates have them."""
     incomplete: tuple[int, ...]
     """Replicates that are not compared, for a cell at one of the fractions is missing."""
     rows: Sequence[Row]
@@ -144,7 +144,7 @@ class Comparison:
 
 def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "random") -> Comparison:
     """The replicates in which both inits are finished at every fraction that is compared."""
-    percents = finished_percents([row for row in rows if row.cell.init in (init, baseline)])
+    percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, baseline)})
     both = ~np.isnan(by_replicate(rows, init, ANCHOR, percents) + by_replicate(rows, baseline, ANCHOR, percents))
     wanted = _choose_fractions(both)
     whole = both[:, wanted].all(axis=1) if wanted else np.zeros(len(both), bool)

@@ -242,12 +242,15 @@ def kind_of(sweep: LoggedSweep) -> str:
     """What distinguishes sweeps, in a phrase."""
     recipe = sweep.recipe
     augmentation = [name for name in ("flip", "shift", "erase") if getattr(recipe, name)]
+    sources = ["a source network for each replicate"] if "sources" in sweep.params else []
     parts = [
         f"split {sweep.params.get('split', '?')}",
         "a recipe for each init" if sweep.is_tuned else "one recipe",
         f"budget {sweep.params.get('budget', '?')}",
         f"{recipe.epochs} epochs",
         f"augmentation {' and '.join(augmentation) or 'none'}",
+        f"seed {sweep.params.get('seed', '?')}",
+        *sources,
     ]
     return ", ".join(parts)
 
@@ -270,7 +273,11 @@ def _init_lines(sweep: LoggedSweep) -> Iterator[InitLine]:
     for init in sweep.inits:
         rows = [row for row in sweep.rows if row.cell.init == init and row.status == "finished"]
         for percent in sorted({row.cell.percent for row in rows}):
-            means = {name: mean for name, score in DIAGNOSIS.items() if (mean := _mean(rows, init, score, percent))}
+            means = {
+                name: mean
+                for name, score in DIAGNOSIS.items()
+                if (mean := _mean(rows, init, score, percent)) is not None
+            }
             losses = by_replicate(rows, init, VAL, [percent])
             n = int((~np.isnan(losses)).sum())
             yield InitLine(init, percent, n, float(np.nanstd(losses, ddof=1)) if n > 1 else None, means)

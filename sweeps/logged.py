@@ -15,7 +15,7 @@ from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.tracking import TRANSFER, Store
 from sweeps.comparison import Comparison, compare
-from sweeps.grid import Cell, Grid, Init, Setting
+from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, Setting
 from sweeps.table import GROUPS, Row, Status
 from sweeps.tuned import Chosen, choose, tuned_cells, tuning_cells
 
@@ -45,6 +45,8 @@ class LoggedSweep:
     """Of `--recipe tuned`; empty without it, or before its grid is finished."""
     n_tuning: tuple[int, int, int]
     """Cells of the recipes' grid that are done, those of them that failed, and all."""
+    tuning_rows: tuple[Row, ...]
+    """Of the finished and failed cells that chose recipes."""
     provenance: Mapping[str, tuple[str, ...]]
     """Versions, commits and kinds of processor of the finished cells."""
 
@@ -90,7 +92,7 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
     recipe = _recipe_of(params)
     asked = asked_cells(grids_of(parent.data.tags))
-    cells = list(dict.fromkeys([*asked, *(Cell(cell.percent, cell.init, cell.replicate) for cell in runs)]))
+    cells = list(dict.fromkeys([*asked, *runs]))
     chosen: Chosen = {}
     n_tuning = (0, 0, 0)
     if params.get("recipe_mode") == TUNED:
@@ -107,6 +109,7 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
         recipe=recipe,
         chosen=chosen,
         n_tuning=n_tuning,
+        tuning_rows=tuple(row for cell, row in rows.items() if cell.replicate >= TUNING_REPLICATE),
         provenance={
             key: tuple(sorted({run.data.tags[key] for run in finished if key in run.data.tags})) for key in PROVENANCE
         },

@@ -15,7 +15,6 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.6rem; text-align: left
 img { max-width: 100%; }
 code { background: #f4f4f4; padding: 0 0.2rem; overflow-wrap: anywhere; }
 """
-ACCURACIES = ("val_accuracy", "test_accuracy")  # of a diagnosis, in percent
 
 
 def markdown_of(findings: Findings, captions: Mapping[str, str]) -> str:

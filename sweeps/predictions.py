@@ -12,6 +12,7 @@ from scipy import stats
 
 from fmnist_transfer.model import REFERENCE_SPEC
 from fmnist_transfer.recipe import REFERENCE_RECIPE
+from fmnist_transfer.split import DEFAULT_SPLIT
 from sweeps.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Answer, Verdict, judge
 from sweeps.comparison import (
     ACCURACY,
@@ -95,9 +96,10 @@ def _of(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> V
 
 
 def _reference(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    reference = next(filter(is_reference, sweeps), None)
-    if reference is None:
+    references = [sweep for sweep in sweeps if is_reference(sweep) and _is(sweep, split=str(DEFAULT_SPLIT))]
+    if not references:
         return _untold("needs a sweep of models:/cnn2-reference/best")
+    reference = max(references, key=lambda sweep: sweep.pair.n)
     claims = judge(reference.pair)
     loss, val = claims["train_loss"], claims["val_loss"]
     verdicts = {loss.verdict, val.verdict}
@@ -114,16 +116,19 @@ def _over_confidence(pair: Comparison) -> Verdict:
     if not d["scaled"].is_known:
         return _untold("the cells were made by an earlier version, without temperature scaling", pair.n)
     crossings = {name: one.crossover for name, one in d.items()}
-    at = [f"{name} {'none' if one.percent is None else f'at {one.percent:.0f} %'}" for name, one in crossings.items()]
+    at = [
+        f"{name} {'none, ' + _everywhere(d[name]) if one.percent is None else f'at {one.percent:.0f} %'}"
+        for name, one in crossings.items()
+    ]
     observed = f"crossover of the mean: {', '.join(at)}"
     if pair.too_few or pair.percents[-1] != 100:
         return _untold(pair.too_few or "there is no fraction of 100 %", pair.n, observed)
     if not crossings["final"].is_claimable:
         return _untold("no crossover of the final loss can be claimed, so there is none to move", pair.n, observed)
     moved = [share_moved_right(one.percents, d["final"].d, one.d) for name, one in d.items() if name != "final"]
-    observed += f"; further right or none in {moved[0]:.0%} and {moved[1]:.0%} of the resamples"
+    observed += f"; further right in {moved[0]:.0%} and {moved[1]:.0%} of the resamples"
     accuracy = pair.difference(ACCURACY)
-    low, high = accuracy.t_interval(-1) or (-np.inf, np.inf)
+    low, high = accuracy.t_interval(len(pair.percents) - 1) or (-np.inf, np.inf)
     verdict, reason = CANNOT_BE_TOLD, "that it moves, or that accuracies are within 0.3 points, is not shown"
     if low > ACCURACY_MARGIN or high < -ACCURACY_MARGIN:
         verdict, reason = DOES_NOT_HOLD, "accuracies at 100 % differ by more"
@@ -131,7 +136,12 @@ def _over_confidence(pair: Comparison) -> Verdict:
         verdict, reason = DOES_NOT_HOLD, "the crossover does not move right"
     elif max(moved) >= CERTAIN and accuracy.is_equivalent[-1]:
         verdict, reason = HOLDS, "it moves, and accuracies are within 0.3 points"
-    return _of(accuracy, len(pair.percents) - 1, verdict, reason, observed)
+    return Verdict(verdict, reason, accuracy.at(-1), (low, high), pair.n, observed, 100, "accuracy")
+
+
+def _everywhere(d: Difference) -> str:
+    """Why a difference has no crossover."""
+    return "random is lower everywhere" if (d.d.mean(axis=0) <= 0).all() else "pretrained is lower at the end"
 
 
 def _equal_steps(sweeps: Sequence[LoggedSweep]) -> Verdict:
@@ -211,10 +221,14 @@ def _deficit(sweep: LoggedSweep, others: Sequence[LoggedSweep]) -> Verdict:
     same = _sign(parts["selffer"], dict.fromkeys(parts["selffer"], 0.0))
     if 1 in removed.values() and same == 1:
         return answer(HOLDS, "more than half of it is removed, and selffer has a deficit, too")
-    if set(removed.values()) == {-1} or removed == {"shrink-perturb": -1, "augmentation": None} or same == -1:
-        return answer(DOES_NOT_HOLD, "less than half of it is removed, or selffer has none")
+    if set(removed.values()) == {-1}:
+        return answer(DOES_NOT_HOLD, "neither shrink-perturb nor augmentation removes half of it")
+    if same == -1:
+        return answer(DOES_NOT_HOLD, "selffer has no deficit")
     if None in (same, removed["shrink-perturb"]):
         return answer(CANNOT_BE_TOLD, "needs six replicates of inits shrink-perturb and selffer")
+    if removed["augmentation"] is None and removed["shrink-perturb"] == -1:
+        return answer(CANNOT_BE_TOLD, "shrink-perturb does not; needs this sweep without augmentation, and one with it")
     return answer(CANNOT_BE_TOLD, "intervals of what is removed, or of selffer's deficit, contain 0")
 
 
@@ -228,12 +242,15 @@ def _sign(whole: dict[int, float], part: dict[int, float], share: float = 1.0) -
 
 
 def _halves(sweeps: Sequence[LoggedSweep]) -> Verdict:
-    """Mean advantage over the fractions that all splits share; a split is one replicate of the task.
+    """Mean advantage over the fractions that all splits share; a split is one replicate of the task, and N is of those.
 
     The effect is that of semantic halves minus that of others.
     """
     alike = [one for one in sweeps if _same_but(sweeps[0], one, "split", "weights_digest")]
-    pairs = {sweep.params.get("split", ""): sweep.pair for sweep in alike if sweep.pair.n}
+    pairs: dict[str, Comparison] = {}
+    for one in sorted(alike, key=lambda one: one.pair.n):  # of one split the sweep with most replicates
+        if one.pair.n:
+            pairs[one.params.get("split", "")] = one.pair
     shared = set.intersection(*(set(pair.percents) for pair in pairs.values())) if pairs else set()
     advantages: dict[bool, list[float]] = {True: [], False: []}
     for split, pair in pairs.items():
@@ -251,12 +268,16 @@ def _halves(sweeps: Sequence[LoggedSweep]) -> Verdict:
         return _untold("the splits share no fraction")
     if not semantic or not other:
         return _untold("needs sweeps of semantic halves and of others, otherwise alike", observed=observed)
-    less, more = (float(stats.mannwhitneyu(semantic, other, alternative=way).pvalue) for way in ("less", "greater"))
+    n = len(semantic) + len(other)
+    less, more = (
+        float(stats.mannwhitneyu(semantic, other, alternative=way, method="exact").pvalue)
+        for way in ("less", "greater")
+    )
     reason = f"{len(semantic)} semantic and {len(other)} other splits, exact one-sided rank test p = {less:.3f}"
     verdict = HOLDS if less < 0.05 else DOES_NOT_HOLD if more < 0.05 else CANNOT_BE_TOLD
     if verdict == CANNOT_BE_TOLD:
         reason += "; both semantic splits and five others could tell"
-    return Verdict(verdict, reason, float(np.mean(semantic) - np.mean(other)), observed=observed)
+    return Verdict(verdict, reason, float(np.mean(semantic) - np.mean(other)), n_replicates=n, observed=observed)
 
 
 def _multiplier(pair: Comparison) -> Verdict:
@@ -276,7 +297,7 @@ def _multiplier(pair: Comparison) -> Verdict:
     verdict, reason = CANNOT_BE_TOLD, "intervals of small and large fractions overlap"
     if pair.too_few or not late.any():
         reason = pair.too_few or "no fraction between 25 and 50 % to measure it at"
-    elif (data.low[late] > MAX_LATE_MULTIPLIER).any():
+    elif data.exceeds(MAX_LATE_MULTIPLIER, late):
         verdict, reason = DOES_NOT_HOLD, "it exceeds 2 above 25 %"
     elif data.low[late].max() > data.high[0]:
         verdict, reason = DOES_NOT_HOLD, "it rises with the fraction"
@@ -315,7 +336,8 @@ def _recipes(sweeps: Sequence[LoggedSweep]) -> Verdict:
 
 def _helps(d: Difference, where: np.ndarray | slice = slice(None), *, everywhere: bool = False) -> int | None:
     """1 if pretraining is shown to help at one fraction (or `everywhere`), 0 if not to, None if neither is."""
-    helps, does_not = d.band.low[where] > 0, d.band.high[where] < LOSS_MARGIN
+    does_not = d.band.high[where] < LOSS_MARGIN
+    helps = (d.band.low[where] > 0) & ~does_not
     if everywhere:
         return 1 if helps.all() else 0 if does_not.any() else None
     return 1 if helps.any() else 0 if does_not.all() else None

@@ -88,7 +88,7 @@ def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]"
     store.log_text(sweep.run_id, f"{FOLDER}/report.md", text)
     store.log_text(sweep.run_id, f"{FOLDER}/report.html", html_of(text, images))
     store.log_text(sweep.run_id, f"{FOLDER}/report.csv", findings.to_csv())
-    store.log_text(sweep.run_id, f"{FOLDER}/cells.csv", to_csv(sweep.rows))
+    store.log_text(sweep.run_id, f"{FOLDER}/cells.csv", to_csv([*sweep.rows, *sweep.tuning_rows]))
     return findings
 
 

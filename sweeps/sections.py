@@ -57,7 +57,7 @@ def _question(findings: Findings) -> list[str]:
 def _intervals(findings: Findings) -> str:
     if findings.pair.n >= MIN_REPLICATES:
         return "simultaneous 95 % bands over all fractions"
-    return "paired 95 % t-intervals of each fraction alone" if findings.pair.n > 1 else "none, for one replicate"
+    return "paired 95 % t-intervals of each fraction alone"
 
 
 def _claims(findings: Findings) -> list[str]:
@@ -68,8 +68,12 @@ def _claims(findings: Findings) -> list[str]:
             ["claim", "verdict", "effect [interval]", "why"],
             ([text, f"**{one.verdict}**", effect_of(one), one.reason] for text, one in claims),
         ),
-        f"Effects are random minus pretrained. Intervals of losses are {_intervals(findings)}; that of the accuracy is "
-        "a paired 95 % t-interval.",
+        "Effects are random minus pretrained. "
+        + (
+            f"Intervals of losses are {_intervals(findings)}; that of the accuracy is a paired 95 % t-interval."
+            if findings.pair.n > 1
+            else "Two replicates or more have intervals."
+        ),
         _bullets(f"{text}: {one.observed}." for text, one in claims if one.observed),
     ]
 
@@ -93,8 +97,9 @@ def _differences(findings: Findings) -> list[str]:
             header = ["data", "random - pretrained", "t-interval", "band", "p"]
             parts.append(f"**Final {title}** in {unit}.{family}")
             parts.append(_table(header, (_point(point, name in ACCURACIES) for point in points)))
-    note = "p is of sign flips of whole replicates, adjusted for all fractions."
-    return ["## Differences at each fraction", *parts, note] if parts else []
+    if findings.family_p:
+        parts.append("p is of sign flips of whole replicates, adjusted for all fractions.")
+    return ["## Differences at each fraction", *parts] if parts else []
 
 
 def _point(point: Point, in_points: bool = False) -> list[str]:
@@ -116,13 +121,15 @@ def _crossover(findings: Findings) -> list[str]:
     if not rows:
         return []
     cross = pair.difference(VAL).crossover
-    where = "ends nowhere below 0" if cross.percent is None else f"is below 0 from {cross.percent:.1f} % on"
+    where = "is above 0 at the end" if cross.percent is None else f"is below 0 from {cross.percent:.1f} % on"
+    if (pair.difference(VAL).d.mean(axis=0) <= 0).all():
+        where = "is below 0 at every fraction, so nothing crosses"
     text = f"The mean difference of the final validation loss {where}."
     if pair.n > 1:
         text += (
             f" {cross.never:.0%} of the bootstrap resamples have no crossover: "
             f"{'one' if cross.is_claimable else 'none'} in this range can be claimed. "
-            f"The interval contains 0 at {_list(findings.uncertain) or 'no'} %."
+            f"The interval contains 0 at {_list(findings.uncertain) + ' %' if findings.uncertain else 'no fraction'}."
         )
 
     def bound(row: Mapping[str, Any]) -> str:
@@ -134,12 +141,19 @@ def _crossover(findings: Findings) -> list[str]:
             f"{bound(row)}{row['effective_percent']:.1f} %",
             f"{bound(row)}{row['transferred_percent']:+.1f}",
             f"{bound(row)}{row['multiplier']:.2f}",
-            f"≥ {row['low']:.2f}" if row["high"] is None else f"{row['low']:.2f} to {row['high']:.2f}",
+            _range(row["low"], row["high"]),
         ]
         for row in rows
     )
     header = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % bootstrap"]
     return ["## Crossover and effective data", text, _table(header, lines)]
+
+
+def _range(low: float, high: float | None) -> str:
+    """Of a multiplier; 0 and None are no bounds."""
+    if high is None:
+        return f"≥ {low:.2f}"
+    return f"{low:.2f} to {high:.2f}" if low else f"≤ {high:.2f}"
 
 
 def _inits(findings: Findings) -> list[str]:
@@ -213,6 +227,7 @@ def _beside(findings: Findings) -> list[str]:
     percents = sorted({percent for points in at for percent in points})
     rows = [
         ["run", *(f"`{one.run_id}`" for one in sweeps)],
+        ["of", *(_code(one.name) for one in sweeps)],
         ["kind", *(one.kind for one in sweeps)],
         ["replicates", *(str(one.n_replicates) for one in sweeps)],
         *([text, *(one.verdicts[name] for one in sweeps)] for name, text in CLAIMS.items()),
@@ -241,7 +256,8 @@ def _protocol(findings: Findings) -> list[str]:
         "train the classifier alone). Batch-norm statistics are re-estimated before each evaluation; training loss is "
         "in evaluation mode.",
         f"No practical difference: within {margins}, by two one-sided tests, or by the band where one of several "
-        f"fractions would do. Transfer is hardly needed up to a multiplier of {MAX_MULTIPLIER}.",
+        f"fractions would do. Lower: the band is below 0, and the difference is not within the margin. Transfer is "
+        f"hardly needed up to a multiplier of {MAX_MULTIPLIER}.",
         f"Controls: shrink-perturb takes {SHRINK} of the registered weights and {PERTURB} of fresh ones; lp-ft spends "
         f"{PROBING_SHARE:.0%} of its epochs on the classifier alone; selffer trains twice the budget of the others; "
         "matched copies batch-norm buffers from the registered network.",
@@ -253,7 +269,8 @@ def _protocol(findings: Findings) -> list[str]:
 
 def _runs(findings: Findings) -> list[str]:
     missing, n = findings.missing, len(findings.sweep.rows)
-    text = f"Every cell with its run id is in `cells.csv` beside this page. {len(missing)} of {n} cells are missing"
+    text = "Every cell, those that chose recipes too, with its run id is in `cells.csv` beside this page. "
+    text += f"{len(missing)} of {n} cells are missing"
     return ["## The runs behind it", f"{text}: {_code(some(missing))}." if missing else f"{text}."]
 
 

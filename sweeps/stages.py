@@ -123,6 +123,8 @@ def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
     )
     chosen = choose(rows, asked, context.plan.recipe)
     print_chosen(chosen)
+    if n_failed := sum(row.status == "failed" for row in rows):
+        say(f"{n_failed} of {len(rows)} of these cells failed, which leaves their settings out")
     context.stopwatch.lap("recipes")
     return chosen
 

@@ -70,6 +70,13 @@ class EffectiveData:
     at_most: NDArray[np.bool_]
     """Left-censored: pretrained is above the random curve's start, so D_E is the first fraction or less."""
 
+    resampled: Array
+    """Multipliers of the bootstrap resamples, [n_resamples, n_fractions]."""
+
+    def exceeds(self, limit: float, where: NDArray[np.bool_]) -> bool:
+        """Whether the largest multiplier at these fractions is above `limit` in 97.5 % of the resamples."""
+        return bool(where.any() and (self.resampled[:, where].max(axis=1) > limit).mean() >= 0.975)
+
     @property
     def transferred(self) -> Array:
         """D_T = D_E - D_F in percent; negative where pretraining costs data."""
@@ -97,7 +104,9 @@ def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
     """
     n = _check_floor(d)
     mean = d.mean(axis=0)
-    largest = _absolute_t(d - mean, _sign_flips(n, seed)).max(axis=1)
+    t = _absolute_t(d - mean, _sign_flips(n, seed))
+    finite = t[np.isfinite(t)].max(initial=0.0)  # a flip of tied values may have no spread
+    largest = np.minimum(t, finite).max(axis=1)
     half = np.quantile(largest, level, method="higher") * d.std(axis=0, ddof=1) / np.sqrt(n)
     return Band(mean, mean - half, mean + half)
 
@@ -177,12 +186,13 @@ def find_crossover(percents: Array, d: Array, seed: int = 0) -> Crossover:
 
 
 def share_moved_right(percents: Array, d: Array, other: Array, seed: int = 0) -> float:
-    """Share of resamples with a crossover of d in which that of `other` is further right, or is none."""
+    """Share of resamples with a crossover of d in which that of `other` is further right, or beyond the range."""
     moved = []
     for sample in _resamples(np.stack([d, other], axis=1), seed):
-        one, two = (crossover(percents, mean) for mean in sample.mean(axis=0))
-        if one is not None:
-            moved.append(two is None or two > one)
+        means = sample.mean(axis=0)
+        one, two = (crossover(percents, mean) for mean in means)
+        if one is not None:  # none because random is better everywhere is a move to the left
+            moved.append(means[1][-1] > 0 if two is None else two > one)
     return float(np.mean(moved)) if moved else 0.0
 
 
@@ -199,9 +209,10 @@ def effective_data(percents: Array, random: Array, pretrained: Array, seed: int 
         value, over, under = _reached(percents, *sample.mean(axis=0))
         resampled.append(np.where(over, np.inf, np.where(under, 0.0, value)) / percents)
     # No interpolation: some are infinite.
-    low = np.quantile(np.array(resampled), 0.025, axis=0, method="lower")
-    high = np.quantile(np.array(resampled), 0.975, axis=0, method="higher")
-    return EffectiveData(effective, effective / percents, low, high, at_least, at_most)
+    samples = np.array(resampled)
+    low = np.quantile(samples, 0.025, axis=0, method="lower")
+    high = np.quantile(samples, 0.975, axis=0, method="higher")
+    return EffectiveData(effective, effective / percents, low, high, at_least, at_most, samples)
 
 
 def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:

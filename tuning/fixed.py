@@ -44,7 +44,9 @@ def registered_configuration(context: SearchContext, uri: str) -> FixedConfigura
             f"--like {uri}: it was trained on classes {model.split.source} already; give another half with --split"
         )
     pinned = reference.pinned.removeprefix("models:/")
-    base = pinned.partition("/")[0].removesuffix(model.split.suffix) if "/" in pinned else "cnn2"
+    if "/" not in pinned:
+        raise UsageError(f"--like {uri}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
+    base = pinned.partition("/")[0].removesuffix(model.split.suffix)
     spec = replace(model.spec, n_classes=len(context.split.source))
     name = base + context.split.suffix
     candidate = Candidate(spec, model.recipe, origin=f"like {pinned}")

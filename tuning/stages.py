@@ -120,7 +120,7 @@ def dry_run(context: SearchContext, uri: str, study_name: str, fixed: "FixedConf
     settings = context.settings
     if fixed:
         name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
-        say(f"A configuration ({name}) would be trained for {epochs} epochs and registered as {fixed.name}")
+        say(f"{fixed.name} ({name}) would be trained for {epochs} epochs and registered, unless it is there")
         return {"study": study_name, "n_trials": 0, "n_to_run": 0, "n_failed": 0}
     study = find_study(patient_storage(uri, context.store.patience), study_name)
     n_done = len(finished(study)) if study else 0

@@ -57,4 +57,4 @@ def sweep(
     """A sweep of these rows."""
     all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"}
     all_params |= {key: str(value) for key, value in settings_params(spec, recipe).items()} | params
-    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0, 0), {})
+    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0, 0), (), {})

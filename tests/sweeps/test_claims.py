@@ -1,5 +1,7 @@
 """Verdicts on constructed tables: every cell of the protocol's table of verdicts."""
 
+import dataclasses
+
 import pytest
 from constructed import rows
 
@@ -59,7 +61,7 @@ def test_noise_cannot_be_told() -> None:
 @pytest.mark.parametrize(
     ("gain", "verdict", "reason"),
     [
-        (CROSSING, "holds", "the band is below 0 at 25, 50 and 100 %"),
+        (CROSSING, "holds", "random is lower at 25, 50 and 100 %"),
         (0.1, "does not hold", "from 25 % on pretrained is lower, or within"),
         ((-0.1, -0.1, 0.0, 0.0, 0.0), "does not hold", "from 25 % on"),
         (-0.1, "cannot be told", "random is lower at every fraction"),
@@ -89,6 +91,17 @@ def test_overfitting(best: tuple[float, ...], scaled: tuple[float, ...], verdict
 def test_a_deficit_within_the_margin_is_none_that_could_be_gone() -> None:
     claim = judge(rows(8, dict.fromkeys(("final/val_loss", "best/val_loss", "final/val_scaled_loss"), -0.003)))
     assert (claim["overfitting"].verdict, "no deficit" in claim["overfitting"].reason) == ("cannot be told", True)
+
+
+def test_a_crossover_into_the_margin_says_nothing() -> None:
+    claims = judge(rows(8, {"final/val_loss": (0.1, 0.05, -0.002, -0.002, -0.002)}, noise=0.0003))
+    assert claims["val_loss"].verdict == "does not hold"  # from 25 % on there is no practical difference
+    assert "no deficit beyond 0.005 nats" in claims["overfitting"].reason
+
+
+def test_cells_without_their_scores_are_no_error() -> None:
+    table = [dataclasses.replace(row, scores={"final/val_loss": row.scores["final/val_loss"]}) for row in rows(8, {})]
+    assert {(claim.verdict, claim.effect) for claim in judge(table).values()} == {("cannot be told", None)}
 
 
 def test_a_dip_is_no_crossover() -> None:

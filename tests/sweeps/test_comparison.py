@@ -34,10 +34,17 @@ def test_or_its_fraction_where_six_replicates_are_at_stake() -> None:
     one = without(rows(6, {"final/train_loss": 0.1}), lambda cell: cell == Cell(100, "random", 3))
     pair = compare(one)
     assert (pair.percents, pair.n, pair.left_out) == (PERCENTS[:-1], 6, (100,))
-    assert judge(pair)["train_loss"].verdict == "holds"
+    claim = judge(pair)["train_loss"]
+    assert (claim.verdict, "but 100 % have too few" in claim.reason) == ("cannot be told", True)
     missing = (Cell(5, "random", 1), Cell(25, "pretrained", 2), Cell(100, "random", 3))
     pair = compare(without(rows(8, {}), lambda cell: cell in missing))
     assert (len(pair.percents), pair.n) == (4, 6)
+
+
+def test_a_fraction_without_any_finished_cell_is_left_out_and_said() -> None:
+    pair = compare(without(rows(8, {"final/train_loss": 0.1}), lambda cell: cell.percent == 5))
+    assert (pair.percents, pair.left_out, pair.n) == (PERCENTS[1:], (5,), 8)
+    assert judge(pair)["train_loss"].verdict == "cannot be told"
 
 
 def test_a_fraction_that_few_replicates_have_costs_no_replicate() -> None:

@@ -47,6 +47,7 @@ def test_p1_the_reports_pattern(gains: dict[str, float], verdict: str) -> None:
         (CROSSING, (0.1, 0.1, 0.1, 0.1, 0.1), "holds"),
         ((0.1, -0.05, -0.05, -0.05, -0.05), (0.1, -0.05, -0.05, -0.05, -0.05), "does not hold"),
         (CROSSING, CROSSING, "cannot be told"),
+        ((-0.02,) * 5, (-0.02,) * 5, "does not hold"),  # random is better everywhere: it moved left
     ],
 )
 def test_p2_the_crossover_moves(best: tuple[float, ...], scaled: tuple[float, ...], verdict: str) -> None:
@@ -96,7 +97,7 @@ def shifted(table: list[Row], init: str, by: float) -> list[Row]:
     ("shrink_perturb", "selffer", "verdict"),
     [
         (-0.1, 0.0, "holds"),  # shrink-perturb as good as random, selffer as bad as pretrained
-        (0.0, 0.0, "does not hold"),  # nothing is removed
+        (0.0, 0.0, "cannot be told"),  # nothing is removed, but augmentation might
         (-0.1, -0.15, "does not hold"),  # selffer is better than random
         (-0.05, 0.0, "cannot be told"),  # half of it
     ],
@@ -125,7 +126,9 @@ def test_p4_augmentation() -> None:
     augmented = sweep(rows(8, {"final/val_loss": 0.0}), recipe=Recipe(flip=True), weights_digest="other")
     assert predict(plain, [augmented])["P4"].verdict == "holds"
     elsewhere = dataclasses.replace(augmented, params=dict(augmented.params) | {"split": "56789/01234"})
-    assert predict(plain, [elsewhere])["P4"].verdict == "does not hold"
+    assert "needs this sweep without augmentation" in predict(plain, [elsewhere])["P4"].reason
+    neither = sweep(rows(8, {"final/val_loss": -0.1}), recipe=Recipe(flip=True), weights_digest="other")
+    assert predict(plain, [neither])["P4"].verdict == "does not hold"
 
 
 def test_p5_splits_are_ranked_and_not_pooled() -> None:
@@ -139,6 +142,7 @@ def test_p5_splits_are_ranked_and_not_pooled() -> None:
     assert predict(semantic[0], [semantic[1], *others])["P5"].verdict == "holds"  # p = 1 / 21
     tuned = sweep(rows(2, {"final/val_loss": 0.5}), recipe_mode="tuned")
     assert predict(semantic[0], [tuned, semantic[1], *others])["P5"].verdict == "holds"  # the tuned one is not mixed in
+    assert predict(semantic[0], [semantic[1], *others])["P5"].n_replicates == 7  # splits
     few = predict(semantic[0], [semantic[1], *others[:2]])["P5"]
     assert (few.verdict, "p = 0.167" in few.reason) == ("cannot be told", True)
 
@@ -158,6 +162,7 @@ def test_p6_multiplier() -> None:
         (0.1, HELPS_EARLY, "does not hold"),  # helps with the registered recipe, too
         (0.0, 0.1, "does not hold"),  # helps above 25 %
         (0.0, 0.0, "does not hold"),  # helps nowhere
+        (0.001, HELPS_EARLY, "holds"),  # too little to be help
     ],
 )
 def test_p7_recipes(model: float, tuned: float, verdict: str) -> None:

@@ -96,6 +96,12 @@ def test_equal_differences_have_no_width() -> None:
     assert flip_test(d).family == pytest.approx(2 / 2**6)
 
 
+def test_tied_values_leave_the_band_finite() -> None:
+    d = np.array([[0.01, 0.01], [0.01, -0.01], [-0.01, 0.01], [0.01, 0.01], [-0.01, -0.01], [0.01, -0.01]])
+    band = simultaneous_band(d)
+    assert np.isfinite([band.low, band.high]).all()
+
+
 @pytest.mark.parametrize("function", [simultaneous_band, flip_test])
 def test_too_few_replicates_are_refused(function: object) -> None:
     with pytest.raises(ValueError, match="5 replicates; 6 are the floor"):
@@ -165,6 +171,12 @@ def test_twice_the_data_is_a_multiplier_of_two() -> None:
     assert data.low[:3] == pytest.approx([2.0] * 3)
     assert data.at_least.tolist() == [False, False, False, False, True]
     assert (data.multiplier[4], data.high[4]) == (1.0, np.inf)  # 80 % or more
+    judged = np.array([True, True, False, False, False])
+    assert (data.exceeds(1.9, judged), data.exceeds(2.1, judged), data.exceeds(1.9, ~judged & judged)) == (
+        True,
+        False,
+        False,
+    )
 
 
 def test_pretraining_that_costs_data_is_negative() -> None:
