@@ -60,19 +60,21 @@ def test_a_sweep_learns_from_a_twentieth_of_the_target(store: Path) -> None:
 
 @pytest.mark.usefixtures("searched")
 def test_six_replicates_make_a_verdict(store: Path) -> None:
-    """After two epochs of a thousand images or less, a network that was trained before is far ahead."""
-    flags = ["--fractions", "2", "4", "--epochs", "2", "--replicates", "6"]
+    """What it is after one epoch of a thousand images or less is of no interest; that it is one, is."""
+    swept, reported = store.parent / "swept.json", store.parent / "report.json"
+    flags = ["--fractions", "2", "4", "--epochs", "1", "--replicates", "6", "--json", str(swept)]
     done = run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
     assert done.returncode == 0, done.stderr
-    result = store.parent / "report.json"
-    done = run("sweeps.report", "--tracking-uri", str(store), "--json", str(result))
+    done = run("sweeps.report", "--tracking-uri", str(store), "--json", str(reported))
     assert done.returncode == 0, done.stderr
-    found = json.loads(result.read_text())
-    claim = found["claims"]["train_loss"]
-    assert (claim["verdict"], claim["n_replicates"]) == ("holds", 6)
-    assert 0 < claim["interval"][0] < claim["effect"] < claim["interval"][1]
-    assert found["family_p"]["train_loss"] == pytest.approx(2 / 2**6)
-    assert [point["low"] > 0 for point in found["band"]["train_loss"]] == [True, True]
+    found = json.loads(reported.read_text())
+    assert found["claims"] == json.loads(swept.read_text())["claims"]
+    for claim in found["claims"].values():
+        assert claim["n_replicates"] == 6
+        assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
+    n_flips = 2**6 * found["family_p"]["train_loss"]
+    assert n_flips == pytest.approx(round(n_flips))
+    assert 2 <= n_flips <= 2**6
 
 
 def test_the_quick_benchmark_measures_everything(store: Path) -> None:
