@@ -87,7 +87,7 @@ def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
         )
     if findings.beside:
         figures["sweeps"] = (
-            _row(1, lambda axes: _draw_beside(axes, findings)),
+            _row(1, lambda axes: _draw_beside(axes, findings), width=9),
             "Sweeps side by side: validation loss, random minus pretrained, with its interval.",
         )
     return figures
@@ -96,8 +96,8 @@ def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
 Draw = Callable[[Axes], None]
 
 
-def _row(n: int, *panels: Draw) -> Figure:
-    figure = Figure(figsize=(1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
+def _row(n: int, *panels: Draw, width: float | None = None) -> Figure:
+    figure = Figure(figsize=(width or 1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
     for one, draw in zip(figure.subplots(1, n, squeeze=False)[0], panels, strict=True):
         draw(one)
     return figure
@@ -190,12 +190,13 @@ def _draw_beside(axes: Axes, findings: Findings) -> None:
     axes.minorticks_off()
     ticks = sorted({point.percent for one in findings.beside for point in one.points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    _label(axes, "difference of validation loss (nats)")
-    axes.legend(frameon=False, fontsize=6)
+    _label(axes, "difference of validation loss (nats)", legend=False)
+    axes.figure.legend(loc="outside lower center", frameon=False, fontsize=8)
 
 
-def _label(axes: Axes, label: str) -> None:
+def _label(axes: Axes, label: str, *, legend: bool = True) -> None:
     axes.set_xlabel("percent of the target's training images")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
