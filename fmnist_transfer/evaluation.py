@@ -4,6 +4,7 @@ A network and uint8 examples on its device in, numbers out.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,21 +35,21 @@ def evaluation_batch(device: torch.device) -> int:
     return EVALUATION_BATCH if device.type == "cpu" else ACCELERATOR_BATCH
 
 
-@torch.inference_mode()
 def predict(network: nn.Module, examples: Examples) -> Tensor:
     """Logits [n, n_classes] in evaluation mode, every image once."""
     network.eval()
-    batch = evaluation_batch(examples.images.device)
-    return torch.cat([network(normalise(images)) for images in examples.images.split(batch)])
+    return _in_batches(network, examples.images)
 
 
-@torch.inference_mode()
 def features(network: CNN2, examples: Examples) -> Examples:
     """What the classifier sees of each image in evaluation mode, float32 [n, fc2], in place of the images."""
     network.eval()
-    batch = evaluation_batch(examples.images.device)
-    seen = torch.cat([network.features(normalise(images)) for images in examples.images.split(batch)])
-    return Examples(seen, examples.labels)
+    return Examples(_in_batches(network.features, examples.images), examples.labels)
+
+
+@torch.inference_mode()
+def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.cat([function(normalise(batch)) for batch in images.split(evaluation_batch(images.device))])
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:

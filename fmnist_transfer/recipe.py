@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 WARM_UP = 0.25  # share of the steps in which one-cycle climbs
 START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
 
-LATER = {"trunk_factor": 1.0, "warm_up": None}  # fields that recipes of before have not, and their defaults
+LATER = ("trunk_factor", "warm_up")  # fields that recipes of before have not
 
 Precision = Literal["float32", "tf32", "bf16"]  # of the arithmetic; weights, optimizer and losses stay float32
 
@@ -85,7 +85,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Every field, but for those of `LATER` at their default: what is identified by a recipe stays the same."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
+        return {name: value for name, value in fields.items() if name not in LATER or value != getattr(Recipe, name)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

@@ -34,7 +34,9 @@ from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import Store, already_there, settings_params
+from fmnist_transfer.spool import Ending
+from fmnist_transfer.tracking import Store, already_there, result_rows, settings_params
+from fmnist_transfer.training import Result, numerics
 
 BEST = "best"
 FORMAT = 1
@@ -266,6 +268,13 @@ def load(store: Store, reference: Reference) -> TrainedModel:
 def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
     """Weights and buffers in the safetensors format."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+
+
+def finished_with_weights(run_id: str, result: Result) -> Ending:
+    """All of a training of this process, FINISHED, with its weights as `load_weights` finds them."""
+    tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
+    files = {WEIGHTS_FILE: pack_weights(result.final_state)}
+    return Ending(run_id, "FINISHED", result_rows(result), tags, files)
 
 
 def unpack_weights(content: bytes, spec: CNN2Spec, what: str) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fmnist_transfer.augmentation import augment, normalise
 from fmnist_transfer.calibration import Calibration, calibrate_test, calibrate_val
-from fmnist_transfer.data import Examples, Half
+from fmnist_transfer.data import Examples, Half, nested_order, on_device
 from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.evaluation import (
     Scores,
@@ -33,7 +33,7 @@ from fmnist_transfer.evaluation import (
     re_estimate_batch_norm,
     scores_of,
 )
-from fmnist_transfer.model import CLASSIFIER, CNN2
+from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 
@@ -313,6 +313,14 @@ def fit_and_score(
     history = fit(network, train, half.val, recipe, streams, **options)
     result = score(network, history, train, half, initial_state)
     return dataclasses.replace(result, seconds=time.perf_counter() - start)
+
+
+def train_on_half(spec: CNN2Spec, half: Half, recipe: Recipe, streams: Streams, device: str, **options: Any) -> Result:
+    """`fit_and_score` of a fresh network on all training images of the half; `options` are those of `fit`."""
+    order = nested_order(half.train.labels, streams.generator("subset")).to(device)
+    half = on_device(half, device)
+    network = fresh_network(spec, streams).to(device)
+    return fit_and_score(network, half.train.take(order), half, recipe, streams, **options)
 
 
 def score(network: CNN2, history: History, train: Examples, half: Half, initial_state: State) -> Result:

@@ -138,10 +138,10 @@ def _train_together(
     results: list[CellResult | Diverged] = []
     for group in groups:
         for network, (history, final_state) in zip(group.networks, trained, strict=False):
-            initial = copy_state(network)  # the stack trained a copy
             if isinstance(history, Diverged):
                 results.append(history)
             else:
+                initial = copy_state(network)  # the stack trained a copy
                 network.load_state_dict(final_state)
                 results.append(_without_weights(score(network, history, group.train, half, initial)))
     return results

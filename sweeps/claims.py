@@ -87,7 +87,7 @@ def judge_train_loss(pair: Comparison) -> Verdict:
             reason = f"the band is below 0, or around it within ±{LOSS_MARGIN} nats, at {_at(d, not_lower)}"
         else:
             reason = f"the band contains 0 at {_at(d, d.band.low <= 0)}; more replicates would narrow it"
-    return _verdict(d, weakest, verdict, reason, signs(d))
+    return verdict_at(d, weakest, verdict, reason, signs(d))
 
 
 def judge_val_loss(pair: Comparison) -> Verdict:
@@ -108,13 +108,13 @@ def judge_val_loss(pair: Comparison) -> Verdict:
         elif later.any() and not_behind[later].all():
             verdict = DOES_NOT_HOLD
             reason = f"from {FROM_PERCENT} % on pretrained is lower, or within ±{LOSS_MARGIN} nats, at every fraction"
-        elif (d.d.mean(axis=0) <= 0).all():
+        elif d.is_nowhere_above:
             reason = "random is lower at every fraction, so nothing crosses in this range; smaller fractions would tell"
         elif not cross.is_claimable:
             reason = "no crossover in this range can be claimed; more replicates or fractions would tell"
         else:
             reason = f"above the crossover random is nowhere shown to be lower by more than {LOSS_MARGIN} nats"
-    return _verdict(d, last, verdict, reason, observed)
+    return verdict_at(d, last, verdict, reason, observed)
 
 
 def judge_overfitting(pair: Comparison) -> Verdict:
@@ -144,7 +144,7 @@ def judge_overfitting(pair: Comparison) -> Verdict:
             reason = f"the deficit remains at the best epoch and after temperature scaling at {_at(final, remains)}"
         else:
             reason = "the deficit at the best epoch and after scaling is neither shown nor excluded"
-    return _verdict(final, deepest, verdict, reason, observed)
+    return verdict_at(final, deepest, verdict, reason, observed)
 
 
 def judge_need(pair: Comparison) -> Verdict:
@@ -187,7 +187,8 @@ def judge_need(pair: Comparison) -> Verdict:
     return Verdict(verdict, reason, d.at(last), interval, d.n, observed, pair.percents[last], "accuracy")
 
 
-def _verdict(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> Verdict:
+def verdict_at(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> Verdict:
+    """With the effect and the interval, in nats, of the i-th fraction."""
     return Verdict(verdict, reason, d.at(i), d.interval(i), d.n, observed, int(d.percents[i]))
 
 

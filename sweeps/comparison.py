@@ -18,9 +18,11 @@ from sweeps.statistics import (
     Band,
     Crossover,
     EffectiveData,
+    FlipTest,
     effective_data,
     equivalence_p,
     find_crossover,
+    flip_test,
     simultaneous_band,
     t_interval,
 )
@@ -79,6 +81,16 @@ class Difference:
         """Where the band is above 0, or the difference is within the margin."""
         return (self.band.low > 0) | self.is_equivalent
 
+    @property
+    def is_nowhere_above(self) -> bool:
+        """Whether the mean is above 0 at no fraction."""
+        return bool((self.d.mean(axis=0) <= 0).all())
+
+    @functools.cached_property
+    def flips(self) -> FlipTest | None:
+        """Exact p-values; None below six replicates."""
+        return flip_test(self.d) if self.n >= MIN_REPLICATES else None
+
     @functools.cached_property
     def crossover(self) -> Crossover:
         return find_crossover(self.percents, self.d)
@@ -136,10 +148,17 @@ class Comparison:
         percents = np.array(self.percents, float)
         return effective_data(percents, self.scores(self.baseline, VAL), self.scores(self.init, VAL))
 
+    @functools.cached_property
+    def _differences(self) -> dict[str, Difference]:
+        return {}
+
     def difference(self, score: str) -> Difference:
-        d = self.scores(self.baseline, score) - self.scores(self.init, score)
-        margin = ACCURACY_MARGIN if score.endswith("accuracy") else LOSS_MARGIN
-        return Difference(np.array(self.percents, float), d, margin)
+        """Of one score; the same object each time, for its band, flips and resamples are to be made once."""
+        if score not in self._differences:
+            d = self.scores(self.baseline, score) - self.scores(self.init, score)
+            margin = ACCURACY_MARGIN if score.endswith("accuracy") else LOSS_MARGIN
+            self._differences[score] = Difference(np.array(self.percents, float), d, margin)
+        return self._differences[score]
 
 
 def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "random") -> Comparison:

@@ -18,7 +18,6 @@ from sweeps.comparison import ACCURACY, BEST, SCALED, TRAIN, VAL, Comparison, co
 from sweeps.grid import REPORTED, Init
 from sweeps.logged import LoggedSweep
 from sweeps.predictions import predict
-from sweeps.statistics import MIN_REPLICATES, flip_test
 from sweeps.table import Row, by_replicate
 
 DIFFERENCES = {
@@ -97,7 +96,6 @@ class Findings:
     """What one sweep says, with others beside it."""
 
     sweep: LoggedSweep
-    others: tuple[LoggedSweep, ...]
     claims: dict[str, Verdict]
     predictions: dict[str, Verdict]
     differences: dict[str, tuple[Point, ...]]
@@ -222,16 +220,13 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     """Everything that the logged runs say."""
     pair = sweep.pair
     differences = {name: points for name, score in DIFFERENCES.items() if (points := _points(pair, score))}
-    family_p = {}
-    if pair.n >= MIN_REPLICATES:
-        family_p = {name: flip_test(pair.difference(DIFFERENCES[name]).d).family for name in differences}
+    flips = {name: pair.difference(DIFFERENCES[name]).flips for name in differences}
     return Findings(
         sweep=sweep,
-        others=tuple(others),
         claims=judge(pair),
         predictions=predict(sweep, others),
         differences=differences,
-        family_p=family_p,
+        family_p={name: flip.family for name, flip in flips.items() if flip},
         inits=tuple(_init_lines(sweep)),
         controls=tuple(_controls(sweep)),
         beside=tuple(_beside(one) for one in (sweep, *others)) if others else (),
@@ -260,12 +255,11 @@ def _points(pair: Comparison, score: str) -> tuple[Point, ...]:
     d = pair.difference(score)
     if not d.n or not d.is_known:
         return ()
-    p = flip_test(d.d).each if d.n >= MIN_REPLICATES else None
     points = []
     for i, percent in enumerate(pair.percents):
         t_low, t_high = d.t_interval(i) or (None, None)
         low, high = d.interval(i) or (None, None)
-        points.append(Point(percent, d.at(i), t_low, t_high, low, high, None if p is None else float(p[i])))
+        points.append(Point(percent, d.at(i), t_low, t_high, low, high, float(d.flips.each[i]) if d.flips else None))
     return tuple(points)
 
 

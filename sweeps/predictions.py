@@ -13,7 +13,7 @@ from scipy import stats
 from fmnist_transfer.model import REFERENCE_SPEC
 from fmnist_transfer.recipe import REFERENCE_RECIPE
 from fmnist_transfer.split import DEFAULT_SPLIT
-from sweeps.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Answer, Verdict, judge
+from sweeps.claims import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, Answer, Verdict, judge, verdict_at
 from sweeps.comparison import (
     ACCURACY,
     ACCURACY_MARGIN,
@@ -89,12 +89,6 @@ def _too_few(n: int) -> str:
     return "" if n >= MIN_REPLICATES else f"{n} replicates, and {MIN_REPLICATES} are the floor"
 
 
-def _of(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> Verdict:
-    """With the i-th fraction's effect."""
-    unit = "accuracy" if d.margin == ACCURACY_MARGIN else "nats"
-    return Verdict(verdict, reason, d.at(i), d.interval(i), d.n, observed, int(d.percents[i]), unit)
-
-
 def _reference(sweeps: Sequence[LoggedSweep]) -> Verdict:
     references = [sweep for sweep in sweeps if is_reference(sweep) and _is(sweep, split=str(DEFAULT_SPLIT))]
     if not references:
@@ -141,7 +135,7 @@ def _over_confidence(pair: Comparison) -> Verdict:
 
 def _everywhere(d: Difference) -> str:
     """Why a difference has no crossover."""
-    return "random is lower everywhere" if (d.d.mean(axis=0) <= 0).all() else "pretrained is lower at the end"
+    return "random is lower everywhere" if d.is_nowhere_above else "pretrained is lower at the end"
 
 
 def _equal_steps(sweeps: Sequence[LoggedSweep]) -> Verdict:
@@ -331,7 +325,7 @@ def _recipes(sweeps: Sequence[LoggedSweep]) -> Verdict:
             verdict, reason = DOES_NOT_HOLD, "it helps where it should not, or not where it should"
         elif parts == [0, 0] and at_early == 1:
             verdict, reason = HOLDS, f"as predicted; less than {LOSS_MARGIN} nats is no help"
-    return _of(tuned_d, 0, verdict, reason, observed)
+    return verdict_at(tuned_d, 0, verdict, reason, observed)
 
 
 def _helps(d: Difference, where: np.ndarray | slice = slice(None), *, everywhere: bool = False) -> int | None:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from fmnist_transfer.console import Progress, say
-from fmnist_transfer.data import Half, nested_order, on_device
+from fmnist_transfer.data import Half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.model import CNN2Spec, fresh_network, weights_digest
+from fmnist_transfer.model import CNN2Spec
 from fmnist_transfer.parallel import Outcome, Workers
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stopping import Outage
-from fmnist_transfer.training import Result, fit_and_score, numerics
+from fmnist_transfer.training import Result, train_on_half
 
 if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store
@@ -45,15 +45,12 @@ def pretrain(
     plan: PretrainingPlan, replicate: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> Result:
     """Train the source network of one replicate, in a worker. Reports each epoch's number."""
-    streams = Streams(plan.seed, replicate, stage="pretraining")
-    half = on_device(plan.half, plan.device)
-    order = nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)
-    return fit_and_score(
-        fresh_network(plan.spec, streams).to(plan.device),
-        half.train.take(order),
-        half,
+    return train_on_half(
+        plan.spec,
+        plan.half,
         plan.recipe,
-        streams,
+        Streams(plan.seed, replicate, stage="pretraining"),
+        plan.device,
         precision=plan.precision,
         on_epoch=lambda epoch: report(epoch.epoch),
         should_stop=should_stop,
@@ -88,9 +85,9 @@ def source_networks(
 
 def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], workers: Workers) -> dict[int, str]:
     """Train the source networks of the replicates `todo`; replicate -> run of those that are finished."""
-    from fmnist_transfer.registry import WEIGHTS_FILE, pack_weights
+    from fmnist_transfer.registry import finished_with_weights
     from fmnist_transfer.spool import Ending
-    from fmnist_transfer.tracking import TRANSFER, result_rows, settings_params
+    from fmnist_transfer.tracking import TRANSFER, settings_params
 
     begun: dict[int, str] = {}
     runs: dict[int, str] = {}
@@ -108,10 +105,7 @@ def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], 
 
     def log(run_id: str, outcome: Outcome[int, Result]) -> None:
         if outcome.result:
-            state = outcome.result.final_state
-            tags = {"weights_digest": weights_digest(state)} | numerics()
-            files = {WEIGHTS_FILE: pack_weights(state)}
-            store.conclude(Ending(run_id, "FINISHED", result_rows(outcome.result), tags, files))
+            store.conclude(finished_with_weights(run_id, outcome.result))
             runs[outcome.task] = run_id
         else:
             say(f"source r{outcome.task} {outcome.status}: {outcome.reason}")

@@ -122,7 +122,7 @@ def _crossover(findings: Findings) -> list[str]:
         return []
     cross = pair.difference(VAL).crossover
     where = "is above 0 at the end" if cross.percent is None else f"is below 0 from {cross.percent:.1f} % on"
-    if (pair.difference(VAL).d.mean(axis=0) <= 0).all():
+    if pair.difference(VAL).is_nowhere_above:
         where = "is below 0 at every fraction, so nothing crosses"
     text = f"The mean difference of the final validation loss {where}."
     if pair.n > 1:

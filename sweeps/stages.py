@@ -49,7 +49,6 @@ class SweepContext:
 
 def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     """Everything that is not done yet, by whoever owns the sweep."""
-
     settings, store, stopwatch = context.settings, context.store, context.stopwatch
     if settings.reap:
         n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
@@ -81,7 +80,6 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
 
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
     """A source network for each replicate in place of the registered one."""
-
     settings, model, plan = context.settings, context.model, context.plan
     half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
     pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
@@ -92,7 +90,6 @@ def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
 
 def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
     """Train those of the cells that are not done."""
-
     images = context.with_images(cells)
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
     if len(todo) < len(images):
@@ -111,7 +108,6 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
 
 def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
     """Run the recipes' grid of every init, and say which settings won."""
-
     asked = context.grid.inits
     tried = tuning_cells(asked, context.plan.recipe)
     say(f"A recipe for each init: {len(tried)} cells")
@@ -131,7 +127,6 @@ def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
 
 def dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     """Say what is done and what would run; no run is made or changed."""
-
     settings, store, cells = context.settings, context.store, context.grid.cells()
     say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
     if settings.recipe == "tuned":

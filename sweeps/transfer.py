@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fmnist_transfer.console import Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError
@@ -21,9 +21,6 @@ from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
 from sweeps.grid import REPORTED, TUNING_REPLICATE, Grid, Init, by_fraction
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

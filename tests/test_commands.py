@@ -467,25 +467,6 @@ def test_a_registered_configuration_on_another_half(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft trains the classifier first"),
-        (["--stack", "--inits", "frozen"], "leave it out with --inits frozen"),
-        (["--stack", "--recipe", "tuned"], "--stack trains the cells of a fraction by one recipe"),
-        (
-            ["--pretrain-replicates", "2", "--replicates", "3"],
-            "each of the 3 replicates needs a source network of its own",
-        ),
-    ],
-)
-def test_modes_that_do_not_go_together(
-    project: Project, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, _ = project.sweep(*arguments)
-    assert (status, message in capsys.readouterr().err) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["--fractions", "0"], "--fractions 0: must be 1 to 100"),
         (["--fractions", "5", "5"], "--fractions: 5 is given twice"),
         (["--fractions"], "--fractions: give at least one value"),
@@ -495,6 +476,13 @@ def test_modes_that_do_not_go_together(
         (["--workers", "many"], "--workers many: must be auto or a number"),
         (["--fractions", "1"], "leaves no image per class of 50; use 2 or more"),
         (["--device", "abacus"], "--device abacus: use auto, cpu"),
+        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft trains the classifier first"),
+        (["--stack", "--inits", "frozen"], "leave it out with --inits frozen"),
+        (["--stack", "--recipe", "tuned"], "--stack trains the cells of a fraction by one recipe"),
+        (
+            ["--pretrain-replicates", "2", "--replicates", "3"],
+            "each of the 3 replicates needs a source network of its own",
+        ),
     ],
 )
 def test_bad_flags_of_the_sweep(

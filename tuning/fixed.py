@@ -29,14 +29,12 @@ class FixedConfiguration:
 
 def reference_configuration(split: Split) -> FixedConfiguration:
     """The original report's network and recipe, trained once."""
-
     name = f"cnn2-reference{split.suffix}"
     return FixedConfiguration(Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name, 1)
 
 
 def registered_configuration(context: SearchContext, uri: str) -> FixedConfiguration:
     """Network and recipe of a registered model, for the source half of another split."""
-
     reference = resolve(context.store, uri)
     model = load(context.store, reference)
     if model.split.source == context.split.source:
@@ -55,7 +53,6 @@ def registered_configuration(context: SearchContext, uri: str) -> FixedConfigura
 
 def train_fixed(context: SearchContext, fixed: FixedConfiguration) -> dict[str, Any]:
     """Train one configuration without a search, and register it."""
-
     store, half = context.store, context.half
     params = {
         "split": context.split,

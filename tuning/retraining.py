@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmnist_transfer.console import Progress, print_table, say
-from fmnist_transfer.data import Half, nested_order, on_device
+from fmnist_transfer.data import Half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.model import CNN2Spec
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
 from fmnist_transfer.stopping import Outage, StopSignal
-from fmnist_transfer.training import Result, fit_and_score
+from fmnist_transfer.training import Result, train_on_half
 
 if TYPE_CHECKING:
     from tuning.retraining_log import RetrainingLog
@@ -83,16 +83,12 @@ def retrain_one(
     plan: RetrainingPlan, task: Retraining, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> Result:
     """Train the candidate on the whole source half, in a worker."""
-    streams = Streams(plan.seed, task.replicate)
-    half = on_device(plan.half, plan.device)
-    order = nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)
-    network = fresh_network(task.candidate.spec, streams).to(plan.device)
-    return fit_and_score(
-        network,
-        half.train.take(order),
-        half,
+    return train_on_half(
+        task.candidate.spec,
+        plan.half,
         task.candidate.recipe,
-        streams,
+        Streams(plan.seed, task.replicate),
+        plan.device,
         precision=plan.precision,
         on_epoch=lambda epoch: report((epoch.epoch, epoch.val_accuracy)),
         should_stop=should_stop,

@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fmnist_transfer.model import weights_digest
-from fmnist_transfer.registry import WEIGHTS_FILE, pack_weights
+from fmnist_transfer.registry import finished_with_weights
 from fmnist_transfer.spool import Ending
-from fmnist_transfer.tracking import TUNING, Store, result_rows, settings_params
-from fmnist_transfer.training import NUMERICS_VERSION, Result, numerics
+from fmnist_transfer.tracking import TUNING, Store, settings_params
+from fmnist_transfer.training import NUMERICS_VERSION, Result
 from tuning.retraining import Retraining, RetrainingPlan
 
 
@@ -53,9 +52,7 @@ class RetrainingLog:
     def finish(self, task: Retraining, result: Result) -> Trained:
         """Log the result with its weights, then FINISHED."""
         run_id = self._begun.pop(task)
-        tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
-        files = {WEIGHTS_FILE: pack_weights(result.final_state)}
-        self._store.conclude(Ending(run_id, "FINISHED", result_rows(result), tags, files))
+        self._store.conclude(finished_with_weights(run_id, result))
         return Trained(run_id, result.final.val.accuracy, result.test.accuracy, result.seconds)
 
     def fail(self, task: Retraining, reason: str) -> None:

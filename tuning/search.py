@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fmnist_transfer.console import Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.errors import UsageError
@@ -22,9 +22,6 @@ from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, P
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import parse_split
 from fmnist_transfer.stopping import StopSignal
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ class SearchContext:
 
 def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
     """Run the study's missing trials, then train the best again and register the winner."""
-
     settings, store, half = context.settings, context.store, context.half
     check_limit(settings.mflops_limit)
     identity = {
@@ -116,7 +115,6 @@ def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
 
 def dry_run(context: SearchContext, uri: str, study_name: str, fixed: "FixedConfiguration | None") -> dict[str, Any]:
     """Say what is done and what would run; no trial is begun and no run is made."""
-
     settings = context.settings
     if fixed:
         name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
@@ -137,7 +135,6 @@ def register_best(
     context: SearchContext, run_id: str, candidates: list[Candidate], *, study: str, name: str, n_seeds: int
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner, move `best`; or find what the same work registered before."""
-
     settings, store, data_sha256 = context.settings, context.store, context.half.data_sha256
     key = promote.promotion_key(
         candidates,
