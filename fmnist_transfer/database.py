@@ -1,27 +1,33 @@
-"""Database files and URIs, as MLflow's store and Optuna's study need them.
+"""Databases and their URIs, as MLflow's store and Optuna's study need them.
 
-Files are created whole or not at all, are known for what they are before a library touches them (which would add its
-tables to a foreign one and upgrade an old one), and have room to grow. URIs are masked.
+They are created whole or not at all, are known for what they are before a library touches them (which would add its
+tables to a foreign one and upgrade an old one), and files have room to grow. URIs are masked.
 """
 
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from fmnist_transfer.errors import StoreError
+from fmnist_transfer.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 PROJECT = Path(__file__).resolve().parent.parent
 SQLITE = "sqlite:///"  # and a path
+POSTGRESQL = "postgresql"  # and ://, or +driver://
 PROBE_BYTES = 8 * 2**20  # room for the runs and figures of a small sweep
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)|(\bpassword=)[^\s'\"&]+", re.IGNORECASE)
@@ -146,20 +152,28 @@ def create_once(database: Path, create: Callable[[Path], None]) -> None:
 
 def check_schema(database: Path, schema: Schema) -> None:
     """Raise StoreError unless the file is of this schema, neither older nor newer than the library at hand."""
-    from alembic.script import ScriptDirectory
-
     # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
     with contextlib.closing(sqlite3.connect(database)) as connection:
         tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             raise StoreError(f"{database} is an empty database; delete it, and the same command makes a new one")
-        if not {schema.table, "alembic_version"} <= tables:
-            some = ", ".join(sorted(tables)[:3])
-            raise StoreError(
-                f"{database} is not {schema.product}'s: it holds other tables ({some} ...). It is left as it is; "
-                "give another path"
-            )
+        _check_tables(str(database), tables, schema)
         (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+    _check_revision(str(database), sqlite_uri(database), revision, schema)
+
+
+def _check_tables(database: str, tables: set[str], schema: Schema) -> None:
+    if not {schema.table, "alembic_version"} <= tables:
+        some = ", ".join(sorted(tables)[:3])
+        raise StoreError(
+            f"{database} is not {schema.product}'s: it holds other tables ({some} ...). It is left as it is; "
+            "give another one"
+        )
+
+
+def _check_revision(database: str, uri: str, revision: str | None, schema: Schema) -> None:
+    from alembic.script import ScriptDirectory
+
     scripts = ScriptDirectory(str(schema.migrations))
     head = scripts.get_current_head()
     if revision == head:
@@ -167,9 +181,51 @@ def check_schema(database: Path, schema: Schema) -> None:
     if revision in {script.revision for script in scripts.walk_revisions()}:
         raise StoreError(
             f"{database} was made by an older {schema.product} (schema {revision}, now {head}). It is left as it is; "
-            f"copy it, then upgrade it: {schema.upgrade.format(uri=sqlite_uri(database))}"
+            f"copy it, then upgrade it: {schema.upgrade.format(uri=uri)}"
         )
     raise StoreError(
         f"{database} was made by a newer {schema.product} (schema {revision}, here {head}). It is left as it is; "
         f"upgrade {schema.product}: pip install --upgrade {schema.product.lower()}"
     )
+
+
+def open_server(uri: str, schema: Schema, create: Callable[[], None]) -> None:
+    """Make sure that the PostgreSQL database at `uri` has this schema; made by `create` if it is empty.
+
+    Racing processes of any machine wait for the one that makes it. Raises StoreError, as `open_file` does, or
+    SQLAlchemy's OperationalError.
+    """
+    import sqlalchemy
+
+    with advisory_lock(uri, f"create {schema.product}") as connection:
+        tables = set(sqlalchemy.inspect(connection).get_table_names())
+        if not tables:
+            create()
+            return
+        _check_tables(masked(uri), tables, schema)
+        revision = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
+    _check_revision(masked(uri), masked(uri), revision, schema)
+
+
+@contextlib.contextmanager
+def advisory_lock(uri: str, name: str) -> "Iterator[sqlalchemy.Connection]":
+    """Hold the PostgreSQL lock of this name, which ends with its connection: with this process, or the server."""
+    import sqlalchemy
+
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def check_driver(flag: str, uri: str | None) -> None:
+    """Raise UsageError if the URI's database driver is not installed."""
+    if uri is None or not uri.startswith(POSTGRESQL):
+        return
+    named = uri.split("://")[0].partition("+")[2] or "psycopg2"
+    if importlib.util.find_spec(named) is None:
+        raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'")

@@ -6,6 +6,7 @@ too, what the owner wrote of itself on the run.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import socket
@@ -51,11 +52,20 @@ class Owner:
     def to_tags(self) -> dict[str, str]:
         return {"host": self.host, "pid": str(self.pid), "boot": self.boot, "process_started": str(self.started)}
 
+    @property
+    def name(self) -> str:
+        """Eight hexadecimal digits, of this process alone."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+
+    def is_here(self) -> bool:
+        """Whether it is, or was, of this machine."""
+        return self.host == socket.gethostname()
+
     def is_dead(self) -> bool:
         """Whether it is certain that the process has ended; of another host it never is."""
         import psutil
 
-        if self.host != socket.gethostname():
+        if not self.is_here():
             return False
         if self.boot and self.boot != _boot():
             return True

@@ -1,36 +1,32 @@
-"""Run many independent tasks: in this process, or on local worker processes of one torch thread each.
+"""Run many independent tasks: in this process, on worker processes of this machine, or on a Ray cluster.
 
     with StopSignal() as stop, Workers(2, stop) as workers:
         for outcome in workers.run(square, shared, numbers, on_report=show):
             ...
 
-A worker lives as long as the `with` block: it imports torch once, while this process does something else, and receives
-what the tasks of a `run` share once; tensors in shared memory are not copied. A worker that dies takes only its own
-task with it, which is tried once more on another.
+A worker lives as long as the `with` block, imports torch once, and receives what the tasks of a `run` share once. A
+worker that dies takes only its own task with it, which is tried once more on another: here, and in no engine.
 """
 
-import contextlib
 import functools
-import multiprocessing
-import os
-import pickle
-import signal
+import importlib.util
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
-from fmnist_transfer.stopping import SIGNALS, StopSignal
+from fmnist_transfer.stopping import StopSignal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Report = Callable[[Any], None]
 # (shared, task, report, should_stop) -> result; must be importable by name in a worker.
 TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
+Engine = Literal["local", "ray"]
 
 POLL_SECONDS = 0.25
+MOST_WORKERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,51 +47,88 @@ class Outcome(Generic[Task, Result]):
     """Of an interrupted task that lost its store."""
 
 
-def available_cores() -> int:
-    """Cores that this process may use: affinity and the limits of control groups count."""
-    import joblib
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a `Workers.run` share."""
 
-    return int(joblib.cpu_count())
-
-
-def parse_workers(text: str) -> int | None:
-    """A number, or None for `auto`. Raises UsageError."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 1_024:
-        raise UsageError(f"--workers {text}: must be auto or a number from 1 to 1024")
-    return int(text)
+    function: TaskFunction
+    shared: Any
+    on_report: Callable[[Any, Any], None]
+    on_start: Callable[[Any], None]
+    retry_lost: bool
 
 
-def count_workers(text: str, device: str, n_tasks: int) -> int:
-    """Workers for `--workers`, no more than there are tasks; `auto`: one per core, or one for an accelerator."""
-    asked = parse_workers(text) or (available_cores() if device == "cpu" else 1)
-    return max(1, min(asked, n_tasks))
+class Worker(Protocol):
+    """A process that runs one task at a time; `task` is None while it is idle."""
+
+    task: Any
+
+    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
+        """Start the task; `again`: another worker died of it."""
+
+    def receive(self, job: Job) -> Outcome[Any, Any] | None:
+        """The outcome of the task, or None after a mere report. A dead worker keeps its task."""
+
+
+class Pool(Protocol):
+    """The workers of an engine."""
+
+    def idle(self) -> Sequence[Worker]:
+        """Those that a task can be handed to; none, perhaps, while they start."""
+
+    def wait(self, busy: Sequence[Worker]) -> Iterable[Worker]:
+        """Those of the busy ones that have something to `receive`, after a while at the latest."""
+
+    def remove(self, worker: Worker) -> None:
+        """It died."""
+
+    def stop_tasks(self) -> None:
+        """Tell running tasks that they are to stop."""
+
+    def close(self) -> None:
+        """End all of them at once."""
 
 
 class Workers:
     """`n` processes that run tasks until the `with` block ends. One worker is this process itself, unless `apart`.
 
     Args:
+        n: at most, on a cluster: as many as it has room for.
         apart: run tasks in other processes, even one at a time.
         prepare: whether those are prepared for training (`training.prepare_process`) or left as torch comes.
+        engine: `local`, or `ray` for the actors of a Ray cluster.
+        gpus_per_task: share of a GPU that an actor takes.
     """
 
-    def __init__(self, n: int, stop: StopSignal, *, apart: bool = False, prepare: bool = True):
-        self._n, self.stop, self._prepare = n, stop, prepare
-        self._apart = apart or n > 1
-        self._processes: list[_Process] = []
+    def __init__(
+        self,
+        n: int,
+        stop: StopSignal,
+        *,
+        apart: bool = False,
+        prepare: bool = True,
+        engine: Engine = "local",
+        gpus_per_task: float = 0.0,
+    ):
+        self._n, self.stop, self._prepare, self._gpus_per_task = n, stop, prepare, gpus_per_task
+        self.engine = engine
+        self._apart = apart or n > 1 or engine != "local"
+        self._pool: Pool | None = None
 
     def __enter__(self) -> "Workers":
-        if self._apart:
-            self._processes = [_Process(self.stop, self._prepare) for _ in range(self._n)]
+        if self.engine == "ray":
+            from fmnist_transfer.cluster import RayPool
+
+            self._pool = RayPool(self._n, self._gpus_per_task)
+        elif self._apart:
+            from fmnist_transfer.processes import ProcessPool
+
+            self._pool = ProcessPool(self._n, self.stop, self._prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.leave()
-        for process in self._processes:
-            process.wait()
+        if self._pool:
+            self._pool.close()
 
     def run(
         self,
@@ -118,59 +151,55 @@ class Workers:
 
         After a signal no further task is started; the running ones end as `interrupted`.
         """
-        job = _Job(function, shared, on_report, on_start, retry_lost)
-        if self._apart:
-            yield from self._run_on_processes(job, iter(tasks))
+        job = Job(function, shared, on_report, on_start, retry_lost)
+        if self._pool:
+            yield from self._run_on(self._pool, job, iter(tasks))
         else:
             yield from self._run_here(job, iter(tasks))
 
-    def _run_here(self, job: "_Job", tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+    def _run_here(self, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
         from fmnist_transfer.training import prepare_process
 
         prepare_process()
         should_stop = self.stop.is_set
         while not should_stop() and (task := next(tasks, None)) is not None:
             job.on_start(task)
-            yield _attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
+            yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
-    def _run_on_processes(self, job: "_Job", tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+    def _run_on(self, pool: Pool, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+        busy: list[Worker] = []
         lost: list[Any] = []
+        there_are_more = True
         while True:
-            for process in self._processes:
-                if process.task is None and not self.stop.is_set():
-                    again = bool(lost)
-                    if (task := lost.pop() if lost else next(tasks, None)) is None:
-                        break
-                    job.on_start(task)
-                    process.hand_out(job, task, again=again)
-            busy = {process.connection: process for process in self._processes if process.task is not None}
-            if not busy:
+            for worker in pool.idle():
+                if self.stop.is_set():
+                    break
+                again = bool(lost)
+                if (task := lost.pop() if lost else next(tasks, None)) is None:
+                    there_are_more = False
+                    break
+                job.on_start(task)
+                worker.hand_out(job, task, again=again)
+                busy.append(worker)
+            if self.stop.is_set():
+                pool.stop_tasks()
+            if not busy and (self.stop.is_set() or not (lost or there_are_more)):
                 return
-            for connection in wait(list(busy), POLL_SECONDS):
-                process = busy[cast(Any, connection)]
-                if (outcome := process.receive(job)) is None:
+            for worker in pool.wait(busy):
+                if (outcome := worker.receive(job)) is None:
                     continue
-                if process.task is not None:  # it died
-                    self._processes[self._processes.index(process)] = _Process(self.stop, self._prepare)
+                busy.remove(worker)
+                if worker.task is not None:  # it died
+                    pool.remove(worker)
                     if outcome.status == "lost" and job.retry_lost:
                         lost.append(outcome.task)
                 yield outcome
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all tasks of a `Workers.run` share."""
-
-    function: TaskFunction
-    shared: Any
-    on_report: Callable[[Any, Any], None]
-    on_start: Callable[[Any], None]
-    retry_lost: bool
-
-
-def _attempt(
+def attempt(
     function: TaskFunction, shared: Any, task: Any, report: Report, should_stop: Callable[[], bool]
 ) -> Outcome[Any, Any]:
+    """Run the task in this process."""
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
     except Interrupted as error:
@@ -187,91 +216,49 @@ def _attempt(
     return outcome
 
 
-class _Process:
-    """A worker and our end of its pipe; `task` is what it works on, None while it is idle."""
-
-    def __init__(self, stop: StopSignal, prepare: bool):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.task: Any = None
-        self._again = False  # whether another worker died of it
-        self._job: _Job | None = None  # what it knows of
-        self._process = context.Process(target=_work, args=(theirs, stop.flag, prepare), daemon=True)
-        # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        theirs.close()  # so that its death is the end of the pipe
-
-    def hand_out(self, job: _Job, task: Any, *, again: bool) -> None:
-        self.task, self._again = task, again
-        with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
-            if self._job is not job:
-                self.connection.send(("job", job.function, job.shared))
-                self._job = job
-            self.connection.send(("task", task))
-
-    def receive(self, job: _Job) -> Outcome[Any, Any] | None:
-        """The outcome of the task, or None after a mere report. A dead worker's task is lost, or at last has failed."""
-        try:
-            kind, content = self.connection.recv()
-        except (EOFError, OSError):  # also in the midst of a message
-            self._process.kill()  # if it is the pipe that failed
-            self._process.join()
-            reason = f"the worker process died ({_death(self._process.exitcode or 0)})"
-            if self._again:
-                return Outcome(self.task, "failed", reason=f"{reason}, twice")
-            return Outcome(self.task, "lost", reason=reason)
-        if kind == "report":
-            job.on_report(self.task, content)
-            return None
-        self.task = None
-        return cast(Outcome[Any, Any], content)
-
-    def leave(self) -> None:
-        """End it at once: it is idle, or something went wrong."""
-        self.connection.close()
-        self._process.kill()
-
-    def wait(self) -> None:
-        self._process.join()
+def died(task: Any, how: str, *, again: bool) -> Outcome[Any, Any]:
+    """The outcome of a task whose worker died; `again`: it is the second one."""
+    reason = f"the worker process died ({how})"
+    return Outcome(task, "failed", reason=f"{reason}, twice") if again else Outcome(task, "lost", reason=reason)
 
 
-def _death(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
+def available_cores() -> int:
+    """Cores that this process may use: affinity and the limits of control groups count."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
-def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
-    """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the parent decides
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    from fmnist_transfer.training import prepare_process
+def parse_workers(text: str) -> int | None:
+    """A number, or None for `auto`. Raises UsageError."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise UsageError(f"--workers {text}: must be auto or a number from 1 to {MOST_WORKERS}")
+    return int(text)
 
-    if prepare:
-        prepare_process()
-    parent = multiprocessing.parent_process()
 
-    def should_stop() -> bool:
-        return bool(stop_flag.value) or (parent is not None and os.getppid() != parent.pid)
+def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local") -> int:
+    """Workers for `--workers`, no more than there are tasks.
 
-    def report(news: Any) -> None:
-        try:
-            connection.send(("report", news))
-        except OSError as error:
-            raise Interrupted("the parent process is gone") from error
+    `auto`: one per core, or one for an accelerator; on a cluster one per task, of which it starts what it has room for.
+    """
+    there = n_tasks if engine == "ray" else available_cores() if device == "cpu" else 1
+    return max(1, min(parse_workers(text) or there, n_tasks))
 
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            match connection.recv():
-                case ("job", function, shared):
-                    pass
-                case ("task", task):
-                    if should_stop():  # as an orphan, say, which is to begin nothing any more
-                        outcome = Outcome[Any, Any](task, "interrupted", reason="it was not begun")
-                    else:
-                        outcome = _attempt(function, shared, task, report, should_stop)
-                    # By value: sent otherwise, each tensor of a result would hold a file descriptor of the parent.
-                    connection.send_bytes(pickle.dumps(("outcome", outcome)))
+
+def check_engine(engine: Engine, gpus_per_task: float) -> None:
+    """Raise UsageError for an engine that is not installed, or for a share that cannot be."""
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise UsageError("--engine ray needs: pip install 'fmnist-transfer[ray]'")
+    if gpus_per_task and engine != "ray":
+        raise UsageError(
+            f"--gpus-per-task {gpus_per_task:g}: only with --engine ray; --workers share this machine's GPU"
+        )
+    if not (0 <= gpus_per_task <= 1 or gpus_per_task == int(gpus_per_task)):
+        raise UsageError(f"--gpus-per-task {gpus_per_task:g}: must be from 0 to 1, or a whole number")
+
+
+def device_of_tasks(device: str, engine: Engine, gpus_per_task: float) -> str:
+    """`--device` where tasks run on other machines, whose GPUs this one cannot see."""
+    return device if engine == "local" or device != "auto" else "cuda" if gpus_per_task else "cpu"

@@ -79,6 +79,8 @@ class Reference:
     """`models:/NAME/VERSION`, or `models:/MODEL_ID` for a model without a version."""
     location: str
     """Of its artifacts."""
+    run_id: str
+    """Of the run that it was logged to; empty if there is none."""
 
 
 def register(
@@ -186,7 +188,7 @@ def resolve(store: Store, uri: str) -> Reference:
         if scheme == "runs" and rest.count("/") == 1:
             return _resolve_run(store, uri, *rest.split("/"))
         if scheme == "models" and rest.startswith("m-") and "/" not in rest:
-            return Reference(uri, uri, store.client.get_logged_model(rest).artifact_location)
+            return _reference(store, uri, uri, rest)
         name, _, suffix = rest.replace("@", "/", 1).partition("/")
         if scheme == "models" and name and suffix and "/" not in suffix:
             return _resolve_version(store, uri, name, suffix)
@@ -214,10 +216,12 @@ def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Referenc
     version = {str(key): value for key, value in versions.items()}.get(str(number))
     if version is None:
         raise ModelError(f"no version {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}")
-    model_id = _model_id(version)
-    return Reference(
-        uri, f"models:/{name}/{version.version}", store.client.get_logged_model(model_id).artifact_location
-    )
+    return _reference(store, uri, f"models:/{name}/{version.version}", _model_id(version))
+
+
+def _reference(store: Store, uri: str, pinned: str, model_id: str) -> Reference:
+    model = store.client.get_logged_model(model_id)
+    return Reference(uri, pinned, model.artifact_location, model.source_run_id or "")
 
 
 def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
@@ -225,7 +229,7 @@ def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
     models = store.client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{name}'")
     if not models:
         raise ModelError(f"run {run_id} has no model {name!r}. {_known(store)}")
-    return Reference(uri, models[0].model_uri, models[0].artifact_location)
+    return Reference(uri, models[0].model_uri, models[0].artifact_location, run_id)
 
 
 def _known(store: Store) -> str:

@@ -35,19 +35,21 @@ from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.console import say, warn_of_password
 from fmnist_transfer.database import (
+    POSTGRESQL,
     PROJECT,
     SQLITE,
     Schema,
     default_folder,
     masked,
     open_file,
+    open_server,
     short_name,
     sqlite_path,
     sqlite_uri,
     store_uri,
 )
-from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.ownership import Owner, busy, state_folder
+from fmnist_transfer.errors import Interrupted, StoreError, TakenOver
+from fmnist_transfer.ownership import Owner, state_folder
 from fmnist_transfer.patience import Patience, PatientClient, reason
 from fmnist_transfer.repair import ARTIFACTS, moved_from
 from fmnist_transfer.spool import Ending, MetricRow, Spool
@@ -73,6 +75,9 @@ HTTP_DEFAULTS = {  # without them a client is silent for four minutes, and makes
 }
 
 
+POOL_DEFAULTS = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "2", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "8"}
+
+
 @dataclass(frozen=True)
 class Store:
     """An open tracking store. Make it with `open_store`."""
@@ -87,6 +92,11 @@ class Store:
     patience: Patience
     spool: Spool
     _experiments: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may use it."""
+        return not self.uri.startswith(SQLITE)
 
     @property
     def ui_command(self) -> str:
@@ -104,7 +114,7 @@ class Store:
         """Id of the experiment, created if it is not there."""
         if (known := self._known_experiment(name)) is not None:
             return known
-        location = (self.folder / ARTIFACTS / name).as_uri() if self.uri.startswith(SQLITE) else None
+        location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
         with already_there():  # another command was quicker
             self.client.create_experiment(name, artifact_location=location)
         return str(self._known_experiment(name))
@@ -191,17 +201,11 @@ class Store:
             file.write_bytes(content.getvalue())
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
-    def reopen(self, run: Run, what: str, params: Mapping[str, Any]) -> None:
-        """Make a run RUNNING again, this process its owner. The caller owns `what` it stands for on this machine.
+    def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
+        """Make a run RUNNING again, this process its owner. The caller owns what it stands for.
 
         Those of its `params` that are not there yet are logged: whoever created it may have died before.
-
-        Raises BusyError if the run is RUNNING on a server and its process is not known to be dead.
         """
-        if run.info.status == "RUNNING" and not self.uri.startswith(SQLITE):
-            owner = Owner.from_tags(run.data.tags)
-            if owner != Owner.this_process() and not owner.is_dead():
-                raise busy(what, owner)
         missing = {key: value for key, value in params.items() if key not in run.data.params}
         # The owner first: RUNNING under the old name would be nobody's.
         self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
@@ -211,16 +215,25 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def conclude(self, ending: Ending) -> None:
-        """Log all that is left of a run, and end it; from the first failure on a copy of that waits in the spool."""
+        """Log all that is left of a run, and end it; from the first failure on a copy of that waits in the spool.
+
+        Raises TakenOver if another machine has ended the run meanwhile.
+        """
         try:
             with self.patience.on_trouble(lambda: self.spool.keep(ending)):
                 self.patience.call(self._send, ending)
+        except TakenOver:
+            raise
         except BaseException:
             self.spool.keep(ending)  # anew: there may be room by now
             raise
         self.spool.drop(ending.run_id)
 
     def _send(self, ending: Ending) -> None:
+        if self.is_shared and (status := self.once.get_run(ending.run_id).info.status) != "RUNNING":
+            if status == ending.status:  # the response of the last try was lost
+                return
+            raise TakenOver(f"run {ending.run_id} is {status}: another process has taken it over")
         with tempfile.TemporaryDirectory() as folder:
             for name, content in ending.files.items():
                 file = Path(folder) / name
@@ -261,6 +274,8 @@ class Store:
         """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception."""
         try:
             yield
+        except TakenOver:  # it is another's to end
+            raise
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             with contextlib.suppress(StoreError):  # the error itself says more
@@ -320,13 +335,19 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
         folder = database.parent
         spool = dataclasses.replace(spool, folder=folder / "spool")
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
-        patience.call(open_file, database, SCHEMA, lambda path: _create_database(path, folder))
+        patience.call(open_file, database, SCHEMA, lambda path: _create_tables(sqlite_uri(path), folder))
         patience.call(_check_place, database)
     elif uri.startswith(("http://", "https://")):
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)
         _probe(uri)
-    elif not uri.startswith(("postgresql", "mysql", "mssql")):
+    elif uri.startswith((POSTGRESQL, "mysql", "mssql")):
+        for name, value in POOL_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
+        if uri.startswith(POSTGRESQL):
+            _open_server(uri, folder, patience)
+    else:
         raise StoreError(
             f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
@@ -343,11 +364,19 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     return store
 
 
-def _create_database(path: Path, folder: Path) -> None:
+def _open_server(uri: str, folder: Path, patience: Patience) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        patience.call(open_server, uri, SCHEMA, lambda: _create_tables(uri, folder))
+    except SQLAlchemyError as error:
+        raise StoreError(f"cannot open the tracking store {masked(uri)}: {reason(error)}") from error
+
+
+def _create_tables(uri: str, folder: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    store = SqlAlchemyStore(sqlite_uri(path), (folder / ARTIFACTS).as_uri())
-    store.engine.dispose()
+    SqlAlchemyStore(uri, (folder / ARTIFACTS).as_uri()).engine.dispose()
 
 
 def _check_place(database: Path) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import gc
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -176,8 +177,9 @@ def prepare_process() -> None:
 
 
 def numerics() -> dict[str, str]:
-    """What results depend on besides settings and data, of this process: torch, its threads, the CPU's kind."""
+    """What results depend on besides settings and data: torch, its threads, the CPU's kind; and the host."""
     return {
+        "trained_on": socket.gethostname(),
         "torch_build": torch.__version__,
         "torch_threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

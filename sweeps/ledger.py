@@ -8,14 +8,17 @@ last. Everything is read back from the store; nothing else remembers.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fmnist_transfer.data import Half
+from fmnist_transfer.errors import TakenOver
+from fmnist_transfer.lease import Lease
 from fmnist_transfer.model import weights_digest
-from fmnist_transfer.ownership import Owner, busy
+from fmnist_transfer.ownership import Owner
 from fmnist_transfer.registry import TrainedModel
 from fmnist_transfer.spool import Ending
 from fmnist_transfer.tracking import TRANSFER, Store, result_rows, settings_params
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DIVERGED = "Diverged"  # would diverge again, so it is not redone
+SWEEP_PARAM = "sweep."  # of the model's run: sweep.KEY.N = id of the sweep's parent
 
 
 def identity(model: TrainedModel, plan: CellPlan, *, tuned: bool = False, pretraining: bool = False) -> dict[str, Any]:
@@ -78,41 +82,70 @@ class Ledger:
         self._attempts: dict[str, tuple[int, str]] = {}  # cell key -> its highest attempt and the run that this names
         self._named: set[str] = set()  # runs of all attempts
         self._runs: dict[str, Run] = {}
+        self._living: set[str] = set()  # RUNNING ones of other processes that are not known to be dead
         parents = store.find(TRANSFER, role="sweep", sweep_key=self.key)
         if parents:
-            self._parent = parents[-1]
-            self.run_id = str(self._parent.info.run_id)
-            self._read()
+            self._use(str(parents[-1].info.run_id))
+            self.refresh()
 
-    def _read(self) -> None:
+    def _use(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.lease = Lease(self._store, run_id)
+
+    def refresh(self) -> None:
+        """Read everything anew; call it before each look at what other processes do."""
         parent = self._store.client.get_run(self.run_id)
         self._attempts = attempts_of(parent)
         self._named = {run_id for param, run_id in parent.data.params.items() if param.startswith(CELL_PARAM)}
         cells = self._store.find(TRANSFER, role="cell", parent=self.run_id)
         self._runs = {str(run.info.run_id): run for run in cells}
+        running = [run for run in cells if run.info.status == "RUNNING"]
+        self._living = {str(run.info.run_id) for run in running if self._lives(run, parent)}
 
-    def open(self, name: str, tags: Mapping[str, Any]) -> None:
-        """Make the parent RUNNING, or create it; the caller owns the sweep, so cells that still are RUNNING died.
+    def _lives(self, run: "Run", parent: "Run") -> bool:
+        owner = Owner.from_tags(run.data.tags)
+        return owner != Owner.this_process() and not self.lease.is_dead(owner, parent.data.tags)
+
+    def create(self, name: str, tags: Mapping[str, Any], model_run_id: str = "") -> None:
+        """Create the parent, if there is none yet.
 
         Args:
-            name: of the parent where it has to be created.
-            tags: of the parent, set anew each time (which model was asked for).
-
-        Raises BusyError if the parent belongs to a process of another machine.
+            model_run_id: a run that every process with this sweep knows: its params say whose parent counts.
         """
-        if not self.run_id:
+        n = 1
+        while not self.run_id:
             all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
-            self.run_id = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
-            return
-        self._store.reopen(self._parent, "sweep", self._identity)
+            created = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
+            winner = created
+            if model_run_id:
+                winner = self._store.log_once(model_run_id, f"{SWEEP_PARAM}{self.key}.{n}", created)
+            if winner != created:
+                self._store.client.delete_run(created)
+            run = self._store.get(winner)
+            if run is not None and run.info.lifecycle_stage == "active":
+                self._use(winner)
+                self.refresh()
+            n += 1  # that sweep was deleted
+
+    def open(self, tags: Mapping[str, Any]) -> None:
+        """Make the parent RUNNING, and end the cells of processes that died; the caller owns the sweep.
+
+        Args:
+            tags: of the parent, set anew each time (which model was asked for).
+        """
+        self._store.reopen(self._store.client.get_run(self.run_id), self._identity)
         self._store.log(self.run_id, tags=tags)
+        self.end_dead()
+
+    def end_dead(self) -> None:
+        """End the cells whose processes died."""
         for run_id, run in self._runs.items():
-            if run.info.status == "RUNNING":
+            if run.info.status == "RUNNING" and run_id not in self._living:
                 self.interrupt(run_id, "its process died")
 
     def delete_ghosts(self) -> int:
         """Delete runs of cells that no attempt names (whoever created them died before it said so); how many."""
-        ghosts = [run_id for run_id in self._runs if run_id not in self._named]
+        ghosts = [run_id for run_id in self._runs if run_id not in self._named | self._living]
         for run_id in ghosts:
             self._store.client.delete_run(run_id)
             del self._runs[run_id]
@@ -141,39 +174,67 @@ class Ledger:
     def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
         return [self.row(cell, n_train) for cell, n_train in cells.items()]
 
-    def claim(self, cell: Cell, n_train: int) -> str:
-        """Create the cell's run and name it in the ledger; the run's id."""
+    def hosts(self, rows: Iterable[Row]) -> dict[str, int]:
+        """How many of the finished cells each host trained."""
+        finished = [self._runs[row.run_id].data.tags for row in rows if row.status == "finished"]
+        return dict(Counter(tags.get("trained_on", tags.get("host", "unknown")) for tags in finished))
+
+    def claim(self, cell: Cell, n_train: int) -> str | None:
+        """Create the cell's run and name it in the ledger; the run's id, or None if another process has the cell.
+
+        Another process may have finished it since the last `refresh`.
+        """
         key = self.cell_key(cell, n_train)
-        attempt = self._attempts.get(key, (0, ""))[0] + 1
+        while True:
+            attempt, _ = self._attempts.get(key, (0, ""))
+            if self.is_anothers(cell, n_train) or self.row(cell, n_train).status == "finished":
+                return None
+            attempt += 1
+            mine = self._create(cell, n_train, key, attempt)
+            winner = self._store.log_once(self.run_id, f"{CELL_PARAM}{key}.{attempt}", mine)
+            self._attempts[key] = (attempt, winner)
+            self._named.add(winner)
+            if winner == mine:
+                self._store.log_data(mine, self._half, "target")
+                return mine
+            self._store.client.delete_run(mine)
+            self._runs[winner] = self._store.client.get_run(winner)
+            if self._runs[winner].info.status == "RUNNING":
+                self._living.add(winner)  # as far as is known: it has just begun
+            elif self._runs[winner].info.status == "FAILED":
+                return None
+
+    def is_anothers(self, cell: Cell, n_train: int) -> bool:
+        """Whether another process was at it, at the last `refresh`."""
+        return self._attempts.get(self.cell_key(cell, n_train), (0, ""))[1] in self._living
+
+    def _create(self, cell: Cell, n_train: int, key: str, attempt: int) -> str:
+        """A run for an attempt at the cell."""
         labels = {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate}
         params = self._identity | labels | {"n_train": n_train}
         if cell.setting:
             params |= {f"recipe.{key}": value for key, value in dataclasses.asdict(cell.setting).items()}
         tags = labels | {"role": "cell", "parent": self.run_id, "cell_key": key, "attempt": attempt}
-        run_id = self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
-        winner = self._store.log_once(self.run_id, f"{CELL_PARAM}{key}.{attempt}", run_id)
-        if winner != run_id:
-            self._store.client.delete_run(run_id)
-            raise busy("sweep", Owner.from_tags(self._store.client.get_run(winner).data.tags))
-        self._store.log_data(run_id, self._half, "target")
-        self._attempts[key] = (attempt, run_id)
-        self._named.add(run_id)
-        return run_id
+        return self._store.start(TRANSFER, cell.name, parent=self.run_id, params=params, tags=tags)
 
-    def finish(self, run_id: str, trained: CellResult) -> None:
-        """Log every result in one batch, then FINISHED."""
+    def finish(self, run_id: str, trained: CellResult) -> bool:
+        """Log every result in one batch, then FINISHED; False if another process has taken the cell over."""
         tags = {"weights_digest": trained.weights_digest} | trained.numerics
-        self._conclude(Ending(run_id, "FINISHED", result_rows(trained.result), tags))
+        return self._conclude(Ending(run_id, "FINISHED", result_rows(trained.result), tags))
 
-    def fail(self, run_id: str, reason: str, details: str = "") -> None:
+    def fail(self, run_id: str, reason: str, details: str = "") -> bool:
         """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
         files = {"traceback.txt": details.encode()} if details else {}
-        self._conclude(Ending(run_id, "FAILED", tags={"reason": reason}, files=files))
+        return self._conclude(Ending(run_id, "FAILED", tags={"reason": reason}, files=files))
 
-    def interrupt(self, run_id: str, reason: str) -> None:
+    def interrupt(self, run_id: str, reason: str) -> bool:
         """End the run KILLED: another attempt is to be made."""
-        self._conclude(Ending(run_id, "KILLED", tags={"reason": reason}))
+        return self._conclude(Ending(run_id, "KILLED", tags={"reason": reason}))
 
-    def _conclude(self, ending: Ending) -> None:
-        self._store.conclude(ending)
+    def _conclude(self, ending: Ending) -> bool:
+        try:
+            self._store.conclude(ending)
+        except TakenOver:
+            return False
         self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)
+        return True

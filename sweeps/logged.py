@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.lease import OWNER_PARAM
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.tracking import TRANSFER, Store
 from sweeps.comparison import Comparison, compare
@@ -86,7 +87,7 @@ def _known_sweeps(store: Store) -> str:
 
 def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     """The sweep as it is now, finished or not."""
-    params = {key: value for key, value in parent.data.params.items() if not key.startswith(CELL_PARAM)}
+    params = {key: value for key, value in parent.data.params.items() if not key.startswith((CELL_PARAM, OWNER_PARAM))}
     children = {str(run.info.run_id): run for run in store.find(TRANSFER, role="cell", parent=parent.info.run_id)}
     runs = {cell_of(run): run for run in counted_runs(attempts_of(parent), children)}
     rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}

@@ -1,7 +1,9 @@
 """Running a sweep's cells on the workers, and logging each as it ends."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
 from fmnist_transfer.console import Progress, Stopwatch, say
 from fmnist_transfer.parallel import Outcome, Workers
@@ -11,11 +13,12 @@ from sweeps.grid import Cell, by_fraction
 from sweeps.ledger import Ledger
 
 FIRST_STEP = "first_step_seconds"
+LOOK_SECONDS = 2.0  # between looks at what other processes do
 
 
 def run_cells(
     ledger: Ledger,
-    todo: dict[Cell, int],
+    todo: Mapping[Cell, int],
     plan: CellPlan,
     *,
     workers: Workers,
@@ -25,42 +28,121 @@ def run_cells(
 ) -> None:
     """Train the cells `todo` (with their numbers of training images), log each as it finishes.
 
+    Cells that other processes are at are left to them, and waited for; those of processes that die are taken over.
+
     Args:
         on_finished: called after each task whose results are logged.
         debug: show the tracebacks of cells that failed.
     """
-    tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
-    run_ids: dict[Cell, str] = {}
-    outage = Outage(workers.stop)
+    with Progress("cells", len(by_fraction(todo)) if plan.stack else len(todo)) as progress:
+        running = _Running(ledger, todo, plan, workers, progress=progress, stopwatch=stopwatch, debug=debug)
+        try:
+            while running.open and not workers.stop.is_set():
+                running.run_open(on_finished)
+                with running.outage.held():
+                    running.look_at_others()
+        finally:
+            running.abandon()
+    running.outage.raise_if_any()
 
-    def claim(cells: tuple[Cell, ...]) -> None:
-        with outage.held():
-            for cell in cells:
-                run_ids[cell] = ledger.claim(cell, todo[cell])  # until it has ended
 
-    def show(cells: tuple[Cell, ...], epoch: int) -> None:
-        stopwatch.mark(FIRST_STEP)
-        epochs = plan.recipe.epochs
-        progress.working(cells, epoch / epochs, f"{cells[0].name}: epoch {epoch}/{epochs}")
+class _Running:
+    """One `run_cells`: which cells are open, and which runs this process has open."""
 
-    try:
-        with Progress("cells", len(tasks)) as progress:
-            for outcome in workers.run(train_cells, plan, tasks, on_start=claim, on_report=show):
-                if outcome.status != "lost":
-                    progress.finished(outcome.task)
-                for cell, one in _per_cell(outcome):
-                    if cell in run_ids:
-                        with outage.held():
-                            _log_outcome(ledger, run_ids.pop(cell), one, debug=debug)
-                if outcome.status == "done":
-                    with outage.held():
-                        on_finished()
-    finally:
-        # Empty, unless something else went wrong: perhaps the store itself, whose error is then the one to see.
-        for run_id in run_ids.values():
+    def __init__(
+        self,
+        ledger: Ledger,
+        todo: Mapping[Cell, int],
+        plan: CellPlan,
+        workers: Workers,
+        *,
+        progress: Progress,
+        stopwatch: Stopwatch,
+        debug: bool,
+    ):
+        self._ledger, self._todo, self._plan, self._workers = ledger, todo, plan, workers
+        self._progress, self._stopwatch, self._debug = progress, stopwatch, debug
+        self.open = dict.fromkeys(todo)  # a set in order
+        self.outage = Outage(workers.stop)
+        self._run_ids: dict[Cell, str] = {}
+        self._n_lost: Counter[Cell] = Counter()
+
+    def run_open(self, on_finished: Callable[[], None]) -> None:
+        """Hand out every open cell that nobody else is at."""
+        tasks: list[tuple[Cell, ...]] = [(cell,) for cell in self.open]
+        if self._plan.stack:
+            tasks = by_fraction(self.open)
+        outcomes = self._workers.run(
+            train_cells, self._plan, self._claimed(tasks), on_report=self._show, retry_lost=False
+        )
+        for outcome in outcomes:
+            for cell, one in _per_cell(outcome):
+                with self.outage.held():
+                    self._end(cell, self._run_ids.pop(cell), one)
+            if outcome.status != "lost":
+                self._progress.finished(outcome.task)
+            if outcome.status == "done":
+                with self.outage.held():
+                    on_finished()
+
+    def _claimed(self, tasks: list[tuple[Cell, ...]]) -> Iterator[tuple[Cell, ...]]:
+        """Of each task the cells that nobody else has, claimed when a worker is free."""
+        for cells in tasks:
+            with self.outage.held():
+                for cell in cells:
+                    if run_id := self._ledger.claim(cell, self._todo[cell]):
+                        self._run_ids[cell] = run_id  # until it has ended
+            if self._workers.stop.is_set():
+                return
+            if mine := tuple(cell for cell in cells if cell in self._run_ids):
+                yield mine
+
+    def _show(self, cells: tuple[Cell, ...], epoch: int) -> None:
+        self._stopwatch.mark(FIRST_STEP)
+        epochs = self._plan.recipe.epochs
+        self._progress.working(cells, epoch / epochs, f"{cells[0].name}: epoch {epoch}/{epochs}")
+
+    def _end(self, cell: Cell, run_id: str, outcome: Outcome[Cell, CellResult]) -> None:
+        """Log how the cell ended; it stays open if it is to be run again."""
+        if outcome.result is not None:
+            if self._ledger.finish(run_id, outcome.result):
+                del self.open[cell]
+            else:
+                say(f"{cell.name}: another process took it over while this one was away; its result is not needed")
+        elif outcome.status == "lost" and self._n_lost[cell] == 0:
+            self._n_lost[cell] += 1
+            say(f"{cell.name}: {outcome.reason}; once more")
+            self._ledger.interrupt(run_id, outcome.reason)
+        elif outcome.status in ("failed", "lost"):
+            reason = outcome.reason if outcome.status == "failed" else f"{outcome.reason}, twice"
+            del self.open[cell]
+            say(f"{cell.name} failed: {reason}")
+            if self._debug and outcome.details:
+                say(outcome.details)
+            self._ledger.fail(run_id, reason, outcome.details)
+        else:
+            self._ledger.interrupt(run_id, outcome.reason)
+
+    def look_at_others(self) -> None:
+        """Strike the open cells that other processes have ended; wait a while if they are at all of the others."""
+        if not self.open or self._workers.stop.is_set():
+            return
+        self._ledger.refresh()
+        self._ledger.end_dead()
+        for cell in list(self.open):
+            if self._ledger.row(cell, self._todo[cell]).status != "open":
+                del self.open[cell]
+                self._progress.finished((cell,))
+        if self.open and all(self._ledger.is_anothers(cell, self._todo[cell]) for cell in self.open):
+            deadline = time.monotonic() + LOOK_SECONDS
+            while time.monotonic() < deadline and not self._workers.stop.is_set():
+                time.sleep(0.05)
+
+    def abandon(self) -> None:
+        """End what is still open, which nothing is unless something else went wrong: that is then the one to see."""
+        for run_id in self._run_ids.values():
             with contextlib.suppress(Exception):
-                ledger.interrupt(run_id, "the sweep ended before it")
-    outage.raise_if_any()
+                self._ledger.interrupt(run_id, "the sweep ended before it")
 
 
 def _per_cell(
@@ -73,17 +155,3 @@ def _per_cell(
             yield cell, Outcome(cell, "failed", reason=f"{type(result).__name__}: {result}")
         else:
             yield cell, Outcome(cell, outcome.status, result, outcome.reason, outcome.details)
-
-
-def _log_outcome(ledger: Ledger, run_id: str, outcome: Outcome[Cell, CellResult], *, debug: bool) -> None:
-    if outcome.result is not None:
-        ledger.finish(run_id, outcome.result)
-    elif outcome.status == "failed":
-        ledger.fail(run_id, outcome.reason, outcome.details)
-        say(f"{outcome.task.name} failed: {outcome.reason}")
-        if debug and outcome.details:
-            say(outcome.details)
-    else:
-        if outcome.status == "lost":
-            say(f"{outcome.task.name}: {outcome.reason}; once more")
-        ledger.interrupt(run_id, outcome.reason)

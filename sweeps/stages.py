@@ -3,19 +3,23 @@
 Imported when torch and mlflow are to be loaded, which the command's flags need not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.data import default_data_dir, load_half, n_train
+from fmnist_transfer.errors import TakenOver
+from fmnist_transfer.lease import own_or_help
+from fmnist_transfer.ownership import Owner, busy, owning
 from fmnist_transfer.parallel import Workers
-from fmnist_transfer.registry import TrainedModel
+from fmnist_transfer.registry import Reference, TrainedModel
 from fmnist_transfer.stopping import StopSignal
 from fmnist_transfer.tracking import TRANSFER, Store
 from sweeps.cells import CellPlan
 from sweeps.grid import Cell, Grid
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, identity_key
 from sweeps.logged import add_grid, asked_cells, read_sweep
 from sweeps.page import claims_text
 from sweeps.picture import Picture, log_curves, print_plan, print_summary
@@ -47,15 +51,50 @@ class SweepContext:
         return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
 
+def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
+    """Own the sweep and do all of it; with `--join` help whoever owns it. Raises BusyError without."""
+    store, should_stop = context.store, context.stop.is_set
+    tags = {"model_uri": reference.asked, "model_uri_pinned": reference.pinned}
+
+    def open_ledger() -> Ledger:
+        ledger = Ledger(store, identity, context.plan.half)
+        ledger.create(context.name, tags, reference.run_id)
+        return ledger
+
+    def own() -> dict[str, Any]:
+        with owning(store.uri, "sweep", f"sweep-{identity_key(identity)}"):
+            ledger = open_ledger()
+            with ledger.lease.alive():
+                if owner := ledger.lease.take("sweep", should_stop):
+                    raise busy("sweep", owner)
+                ledger.open(tags)
+                return work(context, ledger)
+
+    def help_owner() -> None:
+        ledger = open_ledger()
+        with ledger.lease.alive():
+            _help(context, ledger)
+
+    def leave() -> dict[str, Any]:
+        ledger = open_ledger()
+        rows = ledger.rows(context.with_images(context.grid.cells()))
+        return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in rows]}
+
+    def is_finished() -> bool:
+        return store.client.get_run(open_ledger().run_id).info.status == "FINISHED"
+
+    return own_or_help(own, help_owner if context.settings.join else None, leave, is_finished)
+
+
 def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     """Everything that is not done yet, by whoever owns the sweep."""
     settings, store, stopwatch = context.settings, context.store, context.stopwatch
+    store.log_data(ledger.run_id, context.plan.half, "target")
     if settings.reap:
         n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
         say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
     say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
     with store.ending(ledger.run_id):
-        store.log_data(ledger.run_id, context.plan.half, "target")
         if settings.pretrain_replicates:
             context = _with_sources(context, ledger.run_id)
         so_far = add_grid(store, ledger.run_id, context.grid)
@@ -70,12 +109,32 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
         asked = ledger.rows(context.with_images(cells))
         n_done = sum(row.status != "open" for row in asked)
         context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
+        if not ledger.lease.is_owner():
+            raise TakenOver(
+                f"Another process has taken over sweep {ledger.run_id} while this one was away, and finishes it; the "
+                "cells that this one finished count"
+            )
+        hosts = ledger.hosts(asked)
+        store.log(ledger.run_id, tags={"hosts": ", ".join(f"{host}: {n} cells" for host, n in sorted(hosts.items()))})
         log_curves(store, ledger.run_id, rows)
         print_summary(rows)
         findings = report(store, read_sweep(store, store.client.get_run(ledger.run_id)))
         say(f"\n{claims_text(findings)}\nThe whole report: {FOLDER}/report.html of run {ledger.run_id}")
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
+
+
+def _help(context: SweepContext, ledger: Ledger) -> None:
+    """Train cells that nobody else is at until all are done, and leave the rest to the sweep's owner."""
+    say(f"Helping with sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
+    cells = context.grid.cells()
+    if context.settings.recipe == "tuned":
+        cells = tuned_cells(cells, _choose_recipes(context, ledger))
+    _run(context, ledger, cells, lambda: None)
+    context.stopwatch.lap("cells")
+    rows = ledger.rows(context.with_images(cells))
+    n_done = sum(row.status != "open" for row in rows)
+    context.stop.raise_if_set(f"{n_done} of {len(rows)} cells done; run the same command to go on")
 
 
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
@@ -92,6 +151,8 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     """Train those of the cells that are not done."""
     images = context.with_images(cells)
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
+    if context.settings.join:  # in an order of its own, so that it seldom wants what others are about to take
+        random.Random(Owner.this_process().name).shuffle(todo)
     if len(todo) < len(images):
         say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
     context.stopwatch.lap("resume check")

@@ -6,6 +6,7 @@ A registered model and data in; an MLflow run for each fraction x init x replica
 the table, and what the sweep says of the report's four claims.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmnist_transfer.console import Stopwatch, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.database import check_driver
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Workers, count_workers, parse_workers
+from fmnist_transfer.parallel import Engine, Workers, check_engine, count_workers, device_of_tasks, parse_workers
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
@@ -51,6 +52,12 @@ class TransferSettings:
     """Fashion-MNIST's folder; default: FMNIST_DATA_DIR, else the user's cache directory."""
     workers: str = "auto"
     """Training processes, one thread each; auto: one per core."""
+    engine: Engine = "local"
+    """local: processes of this machine; ray: the nodes of a Ray cluster (RAY_ADDRESS, else this machine's)."""
+    gpus_per_task: float = 0.0
+    """With ray: share of a GPU for each training, 0.25 say; more than 0 trains on CUDA."""
+    join: bool = False
+    """If another process works on this sweep, help it (on any machine that reaches the store)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     stack: bool = False
@@ -92,6 +99,10 @@ class TransferSettings:
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         parse_workers(self.workers)
+        check_engine(self.engine, self.gpus_per_task)
+        if self.join and (self.pretrain_replicates or self.reap or self.dry_run):
+            raise UsageError("--join only trains cells: leave out --pretrain-replicates, --reap and --dry-run")
+        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def main(settings: TransferSettings) -> int:
@@ -113,7 +124,9 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
     say("Loading torch and mlflow ...")
     from fmnist_transfer.training import choose_device
 
-    device = str(choose_device(settings.device, settings.precision))
+    device = device_of_tasks(settings.device, settings.engine, settings.gpus_per_task)
+    if settings.engine == "local":
+        device = str(choose_device(device, settings.precision))
     grid = Grid(settings.fractions, settings.inits, settings.replicates)
     cells = grid.cells()
     n_tasks = max(settings.pretrain_replicates, len(by_fraction(cells)) if settings.stack else len(cells))
@@ -123,7 +136,13 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
         n_tasks = max(n_tasks, len(tuning_cells(settings.inits, Recipe())))
     if settings.dry_run:
         n_tasks = 1
-    with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
+    with Workers(
+        count_workers(settings.workers, device, n_tasks, settings.engine),
+        stop,
+        apart=device != "cpu",
+        engine="local" if settings.dry_run else settings.engine,
+        gpus_per_task=settings.gpus_per_task,
+    ) as workers:
         return _sweep(settings, grid, workers, device=device, stop=stop, stopwatch=stopwatch)
 
 
@@ -134,8 +153,8 @@ def _sweep(
     from fmnist_transfer.registry import load, resolve
     from fmnist_transfer.tracking import open_store
     from sweeps.cells import plan_for
-    from sweeps.ledger import Ledger, identity, identity_key
-    from sweeps.stages import SweepContext, dry_run, work
+    from sweeps.ledger import Ledger, identity
+    from sweeps.stages import SweepContext, dry_run, sweep_or_help
 
     store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
     reference = resolve(store, settings.model_uri)
@@ -166,10 +185,7 @@ def _sweep(
     stopwatch.lap("start")
     if settings.dry_run:
         return dry_run(context, Ledger(store, sweep_identity, half))
-    with owning(store.uri, "sweep", f"sweep-{identity_key(sweep_identity)}"):
-        ledger = Ledger(store, sweep_identity, half)
-        ledger.open(name, {"model_uri": reference.asked, "model_uri_pinned": reference.pinned})
-        result = work(context, ledger)
+    result = sweep_or_help(context, sweep_identity, reference)
     say(
         "Compare in the MLflow UI: in the charts of experiment fmnist-transfer, search for tags.role = 'curve' and\n"
         "unfold the sweep; or select its runs `pretrained` and `random`, press Compare and click a metric.\n"

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fmnist_transfer.errors import UsageError
+from fmnist_transfer.lease import Lease
 from fmnist_transfer.model import REFERENCE_SPEC
+from fmnist_transfer.ownership import busy, owning
 from fmnist_transfer.recipe import REFERENCE_RECIPE
 from fmnist_transfer.registry import load, resolve
 from fmnist_transfer.split import Split
@@ -61,17 +63,25 @@ def train_fixed(context: SearchContext, fixed: FixedConfiguration) -> dict[str, 
         "device": context.device,
         "precision": context.settings.precision,
     } | ({"like": fixed.like} if fixed.like else {})
-    runs = store.find(TUNING, role="study", study=fixed.study)
     wanted = {key: str(value) for key, value in params.items()}
-    same = [run for run in runs if run.data.params == wanted]
-    for run in runs:
-        if run.info.status == "RUNNING" and run not in same[:1]:  # its process died: this one owns the name
-            store.end(run.info.run_id, "KILLED")
-    if same:
-        run_id = str(same[0].info.run_id)
-        store.reopen(same[0], "search", params)
-    else:
-        run_id = store.start(TUNING, fixed.study, params=params, tags={"role": "study", "study": fixed.study})
+    with owning(store.uri, "search", f"study-{fixed.study}"):
+        same = ""
+        for run in store.find(TUNING, role="study", study=fixed.study):
+            if not same and {key: run.data.params.get(key) for key in wanted} == wanted:
+                same = str(run.info.run_id)
+            elif run.info.status == "RUNNING":  # its process died: this one owns the name
+                store.end(run.info.run_id, "KILLED")
+        run_id = same or store.start(TUNING, fixed.study, params=params, tags={"role": "study", "study": fixed.study})
+        lease = Lease(store, run_id)
+        with lease.alive():
+            if owner := lease.take("search", context.stop.is_set):
+                raise busy("search", owner)
+            store.reopen(store.client.get_run(run_id), params)
+            return _train(context, fixed, run_id)
+
+
+def _train(context: "SearchContext", fixed: FixedConfiguration, run_id: str) -> dict[str, Any]:
+    store, half = context.store, context.half
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
         context.stopwatch.lap("start")

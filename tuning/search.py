@@ -7,6 +7,7 @@
 Data in; an Optuna study, MLflow runs and a registered model out. Selection looks at validation alone.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmnist_transfer.console import Stopwatch, check_range, run_command, say, write_json
+from fmnist_transfer.database import POSTGRESQL, check_driver
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.ownership import owning
-from fmnist_transfer.parallel import Workers, count_workers, parse_workers
+from fmnist_transfer.parallel import Engine, Workers, check_engine, count_workers, device_of_tasks, parse_workers
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import parse_split
@@ -51,13 +52,17 @@ class SearchSettings:
     study_name: str | None = None
     """Default: cnn2, with the split where it is not the default."""
     storage: str | None = None
-    """Study database; default: optuna.db beside the tracking store."""
+    """Study database; default: optuna.db beside the tracking store. On postgresql:// several machines share a study."""
     tracking_uri: str | None = None
     """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     data_dir: Path | None = None
     """Fashion-MNIST's folder; default: FMNIST_DATA_DIR, else the user's cache directory."""
     workers: str = "auto"
     """Training processes, one thread each; auto: one per core."""
+    engine: Engine = "local"
+    """local: processes of this machine; ray: the nodes of a Ray cluster (RAY_ADDRESS, else this machine's)."""
+    gpus_per_task: float = 0.0
+    """With ray: share of a GPU for each training, 0.25 say; more than 0 trains on CUDA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Precision = "float32"
@@ -93,7 +98,20 @@ class SearchSettings:
         if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
             raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
         parse_workers(self.workers)
+        self._check_cluster()
         parse_split(self.split)
+
+    def _check_cluster(self) -> None:
+        """Raise UsageError for what is not installed, or cannot be shared by machines."""
+        check_engine(self.engine, self.gpus_per_task)
+        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        check_driver("--storage", self.storage)
+        is_search = not self.reference and self.like is None
+        if self.engine == "ray" and is_search and not (self.storage or "").startswith(POSTGRESQL):
+            raise UsageError(
+                "--engine ray: trials on other machines cannot use a study in a sqlite file; give --storage "
+                "postgresql://... (docs/cluster.md says how)"
+            )
 
     def _check_no_search(self) -> None:
         """Raise UsageError for a flag of a search where there is none."""
@@ -127,13 +145,21 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
     say("Loading torch, mlflow and optuna ...")
     from fmnist_transfer.training import choose_device
 
-    device = str(choose_device(settings.device, settings.precision))
+    device = device_of_tasks(settings.device, settings.engine, settings.gpus_per_task)
+    if settings.engine == "local":
+        device = str(choose_device(device, settings.precision))
     n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
     if settings.like is not None:
         n_tasks = settings.retrain_seeds
     if settings.reference or settings.dry_run:
         n_tasks = 1
-    with Workers(count_workers(settings.workers, device, n_tasks), stop, apart=device != "cpu") as workers:
+    with Workers(
+        count_workers(settings.workers, device, n_tasks, settings.engine),
+        stop,
+        apart=device != "cpu",
+        engine="local" if settings.dry_run else settings.engine,
+        gpus_per_task=settings.gpus_per_task,
+    ) as workers:
         return _search(settings, device, workers, stop, stopwatch)
 
 
@@ -143,7 +169,7 @@ def _search(
     from fmnist_transfer.data import default_data_dir, load_half
     from fmnist_transfer.tracking import TUNING, open_store
     from tuning.fixed import reference_configuration, registered_configuration, train_fixed
-    from tuning.stages import SearchContext, dry_run, tune
+    from tuning.stages import SearchContext, dry_run, tune_or_help
 
     split = parse_split(settings.split)
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
@@ -165,8 +191,7 @@ def _search(
         uri = storage_uri(settings.storage, store.folder, store.patience)
     if settings.dry_run:
         return dry_run(context, uri, study_name, fixed)
-    with owning(uri, "search", f"study-{study_name}"):
-        result = train_fixed(context, fixed) if fixed else tune(context, uri, study_name)
+    result = train_fixed(context, fixed) if fixed else tune_or_help(context, uri, study_name)
     stopwatch.lap("registering")
     say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
     return result

@@ -7,9 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import optuna
+
 from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.data import Half
-from fmnist_transfer.errors import UserError
+from fmnist_transfer.errors import TakenOver, UserError
+from fmnist_transfer.lease import own_or_help
+from fmnist_transfer.ownership import Owner, busy, owning
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.split import Split
 from fmnist_transfer.stopping import StopSignal
@@ -19,8 +23,8 @@ from tuning.retraining import Candidate, RetrainingPlan, print_retrained, retrai
 from tuning.retraining_log import RetrainingLog
 from tuning.space import SPACE_VERSION, check_limit, on_edge
 from tuning.storage import patient_storage
-from tuning.study import TrialPlan, find_study, finished, open_study, spec_and_recipe
-from tuning.study_log import StudyLog
+from tuning.study import TrialPlan, find_study, finished, interrupt_dead, open_study, spec_and_recipe
+from tuning.study_log import PARENT, StudyLog
 from tuning.trials import run_trials
 
 if TYPE_CHECKING:
@@ -42,46 +46,98 @@ class SearchContext:
     stopwatch: Stopwatch
 
 
-def tune(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
-    """Run the study's missing trials, then train the best again and register the winner."""
-    settings, store, half = context.settings, context.store, context.half
+def tune_or_help(context: SearchContext, uri: str, study_name: str) -> dict[str, Any]:
+    """Own the study and finish the search; on a server's study, help whoever owns it.
+
+    Raises BusyError if another process owns a study in a file.
+    """
+    settings, store = context.settings, context.store
     check_limit(settings.mflops_limit)
+    identity = study_identity(context)
+    storage = patient_storage(uri, store.patience)
+    study = open_study(storage, study_name, identity)
+
+    def own() -> dict[str, Any]:
+        with owning(uri, "search", f"study-{study_name}"):
+            log = StudyLog(store, study, identity | {"device": context.device}, context.half)
+            with log.lease.alive():
+                if owner := log.lease.take("search", context.stop.is_set):
+                    raise busy("search", owner)
+                log.open()
+                interrupt_dead(study)
+                return _tune(context, study, log, trial_plan(context, uri, study_name, is_owners=True))
+
+    def help_owner() -> None:
+        say(f"Helping with study {study_name!r}: {len(finished(study))} of {settings.trials} trials done")
+        _run_trials(context, study, None, trial_plan(context, uri, study_name, is_owners=False))
+
+    def leave() -> dict[str, Any]:
+        trials = finished(study)
+        n_pruned = sum(trial.state.name == "PRUNED" for trial in trials)
+        return {"study": study_name, "n_trials": len(trials), "n_pruned": n_pruned, "n_failed": 0}
+
+    def is_finished() -> bool:
+        return store.client.get_run(study.user_attrs[PARENT]).info.status == "FINISHED"
+
+    return own_or_help(own, help_owner if storage.is_shared else None, leave, is_finished)
+
+
+def study_identity(context: SearchContext) -> dict[str, Any]:
+    """All that a study's trials depend on but their parameters; it keeps to that."""
+    settings = context.settings
     identity = {
         "epochs": settings.epochs,
         "max_mflops": settings.mflops_limit,
         "split": str(context.split),
         "seed": settings.seed,
         "space": SPACE_VERSION,
-        "data_sha256": half.data_sha256,
+        "data_sha256": context.half.data_sha256,
     }
-    if settings.precision != "float32":  # studies of before know no other
-        identity["precision"] = settings.precision
-    study = open_study(patient_storage(uri, store.patience), study_name, identity)
+    # Studies of before know no other precision.
+    return identity | ({"precision": settings.precision} if settings.precision != "float32" else {})
+
+
+def trial_plan(context: SearchContext, uri: str, study_name: str, *, is_owners: bool) -> TrialPlan:
+    settings = context.settings
+    return TrialPlan(
+        uri,
+        study_name,
+        settings.seed,
+        settings.epochs,
+        settings.mflops_limit,
+        context.device,
+        settings.precision,
+        context.half,
+        settings.store_timeout,
+        Owner.this_process(),
+        is_owners,
+        settings.trials,
+    )
+
+
+def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog | None, plan: TrialPlan) -> None:
+    """Those that are missing. Raises Interrupted after a signal."""
+    settings = context.settings
+    run_trials(study, log, plan, timeout=settings.timeout, workers=context.workers, debug=settings.debug)
+    context.stop.raise_if_set(f"{len(finished(study))} of {settings.trials} trials done; run the same command to go on")
+
+
+def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: TrialPlan) -> dict[str, Any]:
+    """Run the study's missing trials, then train the best again and register the winner."""
+    settings, store, study_name = context.settings, context.store, study.study_name
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
-    log = StudyLog(store, study, identity | {"device": context.device}, half)
     with store.ending(log.run_id):
-        store.log_data(log.run_id, half, "source")
+        store.log_data(log.run_id, context.half, "source")
         if settings.reap:
             say(f"Reaped: {log.delete_ghosts()} runs of trials that were not logged whole deleted")
         log.log_finished()
-        plan = TrialPlan(
-            uri,
-            study_name,
-            settings.seed,
-            settings.epochs,
-            settings.mflops_limit,
-            context.device,
-            settings.precision,
-            half,
-            settings.store_timeout,
-        )
         context.stopwatch.lap("start")
-        run_trials(
-            study, log, plan, n=settings.trials, timeout=settings.timeout, workers=context.workers, debug=settings.debug
-        )
+        _run_trials(context, study, log, plan)
         context.stopwatch.lap("trials")
         trials = finished(study)
-        context.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; run the same command to go on")
+        if not log.lease.is_owner():
+            raise TakenOver(f"Another process has taken over study {study_name!r} while this one was away")
+        log.log_hosts()
         n = Counter(trial.state.name for trial in trials)
         say(
             f"{len(trials)} trials of study {study_name!r}: {n['COMPLETE']} complete, {n['PRUNED']} pruned, "

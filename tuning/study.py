@@ -6,29 +6,32 @@ can log it at any later time.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half, nested_order, on_device
-from fmnist_transfer.database import masked
+from fmnist_transfer.database import masked, sqlite_path
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
+from fmnist_transfer.ownership import Owner
 from fmnist_transfer.patience import Patience
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import Diverged, Epoch, fit
 from tuning.space import first_trial, suggest
-from tuning.storage import PatientStorage, patient_storage
+from tuning.storage import AGAIN, FIXED, GRACE_SECONDS, LOST, NoRoom, PatientStorage, patient_storage
 
 # User attributes
-SETTINGS, ORDINAL, EPOCHS = "settings", "ordinal", "epochs"
-INTERRUPTED, LOST, AGAIN, REASON = "interrupted", "lost", "again", "reason"
-FIXED = "fixed_params"  # where Optuna keeps the parameters of an enqueued trial
+SETTINGS, ORDINAL, EPOCHS, DRIVER, HOST = "settings", "ordinal", "epochs", "driver", "trained_on"
+INTERRUPTED, REASON = "interrupted", "reason"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
 
@@ -47,15 +50,27 @@ class TrialPlan:
     half: Half
     store_timeout: float
     """Seconds for which the study's database is waited for."""
+    driver: Owner
+    """The process that hands the trials out."""
+    is_owners: bool
+    """Whether that process owns the study, or helps its owner."""
+    n_trials: int
+    """Of the study, whoever runs them."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may be at the study, too."""
+        return sqlite_path(self.storage) is None
 
 
 def open_study(storage: PatientStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
-    """Create the study, or go on with it.
-
-    The caller owns the study, so trials that still count as running died: they fail, and they and interrupted ones
-    are enqueued again. Raises UsageError if the study was begun with other settings.
-    """
+    """Create the study, or go on with it. Raises UsageError if it was begun with other settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
+    with storage.lock():
+        return _open_study(storage, name, settings)
+
+
+def _open_study(storage: PatientStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS)
     if before is None:
@@ -69,7 +84,6 @@ def open_study(storage: PatientStorage, name: str, settings: dict[str, Any]) -> 
             f"study {name!r} in {masked(storage.url)} was begun with {changes}. Its trials are kept; give the same "
             "values to go on with it, or another --study-name to begin anew"
         )
-    interrupt_running(study)
     return study
 
 
@@ -80,30 +94,54 @@ def find_study(storage: PatientStorage, name: str) -> optuna.Study | None:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def interrupt_running(study: optuna.Study) -> None:
-    """Count trials that nobody runs any more as interrupted, which are run again. No worker may be at one."""
+def interrupt_dead(study: optuna.Study) -> None:
+    """Count trials that nobody runs any more as interrupted, and run those again. No worker of this process is at one.
+
+    On a file all that are running died, for the caller owns the study. On a server those of this process and of dead
+    ones of this machine; other machines' are known by their heartbeats, or have never given one.
+    """
+    storage = storage_of(study)
     for trial in _running(study):
-        _fail(study, trial, INTERRUPTED, True)
+        driver = Owner(**trial.user_attrs[DRIVER]) if DRIVER in trial.user_attrs else None
+        is_ours = driver == Owner.this_process()
+        if not storage.is_shared or is_ours or (driver is not None and driver.is_dead()) or _is_nobodys(trial):
+            _fail(study, trial, INTERRUPTED, True)
+    if storage.is_shared:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
     _enqueue_interrupted(study)
 
 
+_nameless: dict[int, float] = {}  # trials that have not said whose they are: id -> when this process first saw it
+
+
+def _is_nobodys(trial: FrozenTrial) -> bool:
+    """Whether a trial was created by a call whose response was lost, so that nobody knows of it."""
+    since = _nameless.setdefault(trial._trial_id, time.monotonic())
+    return DRIVER not in trial.user_attrs and time.monotonic() - since > GRACE_SECONDS
+
+
+def storage_of(study: optuna.Study) -> PatientStorage:
+    """The storage itself, below Optuna's cache."""
+    return cast(PatientStorage, getattr(study._storage, "_backend", study._storage))
+
+
 def settle_lost(study: optuna.Study, ordinal: int) -> bool:
-    """Fail the trial of this ordinal, whose worker died; run it again, unless its predecessor was lost already.
+    """Fail this process's trial of this ordinal, whose worker died; run it again, unless its predecessor was lost, too.
 
     Returns whether it is run again: then it does not count.
     """
     again = True
-    trials = study.get_trials(deepcopy=False)
+    this_process = dataclasses.asdict(Owner.this_process())
     for trial in _running(study):
-        if trial.user_attrs.get(ORDINAL) != ordinal:
+        if trial.user_attrs.get(ORDINAL) != ordinal or trial.user_attrs.get(DRIVER) != this_process:
             continue
-        predecessor = trial.user_attrs.get(AGAIN)
-        if predecessor is not None and LOST in trials[predecessor].user_attrs:
+        if LOST in trial.user_attrs:
             _fail(study, trial, REASON, "the worker process died, twice")
             again = False
         else:
-            study._storage.set_trial_user_attr(trial._trial_id, LOST, True)
-            _fail(study, trial, INTERRUPTED, True)
+            _fail(study, trial, INTERRUPTED, LOST)
     _enqueue_interrupted(study)
     return again
 
@@ -124,22 +162,43 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
 
     Of one that was stopped before it had all, only those that it was given are: the others are drawn again, alike.
     """
-    trials = study.get_trials(deepcopy=False)
-    enqueued_again = {trial.user_attrs.get(AGAIN) for trial in trials}
-    for trial in trials:
-        params = trial.params if "recipe" in trial.user_attrs else trial.system_attrs.get(FIXED)
-        if INTERRUPTED in trial.user_attrs and params and trial.number not in enqueued_again:
-            study.enqueue_trial(params, user_attrs={AGAIN: trial.number})
+    with storage_of(study).lock():
+        trials = study.get_trials(deepcopy=False)
+        enqueued_again = _run_again(trials)
+        for trial in trials:
+            params = trial.params if "recipe" in trial.user_attrs else trial.system_attrs.get(FIXED)
+            if INTERRUPTED in trial.user_attrs and params and trial.number not in enqueued_again:
+                lost = {LOST: True} if trial.user_attrs[INTERRUPTED] == LOST else {}
+                study.enqueue_trial(params, user_attrs={AGAIN: trial.number} | lost)
+
+
+def _run_again(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Numbers of the trials that others run again."""
+    return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count towards `--trials`: completed, pruned, or failed of themselves; not interrupted ones."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
+    return [trial for trial in begun(study) if trial.state in FINISHED]
 
 
-def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]) -> int:
-    """Run the study's next trial and return its number.
+def begun(study: optuna.Study) -> list[FrozenTrial]:
+    """Finished ones, and those that anybody is running."""
+    trials = study.get_trials(deepcopy=False)
+    again = _run_again(trials)
+    return [
+        trial
+        for trial in trials
+        if trial.state in (*FINISHED, TrialState.RUNNING)
+        and INTERRUPTED not in trial.user_attrs
+        and trial.number not in again
+    ]
+
+
+def run_trial(
+    plan: TrialPlan, ordinal: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> int | None:
+    """Run the study's next trial and return its number; None if others have begun the last one meanwhile.
 
     Args:
         ordinal: how many trials came before it. With the seed it seeds the sampler, so that a stopped and resumed
@@ -151,7 +210,7 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
     study = optuna.load_study(
         study_name=plan.study_name,
         storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan.seed, ordinal), n_startup_trials=N_STARTUP_TRIALS),
+        sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan, ordinal), n_startup_trials=N_STARTUP_TRIALS),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
         ),
@@ -160,7 +219,9 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
 
     def objective(trial: optuna.Trial) -> float:
         numbers.append(trial.number)
+        trial.set_user_attr(DRIVER, dataclasses.asdict(plan.driver))
         trial.set_user_attr(ORDINAL, ordinal)
+        trial.set_user_attr(HOST, socket.gethostname())
         try:
             return _train_trial(plan, trial, report, should_stop)
         except (Interrupted, StoreError):
@@ -174,16 +235,21 @@ def run_trial(plan: TrialPlan, ordinal: int, report: Callable[[Any], None], shou
             trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
             raise
 
+    storage.has_room = lambda: len(begun(study)) < plan.n_trials
     try:
         study.optimize(objective, n_trials=1)
+    except NoRoom:
+        return None
     finally:
         storage.remove_session()
         storage.engine.dispose()
     return numbers[0]
 
 
-def _sampler_seed(seed: int, ordinal: int) -> int:
-    return Streams(seed, ordinal).seed("sampler") % 2**32
+def _sampler_seed(plan: TrialPlan, ordinal: int) -> int:
+    """The owner's depends on nothing else; helpers, who count as it does, are not to draw the same."""
+    helper = 0 if plan.is_owners else int(plan.driver.name, 16)
+    return (Streams(plan.seed, ordinal).seed("sampler") + helper) % 2**32
 
 
 def _train_trial(

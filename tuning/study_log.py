@@ -1,14 +1,16 @@
 """A study as MLflow runs: one parent for the study, one child for each finished trial, with its epoch curve."""
 
+from collections import Counter
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half
+from fmnist_transfer.lease import Lease
 from fmnist_transfer.tracking import TUNING, Store, curve_rows, settings_params
 from fmnist_transfer.training import Epoch
-from tuning.study import EPOCHS, REASON, finished, spec_and_recipe
+from tuning.study import EPOCHS, HOST, REASON, finished, spec_and_recipe, storage_of
 
 PARENT = "mlflow_run_id"  # user attribute of the study
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
@@ -19,14 +21,26 @@ class StudyLog:
 
     def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any], half: Half):
         self._store, self._study, self._params, self._half = store, study, params, half
-        known = {run.info.run_id: run for run in store.find(TUNING, role="study", study=study.study_name)}
-        self.run_id: str = study.user_attrs.get(PARENT, "")
-        if self.run_id in known:
-            store.reopen(known[self.run_id], "search", params)
-        else:
-            tags = {"role": "study", "study": study.study_name}
-            self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
-            study.set_user_attr(PARENT, self.run_id)
+        self._logged: set[int] = set()
+        with storage_of(study).lock():  # of several commands, one creates the parent
+            self.run_id = self._find_parent() or self._create_parent()
+        self.lease = Lease(store, self.run_id)
+
+    def _find_parent(self) -> str:
+        known = [run.info.run_id for run in self._store.find(TUNING, role="study", study=self._study.study_name)]
+        run_id: str = self._study.user_attrs.get(PARENT, "")
+        return run_id if run_id in known else ""
+
+    def _create_parent(self) -> str:
+        tags = {"role": "study", "study": self._study.study_name}
+        run_id = self._store.start(TUNING, f"study {self._study.study_name}", params=self._params, tags=tags)
+        self._study.set_user_attr(PARENT, run_id)
+        return run_id
+
+    def open(self) -> None:
+        """Make the parent RUNNING, and find what is logged; the caller owns the study."""
+        store = self._store
+        store.reopen(store.client.get_run(self.run_id), self._params)
         self._logged = set()
         for run in store.find(TUNING, role="trial", parent=self.run_id):
             if "complete" in run.data.tags:
@@ -42,6 +56,13 @@ class StudyLog:
             self._store.client.delete_run(run_id)
         return len(ghosts)
 
+    def log_hosts(self) -> None:
+        """On the parent, how many trials each host trained."""
+        hosts = Counter(trial.user_attrs.get(HOST, "unknown") for trial in finished(self._study))
+        self._store.log(
+            self.run_id, tags={"hosts": ", ".join(f"{host}: {n} trials" for host, n in sorted(hosts.items()))}
+        )
+
     def log_finished(self) -> None:
         """Log every finished trial that is not yet logged, in order of number."""
         for trial in finished(self._study):
@@ -52,11 +73,17 @@ class StudyLog:
     def _log(self, trial: FrozenTrial) -> None:
         epochs = [Epoch(**fields) for fields in trial.user_attrs.get(EPOCHS, [])]
         params = self._params | (settings_params(*spec_and_recipe(trial)) if "recipe" in trial.user_attrs else {})
-        tags = {"role": "trial", "trial": trial.number, "parent": self.run_id, "optuna.state": trial.state.name}
+        host = trial.user_attrs.get(HOST, "unknown")
+        tags = {
+            "role": "trial",
+            "trial": trial.number,
+            HOST: host,
+            "parent": self.run_id,
+            "optuna.state": trial.state.name,
+        }
         if trial.state == TrialState.PRUNED:
             tags["optuna.pruned_step"] = len(epochs)
-        if REASON in trial.user_attrs:
-            tags["reason"] = trial.user_attrs[REASON]
+        tags |= {key: trial.user_attrs[key] for key in (REASON, HOST) if key in trial.user_attrs}
         name = f"trial {trial.number:03d}"
         run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags)
         self._store.log_data(run_id, self._half, "source")

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import optuna
 
@@ -10,42 +10,53 @@ from fmnist_transfer.console import Progress, say
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.stopping import Outage
-from tuning.study import TrialPlan, finished, interrupt_running, run_trial, settle_lost
+from tuning.study import TrialPlan, begun, finished, interrupt_dead, run_trial, settle_lost
 from tuning.study_log import StudyLog
+
+LOOK_SECONDS = 5.0  # between looks at what other processes do
 
 
 def run_trials(
     study: optuna.Study,
-    log: StudyLog,
+    log: StudyLog | None,
     plan: TrialPlan,
     *,
-    n: int,
     timeout: float | None,
     workers: Workers,
     debug: bool,
 ) -> None:
-    """Top the study up to `n` trials, and log each as it ends.
+    """Top the study up to the plan's number of trials, and log each as it ends, whoever ran it.
 
     Raises StoreError if a store is lost, UserError if no trial can be begun.
 
     Args:
+        log: None leaves the logging to the study's owner.
         timeout: seconds after which no further trial is started; None for no limit.
         debug: show the tracebacks of trials that failed.
     """
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
     outage = Outage(workers.stop)
     reason = ""
-    # Once is enough, unless a worker dies late, or before it has said which trial it has begun.
-    while (n_done := len(finished(study))) < n and time.monotonic() < deadline and not workers.stop.is_set():
+
+    def is_over() -> bool:
+        return time.monotonic() >= deadline or workers.stop.is_set()
+
+    def log_finished() -> None:
+        if log is not None:
+            log.log_finished()
+
+    # Once is enough, unless a worker dies late, or before it has said which trial it has begun, or others are at some.
+    while (n_done := len(finished(study))) < plan.n_trials and not is_over():
         lost: list[int] = []  # ordinals of trials that are run again under others
 
         def ordinals(first: int = n_done, lost: list[int] = lost) -> Iterator[int]:
             for ordinal in itertools.count(first):
-                if ordinal >= n + len(lost) or time.monotonic() >= deadline:
+                is_full = plan.is_shared and len(begun(study)) >= plan.n_trials
+                if ordinal >= plan.n_trials + len(lost) or is_full or time.monotonic() >= deadline:
                     return
                 yield ordinal
 
-        with Progress("trials", n - n_done) as progress:
+        with Progress("trials", plan.n_trials - n_done) as progress:
 
             def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
                 epoch, accuracy = news
@@ -63,12 +74,22 @@ def run_trials(
                         progress.finished(outcome.task)
                         if outcome.status in ("failed", "lost"):
                             say(f"a trial failed: {outcome.reason}")
-                    log.log_finished()
+                    log_finished()
                 if debug and outcome.details:
                     say(outcome.details)
         with outage.held():
-            interrupt_running(study)
-            log.log_finished()
-            if len(finished(study)) == n_done and time.monotonic() < deadline and not workers.stop.is_set():
+            interrupt_dead(study)
+            log_finished()
+            if len(begun(study)) == n_done and reason and not is_over():
                 raise UserError(f"no trial of study {study.study_name!r} can be begun: {reason}")
+            _wait_for_others(study, plan, is_over)
     outage.raise_if_any()
+
+
+def _wait_for_others(study: optuna.Study, plan: TrialPlan, is_over: Callable[[], bool]) -> None:
+    """Until one of the trials that other processes are at has ended, or a while has passed."""
+    n_done, until = len(finished(study)), time.monotonic() + LOOK_SECONDS
+    while plan.is_shared and len(begun(study)) >= plan.n_trials > len(finished(study)) == n_done:
+        if is_over() or time.monotonic() >= until:
+            return
+        time.sleep(0.5)

@@ -244,7 +244,7 @@ OLD_MLFLOW, OLD_OPTUNA = "451aebb31d03", "v2.6.0.a"
 WRONG = {
     "junk": (lambda path: path.write_text("this is no database at all"), "file is not a database; move it away"),
     "empty": (lambda path: path.touch(), "is an empty database; delete it"),
-    "foreign": (foreign, "holds other tables (recipes ...). It is left as it is; give another path"),
+    "foreign": (foreign, "holds other tables (recipes ...). It is left as it is; give another one"),
 }
 
 

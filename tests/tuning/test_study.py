@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import optuna
@@ -14,17 +15,19 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from fmnist_transfer.errors import StoreError
+from fmnist_transfer.ownership import Owner
 from fmnist_transfer.patience import Patience
 from tuning.space import first_trial
 from tuning.storage import PatientStorage, patient_storage, storage_uri
 from tuning.study import (
+    DRIVER,
     FIXED,
     INTERRUPTED,
     ORDINAL,
     _fail,
     find_study,
     finished,
-    interrupt_running,
+    interrupt_dead,
     open_study,
     settle_lost,
 )
@@ -45,6 +48,7 @@ def study(storage: PatientStorage) -> optuna.Study:
 def begin(study: optuna.Study, ordinal: int, *, whole: bool = True) -> optuna.Trial:
     """A trial as far as a worker has it when training starts, or not as far."""
     trial = study.ask()
+    trial.set_user_attr(DRIVER, asdict(Owner.this_process()))
     trial.set_user_attr(ORDINAL, ordinal)
     trial.suggest_float("width", 0, 1)
     if whole:
@@ -87,13 +91,13 @@ def test_the_first_trial_is_enqueued_once_even_if_the_beginning_was_cut_off(stor
 def test_a_trial_that_died_waits_with_the_parameters_it_had(study: optuna.Study, whole: bool) -> None:
     """Of the enqueued first one all; of one that was drawing its parameters none, for it will draw the same."""
     begin(study, 0, whole=whole)
-    interrupt_running(study)
-    interrupt_running(study)
+    interrupt_dead(study)
+    interrupt_dead(study)
     assert waiting(study) == [first_trial(4.0)] if not whole else len(waiting(study)) == 1
     study.tell(begin(study, 0), 0.5)
     assert len(finished(study)) == 1
     drawn = begin(study, 1, whole=whole)
-    interrupt_running(study)
+    interrupt_dead(study)
     assert waiting(study) == ([{"width": drawn.params["width"]}] if whole else [])
 
 
