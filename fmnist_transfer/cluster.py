@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,11 @@ import ray
 from ray.exceptions import RayError
 
 from fmnist_transfer.console import say, warn
-from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.errors import UsageError
 from fmnist_transfer.parallel import POLL_SECONDS, Job, Outcome, Worker, died
 from fmnist_transfer.stopping import SIGNALS
 
+CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 2.0  # between looks at the cluster for room
 MAILS = 2  # calls that an actor answers while it works: its next message, and the order to stop
 
@@ -36,7 +38,7 @@ MAILS = 2  # calls that an actor answers while it works: its next message, and t
 class RayPool:
     """At most `n` actors, as many as there is room for at the time.
 
-    Raises UserError if the cluster cannot be reached, UsageError if no node has the share of a GPU.
+    Raises UsageError if the cluster cannot be reached, or if no node has what a task needs.
     """
 
     def __init__(self, n: int, gpus_per_task: float):
@@ -173,6 +175,13 @@ class _Actor:
 
 def _connect() -> None:
     """To the cluster of `RAY_ADDRESS`, else to one on this machine, else to a new one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.partition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"cannot reach the Ray cluster at {address} ({error.strerror or error})") from error
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -180,9 +189,8 @@ def _connect() -> None:
             warnings.simplefilter("ignore")  # its FutureWarnings are about its own defaults
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except (RayError, RuntimeError, OSError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "this machine's cluster")
         text = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot reach the Ray cluster at {where} ({text}); see docs/cluster.md") from error
+        raise UsageError(f"cannot use the Ray cluster at {address or 'this machine'} ({text})") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray takes SIGTERM for itself

@@ -7,7 +7,6 @@ tables to a foreign one and upgrade an old one), and files have room to grow. UR
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -226,6 +225,11 @@ def check_driver(flag: str, uri: str | None) -> None:
     """Raise UsageError if the URI's database driver is not installed."""
     if uri is None or not uri.startswith(POSTGRESQL):
         return
-    named = uri.split("://")[0].partition("+")[2] or "psycopg2"
-    if importlib.util.find_spec(named) is None:
-        raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'")
+    import sqlalchemy
+
+    try:
+        sqlalchemy.make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'") from error
+    except sqlalchemy.exc.ArgumentError as error:
+        raise UsageError(f"{flag} {masked(uri)}: no database URI; write postgresql://USER@HOST/DATABASE") from error

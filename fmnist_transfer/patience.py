@@ -24,7 +24,8 @@ T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
 TIMEOUT_SECONDS, LONGEST_TIMEOUT_SECONDS = 300.0, 86_400.0
 STOPPED_TIMEOUT_SECONDS = 5.0  # for the last words of a command that is to end
-LASTING = "readonly database"  # sqlite says it as it says what passes
+# What sqlite and PostgreSQL say as they say what passes.
+LASTING = ("readonly database", "does not exist", "authentication failed", "no password supplied")
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Patience:
                 raise
             self._run_hooks()
             if kind == "lasting":
-                raise StoreError(f"the store cannot be written ({reason(error)}). Finished work is kept") from error
+                raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
             self.gave_up = True
             raise StoreError(
                 f"the store did not answer for {duration(time.monotonic() - start)} ({reason(error)}). Finished work "
@@ -152,7 +153,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
     )
     for one in _chain(error):
         if isinstance(one, of_the_store):
-            return "lasting" if LASTING in str(one) else "passing"
+            return "lasting" if any(words in str(one) for words in LASTING) else "passing"
         if isinstance(one, OSError) and one.errno in FULL:
             return "passing"
         if isinstance(one, OSError) and one.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

@@ -83,6 +83,8 @@ def run_trials(
             if len(begun(study)) == n_done and reason and not is_over():
                 raise UserError(f"no trial of study {study.study_name!r} can be begun: {reason}")
             _wait_for_others(study, plan, is_over)
+    with outage.held():
+        log_finished()  # what others have run meanwhile
     outage.raise_if_any()
 
 

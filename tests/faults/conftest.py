@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import secrets
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic
+from postgres import MODEL_DATABASE, PostgreSQL, SharedSite, find_programs
 from proving import MakeSite, Server, Site, register_model, small_model
 
 from fmnist_transfer import tracking
@@ -55,6 +58,56 @@ def server(site: Site) -> Iterator[Server]:
     server.start()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    if (programs := find_programs()) is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    server = PostgreSQL(programs)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_template(postgres: PostgreSQL, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts of a server on database `model`, in which a small network is `models:/cnn2/best`."""
+    folder = tmp_path_factory.mktemp("shared template")
+    server = Server(folder, postgres.create(MODEL_DATABASE))
+    server.start()
+    register_model(tracking.open_store(server.uri), small_model())
+    server.close()
+    return folder
+
+
+@pytest.fixture
+def make_shared_site(
+    postgres: PostgreSQL, shared_template: Path, data_dir: Path, tmp_path: Path
+) -> Iterator[Callable[[str], SharedSite]]:
+    """Makes sites by name, each with a running server on a database of its own."""
+    sites: list[SharedSite] = []
+
+    def make(name: str) -> SharedSite:
+        database = f"{name}-{secrets.token_hex(4)}"
+        postgres.create(database, MODEL_DATABASE)
+        postgres.create(f"{database}-study")
+        shutil.copytree(shared_template / "artifacts", tmp_path / name / "artifacts")
+        sites.append(SharedSite(tmp_path / name, data_dir, tmp_path / f"scratch of {name}", postgres, database))
+        sites[-1].scratch.mkdir()
+        sites[-1].server.start()
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def shared_site(make_shared_site: Callable[[str], SharedSite]) -> SharedSite:
+    return make_shared_site("shared")
 
 
 @pytest.fixture

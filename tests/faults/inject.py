@@ -1,4 +1,4 @@
-"""Runs a real command on the synthetic data, with one fault planted in this process and in its workers.
+"""Runs a real command on the synthetic data, with faults planted in this process and in its workers.
 
     FAULT=memory:2 python tests/faults/inject.py FOLDER tuning.search --trials 4 ...
 
@@ -6,8 +6,10 @@ Workers import this module again, so the fault is planted at import.
 """
 
 import importlib
+import importlib.util
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +104,26 @@ def no_system_data(_: str) -> None:
     sources.SYSTEM_FOLDER = Path("/not/there")
 
 
+def as_host(name: str) -> None:
+    """This process and its workers are another machine's, as far as anybody can tell."""
+    socket.gethostname = lambda: name
+
+
+def short_lease(seconds: str) -> None:
+    """Signs of life, leases and heartbeats in seconds instead of minutes."""
+    from fmnist_transfer import lease
+    from tuning import storage
+
+    lease.BEAT_SECONDS, lease.LEASE_SECONDS = float(seconds) / 6, float(seconds)
+    storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, int(float(seconds))
+
+
+def not_installed(module: str) -> None:
+    sys.modules[module] = None  # an import of it fails
+    unharmed = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *more: None if name == module else unharmed(name, *more)
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "memory": out_of_memory_in_a_trial,
     "cell-memory": out_of_memory_in_a_cell,
@@ -110,9 +132,12 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "before-version": die_before_the_version,
     "before-alias": die_before_the_alias,
     "no-system-data": no_system_data,
+    "host": as_host,
+    "lease": short_lease,
+    "not-installed": not_installed,
 }
 
-if fault := os.environ.get("FAULT"):
+for fault in os.environ.get("FAULT", "").split():
     name, _, argument = fault.partition(":")
     FAULTS[name](argument)
 

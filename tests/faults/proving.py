@@ -193,12 +193,16 @@ class Site:
         assert len(digests) == len(named), "a cell is there twice"
         return digests
 
+    @property
+    def study_uri(self) -> str:
+        return f"sqlite:///{self.study_database}"
+
     def trials(self) -> list[Any]:
         """Trials of study `cnn2` that count, as Optuna has them."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.load_study(study_name="cnn2", storage=f"sqlite:///{self.study_database}")
+        study = optuna.load_study(study_name="cnn2", storage=self.study_uri)
         return [t for t in study.trials if t.state.is_finished() and "interrupted" not in t.user_attrs]
 
     def trial_runs(self) -> list[Any]:
@@ -230,10 +234,15 @@ class Site:
 
 
 class Server:
-    """A real `mlflow server` on a store's folder, at a loopback port that stays the same."""
+    """A real `mlflow server` on a store's folder, at a loopback port that stays the same.
 
-    def __init__(self, folder: Path):
+    Args:
+        backend: database URI; default: the folder's sqlite file.
+    """
+
+    def __init__(self, folder: Path, backend: str | None = None):
         self._folder = folder
+        self._backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -247,7 +256,7 @@ class Server:
         return default_folder() / "spool" / short_name(self.uri)
 
     def start(self) -> None:
-        where = ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
+        where = ["--backend-store-uri", self._backend]
         where += ["--artifacts-destination", str(self._folder / "artifacts")]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *where]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -266,6 +275,10 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
 
     def close(self) -> None:
         self.kill()

@@ -1,0 +1,191 @@
+"""Row 29 of the fault matrix: sweeps and searches on a Ray cluster whose workers, nodes and driver die.
+
+The cluster is Ray's own emulation: several nodes on this machine, each with the resources that it declares.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from postgres import SharedSite
+from proving import Process, Site
+
+from fmnist_transfer.tracking import TRANSFER, TUNING
+
+pytestmark = pytest.mark.cluster
+
+RAY = ("--engine", "ray")
+SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]
+CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--epochs", "40"]
+
+
+class RayCluster:
+    """An emulated cluster; its head has no CPU, so all work is on the nodes that are added."""
+
+    def __init__(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes: list[Any] = []
+
+    def add_node(self, **resources: float) -> Any:
+        self.nodes.append(self._cluster.add_node(**resources))
+        return self.nodes[-1]
+
+    def remove_node(self, node: Any) -> None:
+        self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"RAY_ADDRESS": str(self._cluster.address)}
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[RayCluster]:
+    if os.environ.get("CI") is None:
+        pytest.importorskip("ray", reason="Ray is not installed (pip install 'fmnist-transfer[ray]')")
+    cluster = RayCluster()
+    yield cluster
+    cluster.close()
+
+
+def actors(busy: bool = True) -> list[int]:
+    """Processes of our actors, on whichever node; the busy ones by default."""
+    name = "RayActor.work" if busy else "RayActor"
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if any(name in part for part in process.info["cmdline"] or []):
+            found.append(int(process.info["pid"]))
+    return found
+
+
+def kill_an_actor(process: Process) -> None:
+    process.wait_for(actors)
+    os.kill(actors()[0], signal.SIGKILL)
+
+
+def test_a_sweep_survives_a_worker_a_node_and_restarts(
+    shared_site: SharedSite, site: Site, ray_cluster: RayCluster
+) -> None:
+    """24 cells on two nodes; a third joins later. Results are those of a local run."""
+    first, _ = (ray_cluster.add_node(num_cpus=1) for _ in range(2))
+    process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env)
+    for n, disturb in [
+        (2, lambda: kill_an_actor(process)),
+        (5, lambda: ray_cluster.remove_node(first)),
+        (8, lambda: shared_site.postgres.restart("fast")),
+        (11, lambda: ray_cluster.add_node(num_cpus=1)),
+        (14, lambda: shared_site.postgres.restart("immediate")),
+        (17, shared_site.server.restart),
+    ]:
+        process.wait_for(lambda n=n: shared_site.n_cells("FINISHED") >= n)
+        disturb()
+    done = process.done()
+    assert done.status == 0, done.err
+    assert "Ray: room for 2 tasks at once on 3 nodes" in done.out
+    assert len(re.findall(r"r\d: the worker process died \(.*\); once more", done.out)) >= 1
+    assert site.sweep(*CELLS_24).status == 0
+    digests = shared_site.digests()
+    assert len(digests) == 24
+    assert digests == site.digests()
+
+
+def test_a_search_survives_a_worker_and_a_node(shared_site: SharedSite, ray_cluster: RayCluster) -> None:
+    """24 trials, all logged, none counted twice; the winner is trained again on the cluster, too."""
+    first, _ = (ray_cluster.add_node(num_cpus=1) for _ in range(2))
+    process = shared_site.start_search(
+        "--trials", "24", "--epochs", "4", *RAY, "--workers", "auto", env=ray_cluster.env
+    )
+    for n, disturb in [
+        (2, lambda: kill_an_actor(process)),
+        (6, lambda: ray_cluster.remove_node(first)),
+        (9, lambda: shared_site.postgres.restart("immediate")),
+        (12, lambda: ray_cluster.add_node(num_cpus=1)),
+    ]:
+        process.wait_for(lambda n=n: shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED") >= n)
+        disturb()
+    done = process.done()
+    assert done.status == 0, done.err
+    assert done.out.count("a trial was lost: the worker process died") >= 1
+    trials = shared_site.trials()
+    counted = [t for t in trials if t.number not in {other.user_attrs.get("again") for other in trials}]
+    assert len(counted) == 24
+    store = shared_site.open()
+    assert len(store.find(TUNING, role="trial")) == 24
+    assert len(store.client.search_model_versions("name = 'cnn2'")) == 2
+
+
+def test_a_driver_that_dies_leaves_nothing_that_runs_and_nothing_is_lost(
+    shared_site: SharedSite, ray_cluster: RayCluster
+) -> None:
+    ray_cluster.add_node(num_cpus=2)
+    process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env)
+    process.wait_for(lambda: shared_site.n_cells("FINISHED") >= 3)
+    finished = {run.info.run_id for run in shared_site.cells(status="FINISHED")}
+    process.kill()
+    done = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env).done()
+    assert done.status == 0, done.err
+    assert finished <= {run.info.run_id for run in shared_site.cells(status="FINISHED")}
+    assert len(shared_site.digests()) == 24
+
+
+def test_a_signal_stops_the_actors_and_the_same_command_goes_on(site: Site, ray_cluster: RayCluster) -> None:
+    """Also on a local store: the driver alone writes to it."""
+    ray_cluster.add_node(num_cpus=2)
+    arguments = [*CELLS_24, *RAY, "--workers", "auto"]
+    process = site.start_sweep(*arguments, env=ray_cluster.env)
+    process.wait_for(lambda: site.n_cells("FINISHED") >= 2)
+    process.signal_group(signal.SIGTERM)
+    stopped = process.done()
+    assert stopped.status == 143, stopped.err
+    assert re.search(r"error: \d+ of 24 cells done; run the same command to go on", stopped.err)
+    assert site.n_cells("RUNNING") == 0
+    assert site.start_sweep(*arguments, env=ray_cluster.env).done().status == 0
+    assert len(site.digests()) == 24
+
+
+def test_shares_of_a_gpu_and_what_no_node_has(site: Site, ray_cluster: RayCluster) -> None:
+    """The GPU is only declared, so training stays on the CPU; what a task needs is told at once, not waited for."""
+    ray_cluster.add_node(num_cpus=8, num_gpus=1)
+    device_and_share = [*RAY, "--workers", "auto", "--gpus-per-task"]
+    done = site.sweep(*SMALL, *device_and_share, "0.25", env=ray_cluster.env)
+    assert done.status == 0, done.err
+    assert "Ray: room for 4 tasks at once on 2 nodes" in done.out
+    refused = site.sweep(*SMALL, *device_and_share, "2", "--seed", "1", env=ray_cluster.env)
+    assert refused.status == 2
+    assert "a task needs 1 CPU and 2 GPU, which no node of the cluster has" in refused.err
+    assert "8 CPU, 1 GPU" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--engine", "ray"],
+            "trials on other machines cannot use a study in a sqlite file; give --storage",
+        ),
+        (["--gpus-per-task", "0.25"], "--gpus-per-task 0.25: only with --engine ray"),
+        (["--engine", "ray", "--reference", "--gpus-per-task", "1.5"], "must be from 0 to 1, or a whole number"),
+    ],
+)
+def test_flags_that_cannot_be(make_site: Callable[..., Site], flags: list[str], message: str) -> None:
+    done = make_site(bare=True).start("tuning.search", *flags).done()
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_a_cluster_that_is_not_there(site: Site, tmp_path: Path) -> None:
+    done = site.sweep(*SMALL, *RAY, env={"RAY_ADDRESS": "127.0.0.1:1"})
+    assert done.status == 2
+    assert "error: cannot reach the Ray cluster at 127.0.0.1:1 (Connection refused)" in done.err
+    assert site.open().find(TRANSFER) == []
