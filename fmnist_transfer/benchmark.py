@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.data import Half
     from fmnist_transfer.notebook_loop import NotebookPlan
 
-Part = Literal["loop", "stack", "goal", "outside", "resume"]
+Part = Literal["loop", "stack", "goal", "outside", "resume", "engines"]
 PARTS: tuple[Part, ...] = get_args(Part)
 # The reference recipe's validation first reaches 93.33 % after so many epochs in the notebook's loop: what `--quick`
 # multiplies its measured seconds with. One run, seed 0: python -m fmnist_transfer.benchmark --only goal
@@ -39,7 +39,8 @@ class BenchmarkSettings:
     """Small samples, and computed instead of run where a run takes long."""
     only: tuple[Part, ...] = PARTS
     """loop: images a second, limit and scaling; stack: cells trained as one computation (left out by --quick on a CPU);
-    goal: time to 93.33 %; outside: a sweep's wall time; resume: finding what is done."""
+    goal: time to 93.33 %; outside: a sweep's wall time; resume: finding what is done; engines: this process, worker
+    processes and Ray (if it is installed)."""
     workers: str = "auto"
     """Training processes, one thread each; auto: one per core."""
     device: str = "auto"
@@ -107,6 +108,14 @@ def main(settings: BenchmarkSettings) -> int:
             if "goal" in settings.only:
                 measure_goal(machine, findings)
                 stopwatch.lap("goal")
+        if "engines" in settings.only and not settings.quick:
+            from fmnist_transfer import speed
+            from fmnist_transfer.engines import measure_engines
+
+            recipe = dataclasses.replace(speed.SPEED_RECIPE, epochs=2)
+            work = speed.Workload(speed.SPEED_SPEC, recipe, half.train.first(10_000), half.val.first(1_000), device)
+            measure_engines(work, n_workers, findings, n_rounds=3)
+            stopwatch.lap("engines")
         if {"outside", "resume"} & set(settings.only):
             measure_commands(machine, findings, stop)
             stopwatch.lap("commands")

@@ -5,8 +5,10 @@
 Workers import this module again, so the fault is planted at import.
 """
 
+import atexit
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import signal
 import socket
@@ -124,6 +126,23 @@ def not_installed(module: str) -> None:
     importlib.util.find_spec = lambda name, *more: None if name == module else unharmed(name, *more)
 
 
+def count_calls(file: str) -> None:
+    """Not a fault: at the end, how many requests this process has sent is written to the file."""
+    import requests
+
+    n_calls = 0
+    send = requests.Session.send
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        return send(*arguments, **options)
+
+    requests.Session.send = count
+    if multiprocessing.parent_process() is None:
+        atexit.register(lambda: Path(file).write_text(str(n_calls)))
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "memory": out_of_memory_in_a_trial,
     "cell-memory": out_of_memory_in_a_cell,
@@ -135,6 +154,7 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "host": as_host,
     "lease": short_lease,
     "not-installed": not_installed,
+    "count-calls": count_calls,
 }
 
 for fault in os.environ.get("FAULT", "").split():
