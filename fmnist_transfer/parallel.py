@@ -13,10 +13,13 @@ import importlib.util
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from fmnist_transfer.recipe import Precision
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -259,6 +262,16 @@ def check_engine(engine: Engine, gpus_per_task: float) -> None:
         raise UsageError(f"--gpus-per-task {gpus_per_task:g}: must be from 0 to 1, or a whole number")
 
 
-def device_of_tasks(device: str, engine: Engine, gpus_per_task: float) -> str:
-    """`--device` where tasks run on other machines, whose GPUs this one cannot see."""
-    return device if engine == "local" or device != "auto" else "cuda" if gpus_per_task else "cpu"
+def device_of_tasks(device: str, precision: "Precision", engine: Engine, gpus_per_task: float) -> str:
+    """The device that tasks train on: this machine's, or what the flags say where this one cannot see.
+
+    Raises UsageError for a device that is not there, or that does not know the precision.
+    """
+    if engine == "local":
+        from fmnist_transfer.training import choose_device
+
+        return str(choose_device(device, precision))
+    kind = device if device != "auto" else "cuda" if gpus_per_task else "cpu"
+    if precision == "tf32" and kind != "cuda":
+        raise UsageError(f"--precision tf32: {kind} has none; use float32 or bf16, or give --gpus-per-task")
+    return kind

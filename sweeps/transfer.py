@@ -122,11 +122,7 @@ def main(settings: TransferSettings) -> int:
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
-    from fmnist_transfer.training import choose_device
-
-    device = device_of_tasks(settings.device, settings.engine, settings.gpus_per_task)
-    if settings.engine == "local":
-        device = str(choose_device(device, settings.precision))
+    device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
     grid = Grid(settings.fractions, settings.inits, settings.replicates)
     cells = grid.cells()
     n_tasks = max(settings.pretrain_replicates, len(by_fraction(cells)) if settings.stack else len(cells))

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ABOVE_TRAINING = ["tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"]
+ABOVE_TRAINING += ["processes", "cluster", "ray_actor", "lease"]
 OURS = ("fmnist_transfer", "tuning", "sweeps")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -49,6 +50,10 @@ def test_only_tracking_and_registry_import_mlflow() -> None:
 
 def test_only_tuning_imports_optuna() -> None:
     assert {name.split(".")[0] for name in importers("optuna")} == {"tuning"}
+
+
+def test_ray_is_imported_by_its_engine_alone() -> None:
+    assert importers("ray") == {"fmnist_transfer.cluster", "fmnist_transfer.ray_actor"}
 
 
 def test_training_and_what_lies_below_it_know_no_store() -> None:

@@ -143,11 +143,7 @@ def main(settings: SearchSettings) -> int:
 def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it, with `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
-    from fmnist_transfer.training import choose_device
-
-    device = device_of_tasks(settings.device, settings.engine, settings.gpus_per_task)
-    if settings.engine == "local":
-        device = str(choose_device(device, settings.precision))
+    device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
     n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
     if settings.like is not None:
         n_tasks = settings.retrain_seeds
