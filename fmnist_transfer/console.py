@@ -7,6 +7,7 @@ into its one line and its exit status.
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -97,8 +98,8 @@ def say(text: str) -> None:
 
 
 def warn_of_password(uri: str | None, instead: str) -> None:
-    """Say so if a URI that was given as a flag has user information; `instead` is the better place for it."""
-    if uri and masked(uri) != uri:
+    """Say so if a URI that was given as a flag has a password; `instead` is the better place for it."""
+    if uri and masked(uri) != uri and re.search(r"://[^/@]*:[^@]+@|\bpassword=", uri):
         warn(f"a password on a command line is seen by every user of the machine; {instead} hides it")
 
 

@@ -30,22 +30,22 @@ class ScaleSettings:
     """Tasks at once."""
     cell_seconds: float = 35.0
     """Mean training time of a cell."""
-    claim_ms: float = 125.0
+    claim_ms: float = 75.0
     """Of the driver for each cell, before it begins."""
-    finish_ms: float = 125.0
+    finish_ms: float = 75.0
     """Of the driver for each cell, after it ends."""
     drivers: int = 1
     """Commands that share the sweep (--join)."""
     trial_seconds: float = 60.0
     """Mean training time of a trial."""
-    begin_ms: float = 60.0
+    begin_ms: float = 20.0
     """For which a beginning trial holds the study's lock."""
     trials: int = 1_000
     """Of the study so far."""
-    read_ms_a_trial: float = 0.5
-    """Reading a study, for each trial that it has."""
-    sample_ms_a_trial: float = 0.2
-    """Drawing parameters, for each trial that it has."""
+    sample_ms: float = 95.0
+    """Drawing a trial's parameters in a short study."""
+    sample_ms_a_trial: float = 0.065
+    """More for each trial that the study has."""
     connections: int = 100
     """PostgreSQL's max_connections."""
     debug: bool = False
@@ -119,7 +119,7 @@ def main(settings: ScaleSettings) -> int:
     print_table(["workers", "cells an hour", "workers busy", "driver busy", "bottleneck"], rows)
     say(f"\nA search: trials of {settings.trial_seconds:g} s, {settings.trials:,} of them there")
     rows = []
-    drawing = settings.trials * (settings.read_ms_a_trial + settings.sample_ms_a_trial) / 1e3
+    drawing = (settings.sample_ms + settings.trials * settings.sample_ms_a_trial) / 1e3
     for n in settings.workers:
         done = simulate(n, 1, before=settings.begin_ms / 1e3, seconds=settings.trial_seconds + drawing, after=0.0)
         bottlenecks = {

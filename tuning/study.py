@@ -206,14 +206,12 @@ def run_trial(
         report: receives (epoch, validation accuracy).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print the traceback of a stopped trial
-    storage = patient_storage(plan.storage, Patience(plan.store_timeout, should_stop))
-    study = optuna.load_study(
-        study_name=plan.study_name,
-        storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=_sampler_seed(plan, ordinal), n_startup_trials=N_STARTUP_TRIALS),
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
-        ),
+    study = _opened(plan)
+    storage = storage_of(study)
+    storage.patience.should_stop = should_stop
+    study.sampler = optuna.samplers.TPESampler(seed=_sampler_seed(plan, ordinal), n_startup_trials=N_STARTUP_TRIALS)
+    study.pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
     )
     numbers: list[int] = []
 
@@ -241,9 +239,27 @@ def run_trial(
     except NoRoom:
         return None
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        if not plan.is_shared:
+            _close(plan)
     return numbers[0]
+
+
+_studies: dict[tuple[str, str], optuna.Study] = {}  # of this process, by storage and name
+
+
+def _opened(plan: TrialPlan) -> optuna.Study:
+    """The study; on a server opened once in a process, for reading 1,000 trials takes a second."""
+    key = (plan.storage, plan.study_name)
+    if key not in _studies:
+        storage = patient_storage(plan.storage, Patience(plan.store_timeout))
+        _studies[key] = optuna.load_study(study_name=plan.study_name, storage=storage)
+    return _studies[key]
+
+
+def _close(plan: TrialPlan) -> None:
+    storage = storage_of(_studies.pop((plan.storage, plan.study_name)))
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def _sampler_seed(plan: TrialPlan, ordinal: int) -> int:
