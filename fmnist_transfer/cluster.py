@@ -46,7 +46,8 @@ class RayPool:
         self._workers: list[_Actor] = []
         self._looked_at = -math.inf
         self._is_stopping = False
-        self._shared: dict[int, Any] = {}
+        self._shared = _Shared()
+        self._has_warned = False
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect()
@@ -101,8 +102,9 @@ class RayPool:
         alive = {node["NodeID"] for node in _nodes()}
         self._workers = [one for one in self._workers if one.task is not None or one.node in (None, *alive)]
         room = self._room()
-        if not room and not self._workers:
+        if not room and not self._has_warned:
             warn("the Ray cluster has no room for a task any more; waiting for a node")
+        self._has_warned = not room
         while len(self._workers) < min(self._n, room):
             self._workers.append(_Actor(self._make.remote(), self._shared))
 
@@ -115,10 +117,24 @@ class RayPool:
         return min(cpus, int(resources.get("GPU", 0) / self._gpus + 1e-9)) if self._gpus else cpus
 
 
+class _Shared:
+    """What the tasks of the present job share, in the object store once for all actors."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._reference: Any = None
+
+    def reference(self, job: Job) -> Any:
+        """Of (function, shared)."""
+        if self._job is not job:
+            self._job, self._reference = job, ray.put((job.function, job.shared))
+        return self._reference
+
+
 class _Actor:
     """An actor and the next message from it; `task` is what it works on."""
 
-    def __init__(self, handle: Any, shared: dict[int, Any]):
+    def __init__(self, handle: Any, shared: "_Shared"):
         self.task: Any = None
         self.mail: Any = None
         self.node: str | None = None
@@ -138,17 +154,10 @@ class _Actor:
     def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
         self.task, self._again = task, again
         if self._job is not job:
-            self._handle.begin.remote([self._put(job)])  # in a list: it is fetched there, once
+            self._handle.begin.remote([self._shared.reference(job)])  # in a list: it is fetched there, once
             self._job = job
         self._handle.work.remote(task)
         self.mail = self._handle.message.remote()
-
-    def _put(self, job: Job) -> Any:
-        """The function and what the job's tasks share, in the object store once for all actors."""
-        if id(job) not in self._shared:
-            self._shared.clear()
-            self._shared[id(job)] = ray.put((job.function, job.shared))
-        return self._shared[id(job)]
 
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
         try:

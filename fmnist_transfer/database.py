@@ -8,10 +8,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import random
 import re
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from fmnist_transfer.errors import StoreError, UsageError
+from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -28,6 +30,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 SQLITE = "sqlite:///"  # and a path
 POSTGRESQL = "postgresql"  # and ://, or +driver://
 PROBE_BYTES = 8 * 2**20  # room for the runs and figures of a small sweep
+LOCK_LOOK_SECONDS = 0.02
+KEEPALIVE = {"tcp_keepalives_idle": 10, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 4}  # by the server
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)|(\bpassword=)[^\s'\"&]+", re.IGNORECASE)
 
@@ -207,15 +211,25 @@ def open_server(uri: str, schema: Schema, create: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def advisory_lock(uri: str, name: str) -> "Iterator[sqlalchemy.Connection]":
-    """Hold the PostgreSQL lock of this name, which ends with its connection: with this process, or the server."""
+def advisory_lock(
+    uri: str, name: str, should_stop: Callable[[], bool] = lambda: False
+) -> "Iterator[sqlalchemy.Connection]":
+    """Hold the PostgreSQL lock of this name, which ends with its connection: with this process, or the server.
+
+    A machine that vanishes while it holds the lock loses it within about half a minute. Raises Interrupted.
+    """
     import sqlalchemy
 
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            for setting, value in KEEPALIVE.items():
+                connection.execute(sqlalchemy.text(f"SET {setting} = {value}"))
+            while not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+                if should_stop():
+                    raise Interrupted("stopped while another process was beginning a trial")
+                time.sleep(random.uniform(0.5, 1.5) * LOCK_LOOK_SECONDS)
             yield connection
     finally:
         engine.dispose()

@@ -85,6 +85,8 @@ class Lease:
                     is_said = True
                 time.sleep(min(LOOK_SECONDS, LEASE_SECONDS / 5))
                 continue
+            if run.info.status != "RUNNING":  # or a rival would still take it for nobody's after the next line
+                self._store.client.update_run(self._run_id, status="RUNNING")
             text = json.dumps(asdict(Owner.this_process()))
             winner = self._store.log_once(self._run_id, f"{OWNER_PARAM}{n + 1}", text)
             if winner == text:
@@ -111,8 +113,10 @@ class Lease:
         Args:
             signs: the tags of the parent run, just read.
         """
-        if owner.is_here() or not self._is_shared:
-            return not owner.is_here() or owner.is_dead()
+        if not self._is_shared:
+            return not owner.is_of_this_host() or owner.is_dead()
+        if owner.is_here():
+            return owner.is_dead()
         sign, now = signs.get(SIGN_TAG + owner.name, ""), time.monotonic()
         last, since = self._seen.get(owner.name, (None, now))
         if sign != last:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot in seconds
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Owner:
     host: str
     pid: int
     boot: str
-    """Name of the host's boot; empty where the system gives none."""
+    """Name of the host's boot, and of the space of its pids (a container has its own); empty where there is none."""
     started: float
     """Seconds after the boot, which a clock that is set leaves alone; 0 where it is not known."""
 
@@ -57,15 +58,19 @@ class Owner:
         """Eight hexadecimal digits, of this process alone."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
 
-    def is_here(self) -> bool:
-        """Whether it is, or was, of this machine."""
+    def is_of_this_host(self) -> bool:
+        """Whether its machine has this one's name; two may."""
         return self.host == socket.gethostname()
+
+    def is_here(self) -> bool:
+        """Whether it is, or was, of this machine since it was started, where its pid means what it means here."""
+        return self.is_of_this_host() and self.boot == _boot()
 
     def is_dead(self) -> bool:
         """Whether it is certain that the process has ended; of another host it never is."""
         import psutil
 
-        if not self.is_here():
+        if not self.is_of_this_host():
             return False
         if self.boot and self.boot != _boot():
             return True
@@ -82,7 +87,9 @@ class Owner:
 
 
 def _boot() -> str:
-    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
+    if not BOOT_ID.exists():
+        return ""
+    return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}"
 
 
 def _started(process: "psutil.Process") -> float:

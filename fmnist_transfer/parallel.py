@@ -5,11 +5,12 @@
             ...
 
 A worker lives as long as the `with` block, imports torch once, and receives what the tasks of a `run` share once. A
-worker that dies takes only its own task with it, which is tried once more on another: here, and in no engine.
+worker that dies takes only its own task with it, which is tried once more on another, by us: no engine retries itself.
 """
 
 import functools
 import importlib.util
+import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -258,7 +259,7 @@ def check_engine(engine: Engine, gpus_per_task: float) -> None:
         raise UsageError(
             f"--gpus-per-task {gpus_per_task:g}: only with --engine ray; --workers share this machine's GPU"
         )
-    if not (0 <= gpus_per_task <= 1 or gpus_per_task == int(gpus_per_task)):
+    if not (0 <= gpus_per_task <= 1 or (1 < gpus_per_task < math.inf and gpus_per_task == int(gpus_per_task))):
         raise UsageError(f"--gpus-per-task {gpus_per_task:g}: must be from 0 to 1, or a whole number")
 
 
@@ -271,6 +272,8 @@ def device_of_tasks(device: str, precision: "Precision", engine: Engine, gpus_pe
         from fmnist_transfer.training import choose_device
 
         return str(choose_device(device, precision))
+    if device.startswith("cuda") and not gpus_per_task:
+        raise UsageError(f"--device {device} --engine ray: give --gpus-per-task, by which Ray shares the GPUs out")
     kind = device if device != "auto" else "cuda" if gpus_per_task else "cpu"
     if precision == "tf32" and kind != "cuda":
         raise UsageError(f"--precision tf32: {kind} has none; use float32 or bf16, or give --gpus-per-task")

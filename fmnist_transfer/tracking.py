@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -223,6 +223,7 @@ class Store:
             with self.patience.on_trouble(lambda: self.spool.keep(ending)):
                 self.patience.call(self._send, ending)
         except TakenOver:
+            self.spool.drop(ending.run_id)
             raise
         except BaseException:
             self.spool.keep(ending)  # anew: there may be room by now
@@ -270,8 +271,12 @@ class Store:
         return len(dead)
 
     @contextlib.contextmanager
-    def ending(self, run_id: str) -> Iterator[None]:
-        """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception."""
+    def ending(self, run_id: str, is_owner: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception.
+
+        Args:
+            is_owner: asked before the last two; what another process owns by now is left to it.
+        """
         try:
             yield
         except TakenOver:  # it is another's to end
@@ -279,7 +284,8 @@ class Store:
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             with contextlib.suppress(StoreError):  # the error itself says more
-                self.end(run_id, "KILLED" if stopped else "FAILED")
+                if is_owner():
+                    self.end(run_id, "KILLED" if stopped else "FAILED")
             raise
         self.end(run_id)
 
@@ -291,6 +297,11 @@ class Store:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether there is such a run, and it is not deleted."""
+        run = self.get(run_id)
+        return run is not None and run.info.lifecycle_stage == "active"
 
     def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
         """Runs of the experiment with this status and these tags, the newest first."""

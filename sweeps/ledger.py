@@ -112,20 +112,21 @@ class Ledger:
         Args:
             model_run_id: a run that every process with this sweep knows: its params say whose parent counts.
         """
-        n = 1
-        while not self.run_id:
-            all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
-            created = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
-            winner = created
-            if model_run_id:
-                winner = self._store.log_once(model_run_id, f"{SWEEP_PARAM}{self.key}.{n}", created)
-            if winner != created:
-                self._store.client.delete_run(created)
-            run = self._store.get(winner)
-            if run is not None and run.info.lifecycle_stage == "active":
-                self._use(winner)
-                self.refresh()
+        registrar = model_run_id if model_run_id and self._store.is_active(model_run_id) else ""
+        n, mine = 1, self.run_id
+        while True:
+            if not mine:
+                all_tags = {"role": "sweep", "sweep_key": self.key} | dict(tags)
+                mine = self._store.start(TRANSFER, name, params=self._identity, tags=all_tags)
+            winner = self._store.log_once(registrar, f"{SWEEP_PARAM}{self.key}.{n}", mine) if registrar else mine
+            if self._store.is_active(winner):
+                break
             n += 1  # that sweep was deleted
+        if mine not in (winner, self.run_id):
+            self._store.client.delete_run(mine)
+        if winner != self.run_id:
+            self._use(winner)
+            self.refresh()
 
     def open(self, tags: Mapping[str, Any]) -> None:
         """Make the parent RUNNING, and end the cells of processes that died; the caller owns the sweep.
@@ -234,7 +235,8 @@ class Ledger:
     def _conclude(self, ending: Ending) -> bool:
         try:
             self._store.conclude(ending)
+            return True
         except TakenOver:
             return False
-        self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)
-        return True
+        finally:
+            self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)

@@ -13,7 +13,8 @@ from sweeps.grid import Cell, by_fraction
 from sweeps.ledger import Ledger
 
 FIRST_STEP = "first_step_seconds"
-LOOK_SECONDS = 2.0  # between looks at what other processes do
+LOOK_SECONDS = 2.0  # at least, between looks at what other processes do
+LOOK_SHARE = 50  # or so many times what a look takes: those who wait are not to be the store's work
 
 
 def run_cells(
@@ -127,14 +128,17 @@ class _Running:
         """Strike the open cells that other processes have ended; wait a while if they are at all of the others."""
         if not self.open or self._workers.stop.is_set():
             return
+        begin = time.monotonic()
         self._ledger.refresh()
         self._ledger.end_dead()
+        wait_seconds = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - begin))
         for cell in list(self.open):
             if self._ledger.row(cell, self._todo[cell]).status != "open":
                 del self.open[cell]
-                self._progress.finished((cell,))
+                if not self._plan.stack:  # whose progress counts fractions
+                    self._progress.finished((cell,))
         if self.open and all(self._ledger.is_anothers(cell, self._todo[cell]) for cell in self.open):
-            deadline = time.monotonic() + LOOK_SECONDS
+            deadline = time.monotonic() + wait_seconds
             while time.monotonic() < deadline and not self._workers.stop.is_set():
                 time.sleep(0.05)
 

@@ -77,7 +77,10 @@ def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference:
 
     def leave() -> dict[str, Any]:
         ledger = open_ledger()
-        rows = ledger.rows(context.with_images(context.grid.cells()))
+        cells = context.grid.cells()
+        if context.settings.recipe == "tuned":
+            cells = tuned_cells(cells, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
+        rows = ledger.rows(context.with_images(cells))
         return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in rows]}
 
     def is_finished() -> bool:
@@ -94,7 +97,7 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
         n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
         say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
     say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
-    with store.ending(ledger.run_id):
+    with store.ending(ledger.run_id, ledger.lease.is_owner):
         if settings.pretrain_replicates:
             context = _with_sources(context, ledger.run_id)
         so_far = add_grid(store, ledger.run_id, context.grid)

@@ -11,7 +11,7 @@ import optuna
 
 from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.data import Half
-from fmnist_transfer.errors import TakenOver, UserError
+from fmnist_transfer.errors import UserError
 from fmnist_transfer.lease import own_or_help
 from fmnist_transfer.ownership import Owner, busy, owning
 from fmnist_transfer.parallel import Workers
@@ -126,7 +126,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
     """Run the study's missing trials, then train the best again and register the winner."""
     settings, store, study_name = context.settings, context.store, study.study_name
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
-    with store.ending(log.run_id):
+    with store.ending(log.run_id, log.lease.is_owner):
         store.log_data(log.run_id, context.half, "source")
         if settings.reap:
             say(f"Reaped: {log.delete_ghosts()} runs of trials that were not logged whole deleted")
@@ -135,8 +135,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
         _run_trials(context, study, log, plan)
         context.stopwatch.lap("trials")
         trials = finished(study)
-        if not log.lease.is_owner():
-            raise TakenOver(f"Another process has taken over study {study_name!r} while this one was away")
+        log.check_owner()
         log.log_hosts()
         n = Counter(trial.state.name for trial in trials)
         say(

@@ -96,7 +96,7 @@ class PatientStorage(optuna.storages.RDBStorage):
                     pool,
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=_run_again,
+                    heartbeat_stale_trial_callback=_enqueue_stale,
                 )
         else:
             super().__init__(uri)
@@ -118,13 +118,16 @@ class PatientStorage(optuna.storages.RDBStorage):
                 yield
         elif self.url.startswith(POSTGRESQL):
             with contextlib.ExitStack() as stack:
-                self.patience.call(lambda: stack.enter_context(advisory_lock(self.url, "trials of a study")))
+                lock = "trials of a study"
+                self.patience.call(
+                    lambda: stack.enter_context(advisory_lock(self.url, lock, self.patience.should_stop))
+                )
                 yield
         else:
             yield
 
 
-def _run_again(study: optuna.Study, trial: FrozenTrial) -> None:
+def _enqueue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
     """Another machine's trial gave no sign of life for so long that it has been failed: run it again, once."""
     if LOST not in trial.user_attrs:
         params = trial.params if "recipe" in trial.user_attrs else trial.system_attrs.get(FIXED, {})
@@ -183,9 +186,9 @@ def _is_new(study_id: int, template_trial: FrozenTrial | None = None) -> bool:
 PatientStorage.set_trial_state_values = _begin_alone(  # type: ignore[method-assign]
     PatientStorage.set_trial_state_values, _is_running
 )
-PatientStorage.create_new_trial = _begin_alone(  # type: ignore[method-assign]
-    PatientStorage.create_new_trial, _is_new
-)
+PatientStorage._create_new_trial = _begin_alone(  # type: ignore[method-assign]
+    PatientStorage._create_new_trial, _is_new
+)  # which the public one and Optuna's cache call
 
 
 def patient_storage(uri: str, patience: Patience) -> PatientStorage:

@@ -17,6 +17,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from fmnist_transfer.console import say
 from fmnist_transfer.data import Half, nested_order, on_device
 from fmnist_transfer.database import masked, sqlite_path
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
@@ -164,7 +165,7 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
     """
     with storage_of(study).lock():
         trials = study.get_trials(deepcopy=False)
-        enqueued_again = _run_again(trials)
+        enqueued_again = _numbers_run_again(trials)
         for trial in trials:
             params = trial.params if "recipe" in trial.user_attrs else trial.system_attrs.get(FIXED)
             if INTERRUPTED in trial.user_attrs and params and trial.number not in enqueued_again:
@@ -172,7 +173,7 @@ def _enqueue_interrupted(study: optuna.Study) -> None:
                 study.enqueue_trial(params, user_attrs={AGAIN: trial.number} | lost)
 
 
-def _run_again(trials: Iterable[FrozenTrial]) -> set[int]:
+def _numbers_run_again(trials: Iterable[FrozenTrial]) -> set[int]:
     """Numbers of the trials that others run again."""
     return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
 
@@ -185,7 +186,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 def begun(study: optuna.Study) -> list[FrozenTrial]:
     """Finished ones, and those that anybody is running."""
     trials = study.get_trials(deepcopy=False)
-    again = _run_again(trials)
+    again = _numbers_run_again(trials)
     return [
         trial
         for trial in trials
@@ -238,6 +239,11 @@ def run_trial(
         study.optimize(objective, n_trials=1)
     except NoRoom:
         return None
+    except (UpdateFinishedTrialError, ValueError):
+        if numbers and study.get_trials(deepcopy=False)[numbers[0]].state == TrialState.FAIL:
+            say(f"Trial {numbers[0]}: another process took it over while this one was away")
+            return None
+        raise
     finally:
         if not plan.is_shared:
             _close(plan)

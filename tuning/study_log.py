@@ -7,6 +7,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half
+from fmnist_transfer.database import masked
+from fmnist_transfer.errors import StoreError, TakenOver
 from fmnist_transfer.lease import Lease
 from fmnist_transfer.tracking import TUNING, Store, curve_rows, settings_params
 from fmnist_transfer.training import Epoch
@@ -22,20 +24,28 @@ class StudyLog:
     def __init__(self, store: Store, study: optuna.Study, params: dict[str, Any], half: Half):
         self._store, self._study, self._params, self._half = store, study, params, half
         self._logged: set[int] = set()
-        with storage_of(study).lock():  # of several commands, one creates the parent
-            self.run_id = self._find_parent() or self._create_parent()
+        self.run_id = self._find_parent() or self._create_parent()
         self.lease = Lease(store, self.run_id)
 
     def _find_parent(self) -> str:
         known = [run.info.run_id for run in self._store.find(TUNING, role="study", study=self._study.study_name)]
         run_id: str = self._study.user_attrs.get(PARENT, "")
+        if run_id and run_id not in known and storage_of(self._study).is_shared:
+            raise StoreError(
+                f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
+                "give that one with --tracking-uri, or another --study-name"
+            )
         return run_id if run_id in known else ""
 
     def _create_parent(self) -> str:
         tags = {"role": "study", "study": self._study.study_name}
         run_id = self._store.start(TUNING, f"study {self._study.study_name}", params=self._params, tags=tags)
-        self._study.set_user_attr(PARENT, run_id)
-        return run_id
+        with storage_of(self._study).lock():  # of several commands that create a parent, one has the last word
+            if (found := self._find_parent()) == "":
+                self._study.set_user_attr(PARENT, run_id)
+        if found:
+            self._store.client.delete_run(run_id)
+        return found or run_id
 
     def open(self) -> None:
         """Make the parent RUNNING, and find what is logged; the caller owns the study."""
@@ -56,6 +66,14 @@ class StudyLog:
             self._store.client.delete_run(run_id)
         return len(ghosts)
 
+    def check_owner(self) -> None:
+        """Raise TakenOver if the study has another owner by now."""
+        if not self.lease.is_owner():
+            raise TakenOver(
+                f"Another process has taken over study {self._study.study_name!r} while this one was away, and "
+                "finishes it; the trials that this one finished count"
+            )
+
     def log_hosts(self) -> None:
         """On the parent, how many trials each host trained."""
         hosts = Counter(trial.user_attrs.get(HOST, "unknown") for trial in finished(self._study))
@@ -64,23 +82,18 @@ class StudyLog:
         )
 
     def log_finished(self) -> None:
-        """Log every finished trial that is not yet logged, in order of number."""
-        for trial in finished(self._study):
-            if trial.number not in self._logged:
-                self._log(trial)
-                self._logged.add(trial.number)
+        """Log every finished trial that is not yet logged, in order of number. Raises TakenOver."""
+        todo = [trial for trial in finished(self._study) if trial.number not in self._logged]
+        if todo:
+            self.check_owner()
+        for trial in todo:
+            self._log(trial)
+            self._logged.add(trial.number)
 
     def _log(self, trial: FrozenTrial) -> None:
         epochs = [Epoch(**fields) for fields in trial.user_attrs.get(EPOCHS, [])]
         params = self._params | (settings_params(*spec_and_recipe(trial)) if "recipe" in trial.user_attrs else {})
-        host = trial.user_attrs.get(HOST, "unknown")
-        tags = {
-            "role": "trial",
-            "trial": trial.number,
-            HOST: host,
-            "parent": self.run_id,
-            "optuna.state": trial.state.name,
-        }
+        tags = {"role": "trial", "trial": trial.number, "parent": self.run_id, "optuna.state": trial.state.name}
         if trial.state == TrialState.PRUNED:
             tags["optuna.pruned_step"] = len(epochs)
         tags |= {key: trial.user_attrs[key] for key in (REASON, HOST) if key in trial.user_attrs}

@@ -27,7 +27,7 @@ def run_trials(
 ) -> None:
     """Top the study up to the plan's number of trials, and log each as it ends, whoever ran it.
 
-    Raises StoreError if a store is lost, UserError if no trial can be begun.
+    Raises StoreError if a store is lost, TakenOver if the study is, UserError if no trial can be begun.
 
     Args:
         log: None leaves the logging to the study's owner.
@@ -36,7 +36,6 @@ def run_trials(
     """
     deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
     outage = Outage(workers.stop)
-    reason = ""
 
     def is_over() -> bool:
         return time.monotonic() >= deadline or workers.stop.is_set()
@@ -47,6 +46,7 @@ def run_trials(
 
     # Once is enough, unless a worker dies late, or before it has said which trial it has begun, or others are at some.
     while (n_done := len(finished(study))) < plan.n_trials and not is_over():
+        reason = ""
         lost: list[int] = []  # ordinals of trials that are run again under others
 
         def ordinals(first: int = n_done, lost: list[int] = lost) -> Iterator[int]:

@@ -18,8 +18,7 @@ from fmnist_transfer.tracking import TRANSFER, TUNING, open_store
 
 pytestmark = pytest.mark.cluster
 
-FRACTIONS = ["--fractions", "20", "40", "60", "80", "100"]
-CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--epochs", "20"]
+CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--epochs", "60"]
 ALPHA, BETA = "lease:3 host:alpha", "lease:3 host:beta"
 OPEN_BOTH = """
 import sys
@@ -109,11 +108,10 @@ def test_a_second_machine_helps_and_both_are_on_the_parent(shared_site: SharedSi
     """Row 11: without `--join` it is refused, with it no cell is trained twice."""
     alpha = shared_site.start_sweep(*CELLS_24, fault=ALPHA)
     alpha.wait_for(lambda: shared_site.n_claims() >= 1)
-    own_locks = {"XDG_STATE_HOME": str(shared_site.scratch / "state of beta")}  # as on another machine
-    refused = shared_site.sweep(*CELLS_24, fault=BETA, env=own_locks)
+    refused = shared_site.sweep(*CELLS_24, fault=BETA)
     assert refused.status == 5, refused.err
     assert "another process works on this sweep (host alpha, pid " in refused.err
-    beta = shared_site.sweep(*CELLS_24, "--join", fault=BETA, env=own_locks)
+    beta = shared_site.sweep(*CELLS_24, "--join", fault=BETA)
     assert beta.status == 0, beta.err
     assert "Helping with sweep" in beta.out
     assert alpha.done().status == 0
@@ -162,8 +160,7 @@ def test_a_machine_that_slept_past_its_lease_goes_on_with_the_next_cell(shared_s
     alpha = shared_site.start_sweep(*CELLS_24, fault=ALPHA)
     alpha.wait_for(lambda: shared_site.n_cells("FINISHED") >= 2 and shared_site.n_cells("RUNNING") >= 1)
     os.kill(alpha.pid, signal.SIGSTOP)
-    own_locks = {"XDG_STATE_HOME": str(shared_site.scratch / "state of beta")}  # as on another machine
-    beta = shared_site.start_sweep(*CELLS_24, fault=BETA, env=own_locks)
+    beta = shared_site.start_sweep(*CELLS_24, fault=BETA)
     beta.wait_for(lambda: "waiting up to 3 s for a sign of life" in beta.out)
     beta.wait_for(lambda: shared_site.n_cells("KILLED") >= 1)
     os.kill(alpha.pid, signal.SIGCONT)
@@ -177,30 +174,59 @@ def test_a_machine_that_slept_past_its_lease_goes_on_with_the_next_cell(shared_s
     assert (parent.info.status, parent.data.tags["host"]) == ("FINISHED", "beta")
 
 
-def test_two_machines_and_restarts_at_one_search(shared_site: SharedSite) -> None:
-    """Rows 10, 13 and 14: `--trials` is a total, no trial is lost, one of a machine that died is run again."""
+def test_machines_that_die_and_restarts_at_one_search(shared_site: SharedSite) -> None:
+    """Rows 8, 10, 13, 14 and 29: `--trials` is a total, none is lost, and one who is left finishes the search."""
     arguments = ["--trials", "24", "--epochs", "3"]
     alpha = shared_site.start_search(*arguments, fault=ALPHA)
     alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") >= 2)
     shared_site.postgres.restart("fast")
     beta = shared_site.start_search(*arguments, fault=BETA)
     gamma = shared_site.start_search(*arguments, fault="lease:3 host:gamma")
-    gamma.wait_for(lambda: "Helping with study" in gamma.out)
-    beta.wait_for(lambda: "Helping with study" in beta.out and shared_site.n_running_trials() >= 2)
+    for helper in (beta, gamma):
+        helper.wait_for(lambda helper=helper: "Helping with study" in helper.out)
+    gamma.wait_for(lambda: shared_site.n_running_trials() >= 2)
     gamma.kill()
+    shared_site.server.restart()
     shared_site.postgres.restart("immediate")
-    one, other = alpha.done(), beta.done()
-    assert (one.status, other.status) == (0, 0), one.err + other.err
+    alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED") >= 12)
+    alpha.kill()
+    done = beta.done()
+    assert done.status == 0, done.err
+    assert "Traceback" not in done.err
     trials = shared_site.trials()
     counted = [t for t in trials if t.number not in {other.user_attrs.get("again") for other in trials}]
     assert len(counted) == 24
     assert {trial.user_attrs["trained_on"] for trial in counted} >= {"alpha", "beta"}
     store = shared_site.open()
     (parent,) = store.find(TUNING, role="study")
-    assert parent.info.status == "FINISHED"
-    assert len(store.find(TUNING, role="trial")) == 24
+    assert (parent.info.status, parent.data.tags["host"]) == ("FINISHED", "beta")
+    runs = store.find(TUNING, role="trial")
+    assert sorted(int(run.data.tags["trial"]) for run in runs if "complete" in run.data.tags) == sorted(
+        trial.number for trial in counted
+    )
     assert "alpha: " in parent.data.tags["hosts"]
     check_no_password(shared_site)
+
+
+def test_a_machine_that_slept_in_a_search_leaves_it_to_the_other(shared_site: SharedSite) -> None:
+    """Row 15."""
+    arguments = ["--trials", "10", "--epochs", "30"]
+    alpha = shared_site.start_search(*arguments, fault=ALPHA)
+    alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") >= 2 and shared_site.n_running_trials() >= 1)
+    os.kill(alpha.pid, signal.SIGSTOP)
+    beta = shared_site.start_search(*arguments, fault=BETA)
+    beta.wait_for(lambda: shared_site.n_trials("FAIL") >= 1)
+    os.kill(alpha.pid, signal.SIGCONT)
+    woken, done = alpha.done(), beta.done()
+    assert done.status == 0, done.err
+    assert woken.status == 0, woken.err
+    assert "another process took it over while this one was away" in woken.out
+    assert "Another process has taken over study" in woken.out
+    trials = shared_site.trials()
+    counted = [t for t in trials if t.number not in {other.user_attrs.get("again") for other in trials}]
+    assert len(counted) == 10
+    runs = shared_site.open().find(TUNING, role="trial")
+    assert sorted(int(run.data.tags["trial"]) for run in runs) == sorted(trial.number for trial in counted)
 
 
 def test_a_local_store_is_helped_with_by_a_second_terminal(make_site: MakeSite) -> None:
@@ -210,6 +236,8 @@ def test_a_local_store_is_helped_with_by_a_second_terminal(make_site: MakeSite) 
     first.wait_for(lambda: one.n_claims() >= 1)
     second = one.sweep(*CELLS_24, "--join")
     assert second.status == 0, second.err
+    assert "Helping with sweep" in second.out
+    assert len({run.data.tags["pid"] for run in one.cells()}) == 2
     assert first.done().status == 0
     assert other.sweep(*CELLS_24).status == 0
     assert one.digests() == other.digests()

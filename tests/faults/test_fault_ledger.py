@@ -1,7 +1,9 @@
 """Rows 9, 11, 12, 14, 16 and 17 of the fault matrix, for sweeps: who owns a cell, and what is redone."""
 
+import json
 import os
 import re
+from dataclasses import asdict, replace
 
 import pytest
 from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
@@ -35,12 +37,16 @@ def test_a_sweep_of_another_host_is_left_alone(site: Site, server: Server) -> No
     store = site.open()
     (parent,) = store.find(TRANSFER, role="sweep")
     store.client.update_run(parent.info.run_id, status="RUNNING")
-    store.log(parent.info.run_id, tags=Owner("another-host", 4711, "", 100.0).to_tags())
-    refused = site.sweep(*SMALL, uri=server.uri)
+    elsewhere = Owner("another-host", 4711, "", 100.0)
+    store.log(parent.info.run_id, params={"owner.2": json.dumps(asdict(elsewhere))})
+    refusing = site.start_sweep(*SMALL, uri=server.uri)
+    refusing.wait_for(lambda: "belongs to host another-host, pid 4711; waiting up to" in refusing.out)
+    store.client.set_tag(parent.info.run_id, f"sign.{elsewhere.name}", "1")  # it lives
+    refused = refusing.done()
     assert refused.status == 5
     assert "another process works on this sweep (host another-host, pid 4711); wait for it" in refused.err
-    here_and_dead = Owner(os.uname().nodename, 4711, "before the reboot", 1.0)
-    store.log(parent.info.run_id, tags=here_and_dead.to_tags())
+    here_and_dead = Owner(os.uname().nodename, 2**22 + 1, Owner.this_process().boot, 1.0)
+    store.log(parent.info.run_id, params={"owner.3": json.dumps(asdict(here_and_dead))})
     assert site.sweep(*SMALL, uri=server.uri).status == 0
 
 
@@ -63,7 +69,8 @@ def test_reaping_ends_what_the_dead_left_and_nothing_of_the_living(site: Site) -
     assert site.sweep(*SMALL).status == 0
     store = site.open()
     parent = next(run for run in store.find(TRANSFER, role="sweep") if run.info.status == "FINISHED")
-    ghost = store.start(TRANSFER, "ghost", tags={"role": "cell", "parent": parent.info.run_id})
+    tags = {"role": "cell", "parent": parent.info.run_id}
+    ghost = store.start(TRANSFER, "ghost", tags=tags | replace(Owner.this_process(), pid=2**22 + 1).to_tags())
     done = site.sweep(*SMALL, "--reap")
     assert done.status == 0, done.err
     assert "Reaped: 1 runs that were no cell's deleted, 2 of dead processes ended as KILLED" in done.out

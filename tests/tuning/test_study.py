@@ -18,13 +18,14 @@ from fmnist_transfer.errors import StoreError
 from fmnist_transfer.ownership import Owner
 from fmnist_transfer.patience import Patience
 from tuning.space import first_trial
-from tuning.storage import PatientStorage, patient_storage, storage_uri
+from tuning.storage import NoRoom, PatientStorage, patient_storage, storage_uri
 from tuning.study import (
     DRIVER,
     FIXED,
     INTERRUPTED,
     ORDINAL,
     _fail,
+    begun,
     find_study,
     finished,
     interrupt_dead,
@@ -78,6 +79,19 @@ def test_a_waiting_trial_is_begun_by_one_worker_alone(
     with ThreadPoolExecutor(2) as pool:
         begun = pool.map(lambda one: one.set_trial_state_values(trial._trial_id, TrialState.RUNNING), workers)
     assert sorted(begun) == [False, True]
+
+
+def test_no_trial_is_begun_where_there_is_no_room(storage: PatientStorage, study: optuna.Study) -> None:
+    """Neither a waiting one nor a new one; enqueueing begins none."""
+    storage.has_room = lambda: len(begun(study)) < 2
+    study.ask()  # the first, which was waiting
+    study.ask()
+    with pytest.raises(NoRoom):
+        study.ask()
+    study.enqueue_trial({"width": 0.5})
+    with pytest.raises(NoRoom):
+        study.ask()
+    assert (len(begun(study)), len(waiting(study))) == (2, 1)
 
 
 def test_the_first_trial_is_enqueued_once_even_if_the_beginning_was_cut_off(storage: PatientStorage) -> None:
