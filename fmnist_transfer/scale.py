@@ -38,7 +38,7 @@ class ScaleSettings:
     """Commands that share the sweep (--join)."""
     trial_seconds: float = 60.0
     """Mean training time of a trial."""
-    begin_ms: float = 20.0
+    begin_ms: float = 30.0
     """For which a beginning trial holds the study's lock."""
     trials: int = 1_000
     """Of the study so far."""
