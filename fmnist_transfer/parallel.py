@@ -251,6 +251,30 @@ def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local"
     return max(1, min(parse_workers(text) or there, n_tasks))
 
 
+class EngineSettings(Protocol):
+    """What the settings of a command that trains hold of its engine."""
+
+    @property
+    def workers(self) -> str: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def gpus_per_task(self) -> float: ...
+    @property
+    def dry_run(self) -> bool: ...
+
+
+def workers_for(settings: EngineSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
+    """As the command's flags say; a dry run asks no cluster."""
+    return Workers(
+        count_workers(settings.workers, device, n_tasks, settings.engine),
+        stop,
+        apart=device != "cpu",
+        engine="local" if settings.dry_run else settings.engine,
+        gpus_per_task=settings.gpus_per_task,
+    )
+
+
 def check_engine(engine: Engine, gpus_per_task: float) -> None:
     """Raise UsageError for an engine that is not installed, or for a share that cannot be."""
     if engine == "ray" and importlib.util.find_spec("ray") is None:

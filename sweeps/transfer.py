@@ -16,7 +16,7 @@ from typing import Any, Literal
 from fmnist_transfer.console import Stopwatch, check_distinct, check_range, run_command, say, write_json
 from fmnist_transfer.database import check_driver
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.parallel import Engine, Workers, check_engine, count_workers, device_of_tasks, parse_workers
+from fmnist_transfer.parallel import Engine, Workers, check_engine, device_of_tasks, parse_workers, workers_for
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
@@ -132,13 +132,7 @@ def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) ->
         n_tasks = max(n_tasks, len(tuning_cells(settings.inits, Recipe())))
     if settings.dry_run:
         n_tasks = 1
-    with Workers(
-        count_workers(settings.workers, device, n_tasks, settings.engine),
-        stop,
-        apart=device != "cpu",
-        engine="local" if settings.dry_run else settings.engine,
-        gpus_per_task=settings.gpus_per_task,
-    ) as workers:
+    with workers_for(settings, device, n_tasks, stop) as workers:
         return _sweep(settings, grid, workers, device=device, stop=stop, stopwatch=stopwatch)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from fmnist_transfer.console import Stopwatch, check_range, run_command, say, write_json
 from fmnist_transfer.database import POSTGRESQL, check_driver
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.parallel import Engine, Workers, check_engine, count_workers, device_of_tasks, parse_workers
+from fmnist_transfer.parallel import Engine, Workers, check_engine, device_of_tasks, parse_workers, workers_for
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import parse_split
@@ -149,13 +149,7 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
         n_tasks = settings.retrain_seeds
     if settings.reference or settings.dry_run:
         n_tasks = 1
-    with Workers(
-        count_workers(settings.workers, device, n_tasks, settings.engine),
-        stop,
-        apart=device != "cpu",
-        engine="local" if settings.dry_run else settings.engine,
-        gpus_per_task=settings.gpus_per_task,
-    ) as workers:
+    with workers_for(settings, device, n_tasks, stop) as workers:
         return _search(settings, device, workers, stop, stopwatch)
 
 
