@@ -8,7 +8,6 @@ only their own tasks with them. Which cluster: `RAY_ADDRESS`, else one that runs
 """
 
 import contextlib
-import importlib
 import logging
 import math
 import os
@@ -28,6 +27,7 @@ from ray.exceptions import RayError
 from fmnist_transfer.console import say, warn
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.parallel import POLL_SECONDS, Job, Outcome, Worker, died
+from fmnist_transfer.ray_actor import RayActor
 from fmnist_transfer.stopping import SIGNALS
 
 CONNECT_SECONDS = 5.0
@@ -52,9 +52,8 @@ class RayPool:
         if self._is_ours:
             _connect()
         options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
-        module = importlib.import_module("fmnist_transfer.ray_actor")
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
-        self._make = remote(module.RayActor).options(**options)
+        self._make = remote(RayActor).options(**options)
         if not self._room():
             there = ", ".join(_resources(node) for node in _nodes()) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
@@ -163,8 +162,7 @@ class _Actor:
         try:
             kind, content = ray.get(self.mail)
         except RayError as error:
-            with contextlib.suppress(RayError):
-                ray.kill(self._handle)
+            self.leave()
             return died(self.task, _reason(error), again=self._again)
         if kind == "report":
             self.mail = self._handle.message.remote()

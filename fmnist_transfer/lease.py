@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fmnist_transfer.console import duration, say
 from fmnist_transfer.errors import BusyError, TakenOver
-from fmnist_transfer.ownership import Owner
+from fmnist_transfer.ownership import Owner, busy
 
 if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store
@@ -64,6 +64,14 @@ class Lease:
             ended.set()
             thread.join()
 
+    @contextlib.contextmanager
+    def owned(self, what: str, should_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Own it, with signs of life, until the block ends. Raises BusyError if another process lives that does."""
+        with self.alive():
+            if owner := self.take(what, should_stop):
+                raise busy(what, owner)
+            yield
+
     def take(self, what: str, should_stop: Callable[[], bool] = lambda: False) -> Owner | None:
         """Become the owner, unless another lives: None, or that one.
 
@@ -98,6 +106,14 @@ class Lease:
             return True
         _, owner = self.owner_of(self._store.client.get_run(self._run_id).data.params)
         return owner == Owner.this_process()
+
+    def check_owner(self, what: str, parts: str) -> None:
+        """Raise TakenOver unless this process still is."""
+        if not self.is_owner():
+            raise TakenOver(
+                f"Another process has taken over {what} while this one was away, and finishes it; the {parts} that "
+                "this one finished count"
+            )
 
     @staticmethod
     def owner_of(params: Mapping[str, str]) -> tuple[int, Owner | None]:

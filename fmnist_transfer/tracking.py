@@ -19,7 +19,8 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -188,6 +189,11 @@ class Store:
             self.client.log_inputs(run_id, inputs)
         except MlflowException:  # another command named the same data between MLflow's look and its insert
             self.client.log_inputs(run_id, inputs)
+
+    def log_hosts(self, run_id: str, hosts: Iterable[str], what: str) -> None:
+        """Tag a parent with how many of its parts each host did; `hosts` has a name for each part."""
+        counts = sorted(Counter(hosts).items())
+        self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {what}" for host, n in counts)})
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)

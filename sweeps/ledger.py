@@ -8,7 +8,6 @@ last. Everything is read back from the store; nothing else remembers.
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +174,10 @@ class Ledger:
     def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
         return [self.row(cell, n_train) for cell, n_train in cells.items()]
 
-    def hosts(self, rows: Iterable[Row]) -> dict[str, int]:
-        """How many of the finished cells each host trained."""
+    def hosts(self, rows: Iterable[Row]) -> list[str]:
+        """Who trained the finished cells, one name for each."""
         finished = [self._runs[row.run_id].data.tags for row in rows if row.status == "finished"]
-        return dict(Counter(tags.get("trained_on", tags.get("host", "unknown")) for tags in finished))
+        return [tags.get("trained_on", tags.get("host", "unknown")) for tags in finished]
 
     def claim(self, cell: Cell, n_train: int) -> str | None:
         """Create the cell's run and name it in the ledger; the run's id, or None if another process has the cell.
@@ -223,20 +222,20 @@ class Ledger:
         tags = {"weights_digest": trained.weights_digest} | trained.numerics
         return self._conclude(Ending(run_id, "FINISHED", result_rows(trained.result), tags))
 
-    def fail(self, run_id: str, reason: str, details: str = "") -> bool:
+    def fail(self, run_id: str, reason: str, details: str = "") -> None:
         """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
         files = {"traceback.txt": details.encode()} if details else {}
-        return self._conclude(Ending(run_id, "FAILED", tags={"reason": reason}, files=files))
+        self._conclude(Ending(run_id, "FAILED", tags={"reason": reason}, files=files))
 
-    def interrupt(self, run_id: str, reason: str) -> bool:
+    def interrupt(self, run_id: str, reason: str) -> None:
         """End the run KILLED: another attempt is to be made."""
-        return self._conclude(Ending(run_id, "KILLED", tags={"reason": reason}))
+        self._conclude(Ending(run_id, "KILLED", tags={"reason": reason}))
 
     def _conclude(self, ending: Ending) -> bool:
+        is_taken_over = False
         try:
             self._store.conclude(ending)
-            return True
         except TakenOver:
-            return False
-        finally:
-            self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)
+            is_taken_over = True
+        self._runs[ending.run_id] = self._store.client.get_run(ending.run_id)
+        return not is_taken_over

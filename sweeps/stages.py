@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.data import default_data_dir, load_half, n_train
-from fmnist_transfer.errors import TakenOver
 from fmnist_transfer.lease import own_or_help
-from fmnist_transfer.ownership import Owner, busy, owning
+from fmnist_transfer.ownership import Owner, owning
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.registry import Reference, TrainedModel
 from fmnist_transfer.stopping import StopSignal
@@ -64,9 +63,7 @@ def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference:
     def own() -> dict[str, Any]:
         with owning(store.uri, "sweep", f"sweep-{identity_key(identity)}"):
             ledger = open_ledger()
-            with ledger.lease.alive():
-                if owner := ledger.lease.take("sweep", should_stop):
-                    raise busy("sweep", owner)
+            with ledger.lease.owned("sweep", should_stop):
                 ledger.open(tags)
                 return work(context, ledger)
 
@@ -112,13 +109,8 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
         asked = ledger.rows(context.with_images(cells))
         n_done = sum(row.status != "open" for row in asked)
         context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
-        if not ledger.lease.is_owner():
-            raise TakenOver(
-                f"Another process has taken over sweep {ledger.run_id} while this one was away, and finishes it; the "
-                "cells that this one finished count"
-            )
-        hosts = ledger.hosts(asked)
-        store.log(ledger.run_id, tags={"hosts": ", ".join(f"{host}: {n} cells" for host, n in sorted(hosts.items()))})
+        ledger.lease.check_owner(f"sweep {ledger.run_id}", "cells")
+        store.log_hosts(ledger.run_id, ledger.hosts(asked), "cells")
         log_curves(store, ledger.run_id, rows)
         print_summary(rows)
         findings = report(store, read_sweep(store, store.client.get_run(ledger.run_id)))

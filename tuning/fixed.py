@@ -6,7 +6,7 @@ from typing import Any
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.lease import Lease
 from fmnist_transfer.model import REFERENCE_SPEC
-from fmnist_transfer.ownership import busy, owning
+from fmnist_transfer.ownership import owning
 from fmnist_transfer.recipe import REFERENCE_RECIPE
 from fmnist_transfer.registry import load, resolve
 from fmnist_transfer.split import Split
@@ -72,10 +72,7 @@ def train_fixed(context: SearchContext, fixed: FixedConfiguration) -> dict[str, 
             elif run.info.status == "RUNNING":  # its process died: this one owns the name
                 store.end(run.info.run_id, "KILLED")
         run_id = same or store.start(TUNING, fixed.study, params=params, tags={"role": "study", "study": fixed.study})
-        lease = Lease(store, run_id)
-        with lease.alive():
-            if owner := lease.take("search", context.stop.is_set):
-                raise busy("search", owner)
+        with Lease(store, run_id).owned("search", context.stop.is_set):
             store.reopen(store.client.get_run(run_id), params)
             return _train(context, fixed, run_id)
 

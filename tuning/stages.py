@@ -13,7 +13,7 @@ from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.data import Half
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.lease import own_or_help
-from fmnist_transfer.ownership import Owner, busy, owning
+from fmnist_transfer.ownership import Owner, owning
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.split import Split
 from fmnist_transfer.stopping import StopSignal
@@ -60,9 +60,7 @@ def tune_or_help(context: SearchContext, uri: str, study_name: str) -> dict[str,
     def own() -> dict[str, Any]:
         with owning(uri, "search", f"study-{study_name}"):
             log = StudyLog(store, study, identity | {"device": context.device}, context.half)
-            with log.lease.alive():
-                if owner := log.lease.take("search", context.stop.is_set):
-                    raise busy("search", owner)
+            with log.lease.owned("search", context.stop.is_set):
                 log.open()
                 interrupt_dead(study)
                 return _tune(context, study, log, trial_plan(context, uri, study_name, is_owners=True))

@@ -1,6 +1,5 @@
 """A study as MLflow runs: one parent for the study, one child for each finished trial, with its epoch curve."""
 
-from collections import Counter
 from typing import Any
 
 import optuna
@@ -8,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data import Half
 from fmnist_transfer.database import masked
-from fmnist_transfer.errors import StoreError, TakenOver
+from fmnist_transfer.errors import StoreError
 from fmnist_transfer.lease import Lease
 from fmnist_transfer.tracking import TUNING, Store, curve_rows, settings_params
 from fmnist_transfer.training import Epoch
@@ -68,18 +67,12 @@ class StudyLog:
 
     def check_owner(self) -> None:
         """Raise TakenOver if the study has another owner by now."""
-        if not self.lease.is_owner():
-            raise TakenOver(
-                f"Another process has taken over study {self._study.study_name!r} while this one was away, and "
-                "finishes it; the trials that this one finished count"
-            )
+        self.lease.check_owner(f"study {self._study.study_name!r}", "trials")
 
     def log_hosts(self) -> None:
         """On the parent, how many trials each host trained."""
-        hosts = Counter(trial.user_attrs.get(HOST, "unknown") for trial in finished(self._study))
-        self._store.log(
-            self.run_id, tags={"hosts": ", ".join(f"{host}: {n} trials" for host, n in sorted(hosts.items()))}
-        )
+        hosts = [trial.user_attrs.get(HOST, "unknown") for trial in finished(self._study)]
+        self._store.log_hosts(self.run_id, hosts, "trials")
 
     def log_finished(self) -> None:
         """Log every finished trial that is not yet logged, in order of number. Raises TakenOver."""

@@ -202,8 +202,15 @@ class Site:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.load_study(study_name="cnn2", storage=self.study_uri)
-        return [t for t in study.trials if t.state.is_finished() and "interrupted" not in t.user_attrs]
+        storage = optuna.storages.RDBStorage(self.study_uri)
+        try:
+            trials = optuna.load_study(study_name="cnn2", storage=storage).trials
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+        again = {trial.user_attrs.get("again") for trial in trials}
+        finished = [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
+        return [trial for trial in finished if "interrupted" not in trial.user_attrs]
 
     def trial_runs(self) -> list[Any]:
         return self.open().find(TUNING, role="trial")
