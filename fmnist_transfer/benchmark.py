@@ -259,7 +259,8 @@ def log(settings: BenchmarkSettings, findings: Findings, result: dict[str, Any],
     """An MLflow run with the table, the picture and the medians."""
     import matplotlib.pyplot as plt
 
-    from fmnist_transfer.tracking import BENCHMARK, open_store
+    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.ui import BENCHMARK
 
     store = open_store(settings.tracking_uri)
     params = {"quick": settings.quick, "device": result["device"], "parts": " ".join(settings.only)}

@@ -4,22 +4,24 @@ A command is `run_command(Settings, main)`: parse the flags of a dataclass, call
 into its one line and its exit status.
 """
 
+import dataclasses
 import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from fmnist_transfer.database import masked, write_problem
-from fmnist_transfer.errors import StoreError, UsageError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError, UserError
 
 
 class CommandSettings(Protocol):
@@ -30,6 +32,7 @@ class CommandSettings(Protocol):
 
 
 S = TypeVar("S", bound=CommandSettings)
+BOLD, RED, YELLOW = "1", "1;31", "1;33"  # of ANSI terminals
 
 
 def run_command(
@@ -44,7 +47,9 @@ def run_command(
     """
     import tyro
 
-    debug = "--debug" in (sys.argv[1:] if args is None else args)
+    given = sys.argv[1:] if args is None else list(args)
+    debug = "--debug" in given
+    again = shlex.join(["python", "-m", module, *given])
     try:
         settings = tyro.cli(settings_type, prog=f"python -m {module}", description=settings_type.__doc__, args=args)
         _quiet_libraries()
@@ -52,7 +57,7 @@ def run_command(
             warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
-        return _report(str(error), error.exit_status, debug)
+        return _report(str(error), error.exit_status, debug, again if SAME_COMMAND in str(error) else "")
     except KeyboardInterrupt:  # before or after the command saw to signals itself
         return _report("stopped; what was finished is kept", 128 + signal.SIGINT, debug)
     except Exception as error:  # whatever else went wrong is one line too
@@ -60,10 +65,12 @@ def run_command(
         return _report(text, UserError.exit_status, debug)
 
 
-def _report(text: str, exit_status: int, debug: bool) -> int:
+def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:
     if debug:
         print(masked(traceback.format_exc()), file=sys.stderr)
-    print(f"error: {masked(text)}", file=sys.stderr)
+    print(f"{_styled('error:', RED, sys.stderr)} {masked(text)}", file=sys.stderr)
+    if again:
+        print(f"  {masked(again)}", file=sys.stderr)
     return exit_status
 
 
@@ -75,6 +82,21 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+
+def command_line(module: str, settings: Any, **changes: Any) -> str:
+    """The command that has these settings with these changes: every flag that is not at its default."""
+    words = ["python", "-m", module]
+    for field in dataclasses.fields(settings):
+        value = changes.get(field.name, getattr(settings, field.name))
+        if value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
 
 
 def check_range(flag: str, value: float, low: float, high: float = float("inf")) -> None:
@@ -97,6 +119,17 @@ def say(text: str) -> None:
     print(masked(text), flush=True)
 
 
+def _styled(text: str, style: str, stream: TextIO) -> str:
+    """Bold or coloured on a terminal; plain where it is piped, or by NO_COLOR (no-color.org) or TERM=dumb."""
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"
+
+
+def say_heading(text: str) -> None:
+    """What the lines below are about, after an empty one."""
+    print(f"\n{_styled(masked(text), BOLD, sys.stdout)}", flush=True)
+
+
 def warn_of_password(uri: str | None, instead: str) -> None:
     """Say so if a URI that was given as a flag has a password; `instead` is the better place for it."""
     if uri and masked(uri) != uri and re.search(r"://[^/@]*:[^@]+@|\bpassword=", uri):
@@ -105,15 +138,35 @@ def warn_of_password(uri: str | None, instead: str) -> None:
 
 def warn(text: str) -> None:
     """A line that is no result: on the error stream."""
-    print(f"note: {masked(text)}", file=sys.stderr, flush=True)
+    print(f"{_styled('note:', YELLOW, sys.stderr)} {masked(text)}", file=sys.stderr, flush=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Plain aligned columns, the first to the left and the others to the right."""
+def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
+    """A heading, and below it a line for each pair, aligned."""
+    say_heading(title)
+    width = max(map(len, pairs))
+    for key, value in pairs.items():
+        say(f"  {key.ljust(width)}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Mapping[str, int] | None = None) -> None:
+    """Plain aligned columns, the first to the left and the others to the right.
+
+    groups: titles above the columns after the first -> how many columns each is of.
+    """
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    for row in [columns, *rows]:
+    if groups:
+        line, column = " " * widths[0], 1
+        for title, n in groups.items():
+            room = sum(widths[column : column + n]) + 2 * (n - 1)
+            widths[column] += max(0, len(title) - room)
+            line += "  " + title.rjust(max(room, len(title)))
+            column += n
+        print(_styled(line, BOLD, sys.stdout))
+    for i, row in enumerate([columns, *rows]):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        say("  ".join(cells).rstrip())
+        line = masked("  ".join(cells).rstrip())
+        print(line if i else _styled(line, BOLD, sys.stdout), flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -155,51 +208,6 @@ class Stopwatch:
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items())
         return f"{duration(self.seconds)}: {stages}"
-
-
-class Progress:
-    """A bar with the time left on a terminal; silent elsewhere. A context manager."""
-
-    def __init__(self, what: str, total: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        console = Console(stderr=True)
-        self._progress = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task(what, total=total, note="")
-        self._running: dict[object, float] = {}
-        self._done = 0
-
-    def __enter__(self) -> "Progress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def working(self, task: object, share: float, note: str) -> None:
-        """`task` is under way: `share` in [0, 1] of it is done."""
-        self._running[task] = share
-        self._update(note)
-
-    def finished(self, task: object, note: str = "") -> None:
-        self._running.pop(task, None)
-        self._done += 1
-        self._update(note)
-
-    def _update(self, note: str) -> None:
-        self._progress.update(self._task, completed=self._done + sum(self._running.values()), note=note)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

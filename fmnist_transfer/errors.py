@@ -6,6 +6,8 @@ which object, what survives, and what to do.
 
 import signal
 
+SAME_COMMAND = "run the same command to go on"  # in a message: which one, is printed below it
+
 
 class UserError(Exception):
     """Base of everything a command reports in one line; 1: finished, but some cells or trials failed."""

@@ -23,6 +23,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.speed import STOPPED
 from fmnist_transfer.split import parse_split
 from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.ui import TRANSFER, TUNING
 
 # What the search starts from by default: `tuning.space.FIRST_TRIAL` at 4 MFLOPs.
 DEFAULT_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, fc_dropout=0.3)
@@ -70,7 +71,7 @@ class ScratchStore:
     def prepare(self) -> tracking.Store:
         """Make the store and register a network as `models:/cnn2/best`."""
         store = tracking.open_store(str(self.folder / "mlflow.db"))
-        run_id = store.start(tracking.TUNING, "benchmark")
+        run_id = store.start(TUNING, "benchmark")
         state = fresh_network(DEFAULT_SPEC, Streams(0)).state_dict()
         model = registry.TrainedModel(DEFAULT_SPEC, DEFAULT_RECIPE, parse_split("0-4/5-9"), state, facts={})
         version = registry.register(store, run_id, "cnn2", model, tags={}, description="untrained, for a benchmark")
@@ -104,7 +105,7 @@ class ScratchStore:
             while there < n:
                 self.stop.raise_if_set(STOPPED)
                 tags = {"role": "cell", "parent": "another sweep"}
-                store.end(store.start(tracking.TRANSFER, f"other {there}", tags=tags))
+                store.end(store.start(TRANSFER, f"other {there}", tags=tags))
                 there += 1
             yield n, [self.sweep(*flags).result["stages"]["resume check"] for _ in range(n_repeats)]
 

@@ -114,7 +114,7 @@ class Workers:
         engine: Engine = "local",
         gpus_per_task: float = 0.0,
     ):
-        self._n, self.stop, self._prepare, self._gpus_per_task = n, stop, prepare, gpus_per_task
+        self.n, self.stop, self._prepare, self._gpus_per_task = n, stop, prepare, gpus_per_task
         self.engine = engine
         self._apart = apart or n > 1 or engine != "local"
         self._pool: Pool | None = None
@@ -123,11 +123,11 @@ class Workers:
         if self.engine == "ray":
             from fmnist_transfer.cluster import RayPool
 
-            self._pool = RayPool(self._n, self._gpus_per_task)
+            self._pool = RayPool(self.n, self._gpus_per_task)
         elif self._apart:
             from fmnist_transfer.processes import ProcessPool
 
-            self._pool = ProcessPool(self._n, self.stop, self._prepare)
+            self._pool = ProcessPool(self.n, self.stop, self._prepare)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from fmnist_transfer.console import duration, warn
 from fmnist_transfer.database import FULL, masked
-from fmnist_transfer.errors import StoreError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, StoreError, UserError
 
 T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
@@ -69,7 +69,7 @@ class Patience:
             self.gave_up = True
             raise StoreError(
                 f"the store did not answer for {duration(time.monotonic() - start)} ({reason(error)}). Finished work "
-                "is kept; run the same command to go on"
+                f"is kept; {SAME_COMMAND}"
             ) from error
         if retrying.statistics["attempt_number"] > 1:
             warn(f"the store answers again, after {duration(time.monotonic() - start)}")

@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 import safetensors.torch
 import torch
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -33,14 +33,17 @@ from fmnist_transfer.database import file_path, masked
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.split import Split
+from fmnist_transfer.split import Split, digits
 from fmnist_transfer.spool import Ending
 from fmnist_transfer.tracking import Store, already_there, result_rows, settings_params
 from fmnist_transfer.training import Result, numerics
+from fmnist_transfer.ui import TRANSFER, TUNING, experiment_page, run_page
 
 BEST = "best"
 FORMAT = 1
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
+SWEEP_TAG = "sweep."  # + run id: a tag of a version, the name of a sweep that started from it
+SWEEPS_HEAD = "\n\nSweeps that start from it:"
 MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
 
 
@@ -81,6 +84,13 @@ class Reference:
     """Of its artifacts."""
     run_id: str
     """Of the run that it was logged to; empty if there is none."""
+    model_id: str
+
+    @property
+    def version(self) -> tuple[str, str] | None:
+        """Name and number of the registered version; None for a model that is none."""
+        name, _, number = self.pinned.removeprefix("models:/").partition("/")
+        return (name, number) if number else None
 
 
 def register(
@@ -130,8 +140,7 @@ def register(
         with already_there():
             store.client.create_registered_model(
                 name,
-                description=f"CNN2 trained on Fashion-MNIST classes {model.split.source}. Load it with "
-                f"`python -m sweeps.transfer --model-uri models:/{name}/{BEST}`.",
+                description=_description(store, name, model.split),
             )
     return store.patience.create(
         lambda: next((version for version in _versions(store, name) if _model_id(version) == info.model_id), None),
@@ -144,6 +153,33 @@ def register(
             model_id=info.model_id,
         ),
     )
+
+
+def _description(store: Store, name: str, split: Split) -> str:
+    """Of the registered model."""
+    searches, sweeps = (experiment_page(store.experiment(one)) for one in (TUNING, TRANSFER))
+    return (
+        f"CNN2, trained on Fashion-MNIST classes {digits(split.source)}. Alias `{BEST}` points to the version whose "
+        "configuration has the highest validation accuracy when it is trained again with fresh seeds. Each version "
+        "says which trial made it, how good it is, and which sweeps start from it.\n\n"
+        f"Transfer it to classes {digits(split.target)}: "
+        f"`python -m sweeps.transfer --model-uri models:/{name}/{BEST}`. "
+        f"Look at: [searches]({searches}) · [sweeps]({sweeps})"
+    )
+
+
+def note_sweep(store: Store, reference: Reference, run_id: str, name: str) -> None:
+    """Link a sweep's parent run and its model: the model is the run's input, and the version names the sweep."""
+    store.client.log_inputs(run_id, models=[LoggedModelInput(reference.model_id)])
+    if reference.version is None:
+        return
+    store.client.set_model_version_tag(*reference.version, f"{SWEEP_TAG}{run_id}", name)
+    version = store.client.get_model_version(*reference.version)
+    own = (version.description or "").partition(SWEEPS_HEAD)[0]
+    experiment_id = store.experiment(TRANSFER)
+    ids = [key.removeprefix(SWEEP_TAG) for key in sorted(version.tags) if key.startswith(SWEEP_TAG)]
+    lines = [f"- [{version.tags[SWEEP_TAG + one]}]({run_page(experiment_id, one)}), run `{one}`" for one in ids]
+    store.client.update_model_version(*reference.version, description="\n".join([own + SWEEPS_HEAD, "", *lines]))
 
 
 def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:
@@ -221,7 +257,7 @@ def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> Referenc
 
 def _reference(store: Store, uri: str, pinned: str, model_id: str) -> Reference:
     model = store.client.get_logged_model(model_id)
-    return Reference(uri, pinned, model.artifact_location, model.source_run_id or "")
+    return Reference(uri, pinned, model.artifact_location, model.source_run_id or "", model_id)
 
 
 def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
@@ -229,7 +265,7 @@ def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> Reference:
     models = store.client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{name}'")
     if not models:
         raise ModelError(f"run {run_id} has no model {name!r}. {_known(store)}")
-    return Reference(uri, models[0].model_uri, models[0].artifact_location, run_id)
+    return Reference(uri, models[0].model_uri, models[0].artifact_location, run_id, models[0].model_id)
 
 
 def _known(store: Store) -> str:

@@ -11,12 +11,14 @@ One process writes: workers return arrays, and the command logs them in batches.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import logging
 import os
 import secrets
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -54,6 +56,7 @@ from fmnist_transfer.ownership import Owner, state_folder
 from fmnist_transfer.patience import Patience, PatientClient, reason
 from fmnist_transfer.repair import ARTIFACTS, moved_from
 from fmnist_transfer.spool import Ending, MetricRow, Spool
+from fmnist_transfer.ui import BENCHMARK, NOTE, TRANSFER, TUNING, experiment_tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,9 +66,10 @@ if TYPE_CHECKING:
     from fmnist_transfer.recipe import Recipe
     from fmnist_transfer.training import Epoch, Result
 
-EXPERIMENTS = TUNING, TRANSFER, BENCHMARK = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"
+EXPERIMENTS = TUNING, TRANSFER, BENCHMARK
 METRICS_A_CALL, TEXTS_A_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, which MLflow's tags hold
+OUR_NOTE = "described"  # tag: sha256 of the description that a command wrote, by which it knows its own
 HEALTH_SECONDS = 5.0
 SCHEMA = Schema(
     "MLflow", "experiments", Path(mlflow.__file__).parent / "store" / "db_migrations", "mlflow db upgrade '{uri}'"
@@ -93,6 +97,7 @@ class Store:
     patience: Patience
     spool: Spool
     _experiments: dict[str, str] = field(default_factory=dict)
+    _described: set[str] = field(default_factory=set)
 
     @property
     def is_shared(self) -> bool:
@@ -100,25 +105,25 @@ class Store:
         return not self.uri.startswith(SQLITE)
 
     @property
-    def ui_command(self) -> str:
+    def show_command(self) -> str:
         """What the user runs to see the store in a browser."""
-        if self.uri.startswith("http"):
-            return f"open {masked(self.uri)} in a browser"
-        if not self.uri.startswith(SQLITE):
-            return f"mlflow server --backend-store-uri {masked(self.uri)}"
-        return (
-            f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(self.uri)} "
-            f"--artifacts-destination {shlex.quote(str(self.folder / ARTIFACTS))} --workers 1"
-        )
+        given = "" if self.uri == store_uri(None) else f" --tracking-uri {shlex.quote(masked(self.uri))}"
+        return f"python -m fmnist_transfer.show{given}"
 
     def experiment(self, name: str) -> str:
-        """Id of the experiment, created if it is not there."""
-        if (known := self._known_experiment(name)) is not None:
-            return known
-        location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
-        with already_there():  # another command was quicker
-            self.client.create_experiment(name, artifact_location=location)
-        return str(self._known_experiment(name))
+        """Id of the experiment, created if it is not there, with what the UI shows of it."""
+        if self._known_experiment(name) is None:
+            location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
+            with already_there():  # another command was quicker
+                self.client.create_experiment(name, artifact_location=location)
+        experiment_id = str(self._known_experiment(name))
+        if name not in self._described:
+            self._described.add(name)
+            there = self.client.get_experiment(experiment_id).tags
+            for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
+                if key not in there:  # what the user has changed stays
+                    self.client.set_experiment_tag(experiment_id, key, text)
+        return experiment_id
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (found := self.client.get_experiment_by_name(name)):
@@ -195,13 +200,21 @@ class Store:
         counts = sorted(Counter(hosts).items())
         self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {what}" for host, n in counts)})
 
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the run's description, Markdown, unless the user has written one."""
+        tags = self.client.get_run(run_id).data.tags
+        digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
+        there = tags.get(NOTE, "")
+        if not there or hashlib.sha256(there.encode()).hexdigest() == tags.get(OUR_NOTE):
+            self.log(run_id, tags={NOTE: text, OUR_NOTE: digest})
+
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)
 
-    def log_figure(self, run_id: str, path: str, figure: "Figure") -> None:
+    def log_figure(self, run_id: str, path: str, figure: "Figure", dpi: int = 150) -> None:
         """Log the figure under `path` (.png); the figure stays open."""
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=150)
+        figure.savefig(content, format="png", dpi=dpi)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(path).name
             file.write_bytes(content.getvalue())
@@ -454,12 +467,15 @@ def result_rows(result: "Result") -> list[MetricRow]:
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Tags of every run: package version, git commit, and the process that owns it."""
+    """Tags of every run: package version, git commit, the command, and the process that owns it."""
     try:
         package = version("fmnist-transfer")
     except PackageNotFoundError:
         package = "not installed"
-    tags = {"package_version": package} | Owner.this_process().to_tags()
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    command = main.name if main else Path(sys.argv[0]).name
+    tags = {"package_version": package, "mlflow.source.type": "LOCAL", "mlflow.source.name": command}
+    tags |= Owner.this_process().to_tags()
     git = ["git", "-C", str(PROJECT)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

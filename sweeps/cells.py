@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fmnist_transfer.data import Examples, Half, n_train, nested_order, on_device
 from fmnist_transfer.evaluation import copy_state
+from fmnist_transfer.forecast import training_passes
 from fmnist_transfer.model import CNN2Spec, weights_digest
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
 from fmnist_transfer.training import Diverged, Result, numerics, score
 from sweeps.arms import fit_arm, starting_network, train_before
-from sweeps.grid import TUNING_REPLICATE, Cell
+from sweeps.grid import PROBING_SHARE, TUNING_REPLICATE, Cell
 
 if TYPE_CHECKING:
     from fmnist_transfer.registry import TrainedModel
@@ -72,6 +73,18 @@ def plan_for(
     recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
     spec = dataclasses.replace(model.spec, n_classes=len(half.classes))
     return CellPlan(half, spec, recipe, (model.state,), budget, seed, device, precision, stack)
+
+
+def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
+    """How much work the cell is (`forecast.py`): `selffer` trains twice, the classifier alone sees each image once."""
+    n_val = len(plan.half.val)
+    of_all = plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None
+    whole, once = training_passes(plan.recipe, n_train, n_val, of_all), 2 * n_train + 3 * n_val
+    if cell.init == "selffer":
+        return 2 * whole
+    if cell.init == "frozen":
+        return once
+    return (1 - PROBING_SHARE) * whole + once if cell.init == "lp-ft" else whole
 
 
 def train_cells(

@@ -20,8 +20,9 @@ from fmnist_transfer.model import weights_digest
 from fmnist_transfer.ownership import Owner
 from fmnist_transfer.registry import TrainedModel
 from fmnist_transfer.spool import Ending
-from fmnist_transfer.tracking import TRANSFER, Store, result_rows, settings_params
+from fmnist_transfer.tracking import Store, result_rows, settings_params
 from fmnist_transfer.training import NUMERICS_VERSION
+from fmnist_transfer.ui import TRANSFER
 from sweeps.cells import CellPlan, CellResult
 from sweeps.grid import Cell
 from sweeps.logged import CELL_PARAM, TUNED, attempts_of, row_of
@@ -210,7 +211,7 @@ class Ledger:
 
     def _create(self, cell: Cell, n_train: int, key: str, attempt: int) -> str:
         """A run for an attempt at the cell."""
-        labels = {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate}
+        labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
         params = self._identity | labels | {"n_train": n_train}
         if cell.setting:
             params |= {f"recipe.{key}": value for key, value in dataclasses.asdict(cell.setting).items()}

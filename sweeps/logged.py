@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.lease import OWNER_PARAM
 from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.tracking import TRANSFER, Store
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER
 from sweeps.comparison import Comparison, compare
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, Setting
 from sweeps.table import GROUPS, Row, Status

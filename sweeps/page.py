@@ -8,6 +8,7 @@ from sweeps.claims import CLAIMS
 from sweeps.findings import Findings
 from sweeps.sections import named, sections, some
 
+CLAIMS_HEAD = "The original report's four claims, as this sweep sees them"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto; }
@@ -41,12 +42,12 @@ def html_of(text: str, images: Mapping[str, bytes]) -> str:
 
 
 def claims_text(findings: Findings) -> str:
-    """The claims for the terminal, and how many cells are missing."""
-    lines = ["The original report's four claims, as this sweep sees them:", ""]
+    """The claims for the terminal, below `CLAIMS_HEAD`, and how many cells are missing."""
+    lines = []
     for i, (text, one) in enumerate(named(CLAIMS, findings.claims), 1):
         lines += [f"{i}. {text}: {one.verdict} ({one.reason})."]
         lines += [f"   Observed: {one.observed}."] if one.observed else []
     if findings.missing:
         n = len(findings.missing)
         lines += ["", f"{n} of {len(findings.sweep.rows)} cells are missing: {some(findings.missing)}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fmnist_transfer.console import duration, print_table, say
-from fmnist_transfer.tracking import TRANSFER, Store
+from fmnist_transfer.console import duration, print_table, say, say_heading
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER
 from sweeps.grid import Cell
 from sweeps.table import Row, by_replicate, finished_percents, to_csv
 
@@ -20,7 +21,11 @@ CURVES = {
     "curve/best_val_loss": "best/val_loss",
     "curve/test_accuracy": "test/accuracy",
 }
-COLUMNS = {"train loss": "final/train_loss", "val loss": "final/val_loss", "val acc": "final/val_accuracy"}
+SUMMARY = {  # title -> score, digits, unit
+    "training loss": ("final/train_loss", 4, 1),
+    "validation loss": ("final/val_loss", 4, 1),
+    "validation accuracy, %": ("final/val_accuracy", 2, 100),
+}
 
 
 class Picture:
@@ -93,7 +98,10 @@ def print_summary(rows: Sequence[Row]) -> None:
     inits = list(dict.fromkeys(row.cell.init for row in rows))
     lines = []
     for percent in finished_percents(rows):
-        values = [by_replicate(rows, init, score, [percent]) for score in COLUMNS.values() for init in inits]
-        lines.append([str(percent), *("-" if np.isnan(v).all() else f"{np.nanmean(v):.4f}" for v in values)])
-    say("Means over replicates, final epoch:")
-    print_table(["percent", *(f"{label} {init}" for label in COLUMNS for init in inits)], lines)
+        line = [str(percent)]
+        for score, n_digits, unit in SUMMARY.values():
+            values = [unit * by_replicate(rows, init, score, [percent]) for init in inits]
+            line += ["-" if np.isnan(v).all() else f"{np.nanmean(v):.{n_digits}f}" for v in values]
+        lines.append(line)
+    say_heading("Means over replicates, final epoch")
+    print_table(["percent", *inits * len(SUMMARY)], lines, dict.fromkeys(SUMMARY, len(inits)))

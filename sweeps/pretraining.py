@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from fmnist_transfer.console import Progress, say
+from fmnist_transfer.console import say
 from fmnist_transfer.data import Half
-from fmnist_transfer.errors import UserError
+from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.model import CNN2Spec
 from fmnist_transfer.parallel import Outcome, Workers
+from fmnist_transfer.progress import Progress
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stopping import Outage
@@ -68,7 +69,7 @@ def source_networks(
         parent: run of the sweep, whose identity they share and which the caller owns.
     """
     from fmnist_transfer.registry import load_weights
-    from fmnist_transfer.tracking import TRANSFER
+    from fmnist_transfer.ui import TRANSFER
 
     for run in store.find(TRANSFER, status="RUNNING", role=ROLE, parent=parent):
         store.end(run.info.run_id, "KILLED")  # its process died
@@ -77,7 +78,7 @@ def source_networks(
     todo = [replicate for replicate in range(n) if replicate not in runs]
     say(f"A source network for each replicate: {n - len(todo)} of {n} are there")
     runs |= _train(store, parent, plan, todo, workers)
-    workers.stop.raise_if_set(f"{len(runs)} of {n} source networks trained; run the same command to go on")
+    workers.stop.raise_if_set(f"{len(runs)} of {n} source networks trained; {SAME_COMMAND}")
     if missing := [replicate for replicate in range(n) if replicate not in runs]:
         raise UserError(f"source networks {missing} could not be trained; their runs in MLflow say why")
     return tuple(load_weights(store, runs[replicate], plan.spec) for replicate in range(n))
@@ -87,7 +88,8 @@ def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], 
     """Train the source networks of the replicates `todo`; replicate -> run of those that are finished."""
     from fmnist_transfer.registry import finished_with_weights
     from fmnist_transfer.spool import Ending
-    from fmnist_transfer.tracking import TRANSFER, settings_params
+    from fmnist_transfer.tracking import settings_params
+    from fmnist_transfer.ui import TRANSFER
 
     begun: dict[int, str] = {}
     runs: dict[int, str] = {}

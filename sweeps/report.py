@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_transfer.console import check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.console import check_distinct, check_range, print_pairs, run_command, say, say_heading, write_json
 from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, Patience
 from fmnist_transfer.stopping import StopSignal
 
@@ -54,16 +54,19 @@ def main(settings: ReportSettings) -> int:
     with StopSignal() as stop:
         from fmnist_transfer.tracking import open_store
         from sweeps.logged import find_sweep, read_sweep
-        from sweeps.page import claims_text
+        from sweeps.page import CLAIMS_HEAD, claims_text
 
         store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
         sweep, *others = (read_sweep(store, find_sweep(store, asked)) for asked in (settings.sweep, *settings.vs))
         check_distinct("--vs", [one.run_id for one in (sweep, *others)])
         findings = report(store, sweep, others)
+        say_heading(CLAIMS_HEAD)
         say(claims_text(findings))
+        say_heading("What was predicted before the first sweep")
         for name, one in findings.predictions.items():
             say(f"{name}: {one.verdict} ({one.reason})")
-        say(f"\nThe whole report: {FOLDER}/report.html of run {sweep.run_id}")
+        place = f"{FOLDER}/report.html among the artifacts of run {sweep.run_id}"
+        print_pairs("Look next", {"in a browser": store.show_command, "on paper": place})
         if settings.json:
             write_json(settings.json, findings.to_dict())
     return 0
@@ -71,6 +74,8 @@ def main(settings: ReportSettings) -> int:
 
 def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]" = ()) -> "Findings":
     """Compute everything anew and log the page, its Markdown, the numbers and the figures on the sweep's parent."""
+    from fmnist_transfer.ui import INLINE_DPI
+    from sweeps.description import INLINE, judged
     from sweeps.figures import report_figures
     from sweeps.findings import find
     from sweeps.page import html_of, markdown_of
@@ -84,11 +89,14 @@ def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]"
         figure.savefig(content, format="png", dpi=110)
         images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
         store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
+        if name == INLINE:
+            store.log_figure(sweep.run_id, f"{FOLDER}/inline.png", figure, INLINE_DPI)
     text = markdown_of(findings, captions)
     store.log_text(sweep.run_id, f"{FOLDER}/report.md", text)
     store.log_text(sweep.run_id, f"{FOLDER}/report.html", html_of(text, images))
     store.log_text(sweep.run_id, f"{FOLDER}/report.csv", findings.to_csv())
     store.log_text(sweep.run_id, f"{FOLDER}/cells.csv", to_csv([*sweep.rows, *sweep.tuning_rows]))
+    store.describe(sweep.run_id, judged(store, findings))
     return findings
 
 

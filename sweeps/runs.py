@@ -5,10 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from fmnist_transfer.console import Progress, Stopwatch, say
+from fmnist_transfer.console import Stopwatch, say
 from fmnist_transfer.parallel import Outcome, Workers
+from fmnist_transfer.progress import Progress
 from fmnist_transfer.stopping import Outage
-from sweeps.cells import CellPlan, CellResult, train_cells
+from sweeps.cells import CellPlan, CellResult, passes, train_cells
 from sweeps.grid import Cell, by_fraction
 from sweeps.ledger import Ledger
 
@@ -35,7 +36,13 @@ def run_cells(
         on_finished: called after each task whose results are logged.
         debug: show the tracebacks of cells that failed.
     """
-    with Progress("cells", len(by_fraction(todo)) if plan.stack else len(todo)) as progress:
+    sizes = {cell: passes(plan, cell, n_train) for cell, n_train in todo.items()}
+
+    def size_of(cells: tuple[Cell, ...]) -> float:
+        return sum(sizes[cell] for cell in cells)
+
+    n_tasks = len(by_fraction(todo)) if plan.stack else len(todo)
+    with Progress("cells", n_tasks, size_of, sum(sizes.values())) as progress:
         running = _Running(ledger, todo, plan, workers, progress=progress, stopwatch=stopwatch, debug=debug)
         try:
             while running.open and not workers.stop.is_set():
@@ -81,7 +88,7 @@ class _Running:
                 with self.outage.held():
                     self._end(cell, self._run_ids.pop(cell), one)
             if outcome.status != "lost":
-                self._progress.finished(outcome.task)
+                self._progress.finished(outcome.task, _score(outcome))
             if outcome.status == "done":
                 with self.outage.held():
                     on_finished()
@@ -147,6 +154,15 @@ class _Running:
         for run_id in self._run_ids.values():
             with contextlib.suppress(Exception):
                 self._ledger.interrupt(run_id, "the sweep ended before it")
+
+
+def _score(outcome: Outcome[tuple[Cell, ...], list[CellResult | Exception]]) -> str:
+    """What the task's first cell came to, in a few words."""
+    first = outcome.result[0] if outcome.result else None
+    if first is None or isinstance(first, Exception):
+        return ""
+    val = first.result.final.val
+    return f"{outcome.task[0].name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
 
 
 def _per_cell(

@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fmnist_transfer.console import Stopwatch, say
+from fmnist_transfer.console import Stopwatch, duration, print_pairs, say, say_heading
 from fmnist_transfer.data import default_data_dir, load_half, n_train
+from fmnist_transfer.errors import SAME_COMMAND
+from fmnist_transfer.forecast import seconds_per_pass
 from fmnist_transfer.lease import own_or_help
 from fmnist_transfer.ownership import Owner, owning
 from fmnist_transfer.parallel import Workers
-from fmnist_transfer.registry import Reference, TrainedModel
+from fmnist_transfer.registry import Reference, TrainedModel, note_sweep
 from fmnist_transfer.stopping import StopSignal
-from fmnist_transfer.tracking import TRANSFER, Store
-from sweeps.cells import CellPlan
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER
+from sweeps.cells import CellPlan, passes
+from sweeps.description import begun
 from sweeps.grid import Cell, Grid
 from sweeps.ledger import Ledger, identity_key
 from sweeps.logged import add_grid, asked_cells, read_sweep
-from sweeps.page import claims_text
+from sweeps.page import CLAIMS_HEAD, claims_text
 from sweeps.picture import Picture, log_curves, print_plan, print_summary
 from sweeps.pretraining import PretrainingPlan, source_networks
-from sweeps.report import FOLDER, report
+from sweeps.report import report
 from sweeps.runs import run_cells
 from sweeps.tuned import Chosen, choose, print_chosen, tuned_cells, tuning_cells
 
@@ -49,6 +53,32 @@ class SweepContext:
         """The cells with their numbers of training images."""
         return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
+    def outline(self, run_id: str) -> dict[str, str]:
+        """What is about to run."""
+        grid, recipe = self.grid, self.plan.recipe
+        inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
+        percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
+        budget = ", as many steps at each fraction" if self.plan.budget == "steps" else ""
+        own = ", a recipe of its own for each init" if self.settings.recipe == "tuned" else ""
+        return {
+            "cells": f"{len(grid.cells())}: {percents} x {inits} x {grid.n_replicates} replicates",
+            "each": f"{recipe.epochs} epochs of {recipe.optimizer}{budget}{own}",
+            "on": f"{self.workers.n} workers, {self.plan.device}" if self.workers.engine == "local" else "Ray",
+            "run": run_id,
+        }
+
+    def say_forecast(self, todo: Mapping[Cell, int]) -> None:
+        """For how long; of a cluster, a stack or a GPU it is seen once the first cells are done."""
+        plan, head = self.plan, f"{len(todo)} cells to train"
+        per_pass = None
+        if self.workers.engine == "local" and not plan.stack:
+            per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device)
+        if per_pass is None:
+            say(f"{head}; the time left shows once the first are done")
+            return
+        total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
+        say(f"{head}: about {duration(per_pass * total / min(self.workers.n, len(todo)))}")
+
 
 def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
     """Own the sweep and do all of it; with `--join` help whoever owns it. Raises BusyError without."""
@@ -65,6 +95,7 @@ def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference:
             ledger = open_ledger()
             with ledger.lease.owned("sweep", should_stop):
                 ledger.open(tags)
+                note_sweep(store, reference, ledger.run_id, context.name)
                 return work(context, ledger)
 
     def help_owner() -> None:
@@ -93,7 +124,7 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     if settings.reap:
         n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
         say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
-    say(f"Sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
+    print_pairs(f"Sweep of {context.name}", context.outline(ledger.run_id))
     with store.ending(ledger.run_id, ledger.lease.is_owner):
         if settings.pretrain_replicates:
             context = _with_sources(context, ledger.run_id)
@@ -102,26 +133,28 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
         if settings.recipe == "tuned":
             cells = tuned_cells(cells, _choose_recipes(context, ledger))
             shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
+        store.describe(ledger.run_id, begun(store, ledger.run_id, context.model.split))
         picture = Picture(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
         _run(context, ledger, cells, picture.refresh)
         stopwatch.lap("cells")
         rows = picture.draw()
         asked = ledger.rows(context.with_images(cells))
         n_done = sum(row.status != "open" for row in asked)
-        context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; run the same command to go on")
+        context.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; {SAME_COMMAND}")
         ledger.lease.check_owner(f"sweep {ledger.run_id}", "cells")
         store.log_hosts(ledger.run_id, ledger.hosts(asked), "cells")
         log_curves(store, ledger.run_id, rows)
         print_summary(rows)
         findings = report(store, read_sweep(store, store.client.get_run(ledger.run_id)))
-        say(f"\n{claims_text(findings)}\nThe whole report: {FOLDER}/report.html of run {ledger.run_id}")
+        say_heading(CLAIMS_HEAD)
+        say(claims_text(findings))
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
 
 
 def _help(context: SweepContext, ledger: Ledger) -> None:
     """Train cells that nobody else is at until all are done, and leave the rest to the sweep's owner."""
-    say(f"Helping with sweep {ledger.run_id}: {context.name}, {len(context.grid.cells())} cells")
+    print_pairs(f"Helping with sweep {ledger.run_id}", context.outline(ledger.run_id))
     cells = context.grid.cells()
     if context.settings.recipe == "tuned":
         cells = tuned_cells(cells, _choose_recipes(context, ledger))
@@ -129,7 +162,7 @@ def _help(context: SweepContext, ledger: Ledger) -> None:
     context.stopwatch.lap("cells")
     rows = ledger.rows(context.with_images(cells))
     n_done = sum(row.status != "open" for row in rows)
-    context.stop.raise_if_set(f"{n_done} of {len(rows)} cells done; run the same command to go on")
+    context.stop.raise_if_set(f"{n_done} of {len(rows)} cells done; {SAME_COMMAND}")
 
 
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
@@ -150,6 +183,8 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
         random.Random(Owner.this_process().name).shuffle(todo)
     if len(todo) < len(images):
         say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
+    if todo:
+        context.say_forecast({cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
     run_cells(
         ledger,
@@ -170,9 +205,7 @@ def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
     _run(context, ledger, tried, lambda: None)
     rows = ledger.rows(context.with_images(tried))
     n_done = sum(row.status != "open" for row in rows)
-    context.stop.raise_if_set(
-        f"{n_done} of {len(tried)} cells of the recipes' grid done; run the same command to go on"
-    )
+    context.stop.raise_if_set(f"{n_done} of {len(tried)} cells of the recipes' grid done; {SAME_COMMAND}")
     chosen = choose(rows, asked, context.plan.recipe)
     print_chosen(chosen)
     if n_failed := sum(row.status == "failed" for row in rows):

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fmnist_transfer.console import Stopwatch, check_distinct, check_range, run_command, say, write_json
+from fmnist_transfer.console import (
+    Stopwatch,
+    check_distinct,
+    check_range,
+    command_line,
+    print_pairs,
+    run_command,
+    say,
+    write_json,
+)
 from fmnist_transfer.database import check_driver
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.parallel import Engine, Workers, check_engine, device_of_tasks, parse_workers, workers_for
@@ -145,6 +154,7 @@ def _sweep(
     from sweeps.cells import plan_for
     from sweeps.ledger import Ledger, identity
     from sweeps.stages import SweepContext, dry_run, sweep_or_help
+    from sweeps.statistics import MIN_REPLICATES
 
     store = open_store(settings.tracking_uri, Patience(settings.store_timeout, stop.is_set))
     reference = resolve(store, settings.model_uri)
@@ -176,10 +186,15 @@ def _sweep(
     if settings.dry_run:
         return dry_run(context, Ledger(store, sweep_identity, half))
     result = sweep_or_help(context, sweep_identity, reference)
-    say(
-        "Compare in the MLflow UI: in the charts of experiment fmnist-transfer, search for tags.role = 'curve' and\n"
-        "unfold the sweep; or select its runs `pretrained` and `random`, press Compare and click a metric.\n"
-        f"  {store.ui_command}"
+    n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
+    more = command_line("sweeps.transfer", settings, replicates=n_more, json=None)
+    print_pairs(
+        "Look next",
+        {
+            "in a browser": f"{store.show_command}  (curves, report, every run)",
+            "on paper": f"report/report.html among the artifacts of run {result['sweep_run_id']}",
+            "go on": f"{more}  (extends this sweep)",
+        },
     )
     return result | {"model_uri": reference.pinned, "split": str(model.split)}
 

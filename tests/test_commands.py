@@ -14,7 +14,8 @@ import sweeps.transfer
 import tuning.search
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
+from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.ui import TRANSFER, TUNING
 from sweeps.grid import INITS
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +101,9 @@ def test_search_leaves_study_trials_and_a_registered_best(
     assert len(retrained) == 4
     assert {run.info.status for run in retrained} == {"FINISHED"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("history", "importances", "slices", "expected_best")}
+    assert figures == {
+        f"figures/{name}.png" for name in ("history", "importances", "slices", "expected_best", "inline")
+    }
     version = project.store.client.get_model_version("cnn2", "1")
     assert version.tags["split"] == "01234/56789"
     assert float(version.tags["retrained_mean"]) == result["retrained_mean"]
@@ -216,7 +219,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
         assert {metric.step: metric.value for metric in history} == pytest.approx(means)
     printed = capsys.readouterr().out
     assert printed.count(": cannot be told (") == 4
-    assert "mlflow server --backend-store-uri sqlite:////" in printed
+    assert "python -m fmnist_transfer.show --tracking-uri sqlite:///" in printed
 
 
 def test_a_longer_sweep_reuses_a_shorter_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

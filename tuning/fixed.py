@@ -10,7 +10,8 @@ from fmnist_transfer.ownership import owning
 from fmnist_transfer.recipe import REFERENCE_RECIPE
 from fmnist_transfer.registry import load, resolve
 from fmnist_transfer.split import Split
-from fmnist_transfer.tracking import TUNING
+from fmnist_transfer.ui import TUNING
+from tuning.description import of_training
 from tuning.retraining import Candidate
 from tuning.stages import SearchContext, register_best
 
@@ -81,8 +82,10 @@ def _train(context: "SearchContext", fixed: FixedConfiguration, run_id: str) -> 
     store, half = context.store, context.half
     with store.ending(run_id):
         store.log_data(run_id, half, "source")
+        store.describe(run_id, of_training(context, fixed))
         context.stopwatch.lap("start")
         result = register_best(
             context, run_id, [fixed.candidate], study=fixed.study, name=fixed.name, n_seeds=fixed.n_seeds
         )
+        store.describe(run_id, of_training(context, fixed, result))
     return result | {"n_trials": 0, "n_pruned": 0}

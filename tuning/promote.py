@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.registry import TrainedModel, best_version, load_weights, register, set_best
-from fmnist_transfer.split import Split
+from fmnist_transfer.split import Split, digits
 from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TUNING, run_page
 from tuning.retraining import Candidate, Retrained
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ def registered_before(store: Store, name: str, key: str) -> "ModelVersion | None
     return next((version for version in versions if version.tags.get("promotion_key") == key), None)
 
 
-def register_winner(store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any]) -> "ModelVersion":
+def register_winner(
+    store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any], *, run_id: str
+) -> "ModelVersion":
     """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair.
 
     `facts` (study, seed, data sha256, promotion key) and the scores become tags of the version.
+
+    Args:
+        run_id: of the search's parent, to which the version links back.
     """
     facts = facts | {
         "trial": winner.candidate.trial,
@@ -52,11 +58,17 @@ def register_winner(store: Store, name: str, winner: Retrained, split: Split, fa
     state = load_weights(store, winner.run_id, spec)
     model = TrainedModel(spec, winner.candidate.recipe, split, state, facts)
     sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
+    experiment_id = store.experiment(TUNING)
+    trial = str(winner.candidate.trial)
+    made = store.find(TUNING, role="trial", parent=run_id, trial=trial) if winner.candidate.trial is not None else []
+    origin = [f"[{run.info.run_name}]({run_page(experiment_id, run.info.run_id)})" for run in made[:1]]
     description = (
-        f"CNN2 ({winner.candidate.name} of study `{facts['study']}`), trained on Fashion-MNIST classes {split.source}. "
-        f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; this network, the "
-        f"first of them, has test accuracy {winner.test_accuracy:.2%}. Input: float32 [n, 1, 28, 28], pixels "
-        "scaled to [0, 1], minus 0.2860, over 0.3530. Output: logits of the classes in ascending order."
+        f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}: the configuration of "
+        f"{''.join(origin) or winner.candidate.name} of [{facts['study']}]({run_page(experiment_id, run_id)}). "
+        f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; "
+        f"[this network]({run_page(experiment_id, winner.run_id)}), the first of them, has test accuracy "
+        f"{winner.test_accuracy:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "
+        "0.3530. Output: logits of the classes in ascending order."
     )
     return register(store, winner.run_id, name, model, tags=facts | {"split": split}, description=description)
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmnist_transfer.console import Progress, print_table, say
+from fmnist_transfer.console import print_table, say, say_heading
 from fmnist_transfer.data import Half
-from fmnist_transfer.errors import UserError
+from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.model import CNN2Spec
 from fmnist_transfer.parallel import Workers
+from fmnist_transfer.progress import Progress
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import Split
@@ -139,9 +140,7 @@ def retrain(
                 else:
                     log.interrupt(outcome.task, outcome.reason)
     outage.raise_if_any()
-    stop.raise_if_set(
-        f"stopped in training the best again: {len(done)} of {len(tasks)} done; run the same command to go on"
-    )
+    stop.raise_if_set(f"stopped in training the best again: {len(done)} of {len(tasks)} done; {SAME_COMMAND}")
     retrained = []
     for candidate in candidates:
         finished = [done[task] for task in tasks if task.candidate == candidate and task in done]
@@ -160,9 +159,7 @@ def print_retrained(retrained: Sequence[Retrained]) -> None:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}"
 
-    say(
-        "Validation accuracy in percent: in the search, and trained again with fresh seeds; test accuracy of the first:"
-    )
+    say_heading("Validation accuracy in percent, in the search and trained again; test accuracy of the first")
     print_table(
         ["configuration", "search", "again", "sd", "seeds", "test", "minutes"],
         [

@@ -8,8 +8,9 @@ import torch
 
 from fmnist_transfer.registry import finished_with_weights
 from fmnist_transfer.spool import Ending
-from fmnist_transfer.tracking import TUNING, Store, settings_params
+from fmnist_transfer.tracking import Store, settings_params
 from fmnist_transfer.training import NUMERICS_VERSION, Result
+from fmnist_transfer.ui import TUNING
 from tuning.retraining import Retraining, RetrainingPlan
 
 

@@ -9,13 +9,14 @@ Data in; an Optuna study, MLflow runs and a registered model out. Selection look
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fmnist_transfer.console import Stopwatch, check_range, run_command, say, write_json
+from fmnist_transfer.console import Stopwatch, check_range, command_line, print_pairs, run_command, say, write_json
 from fmnist_transfer.database import POSTGRESQL, check_driver
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.parallel import Engine, Workers, check_engine, device_of_tasks, parse_workers, workers_for
@@ -23,6 +24,9 @@ from fmnist_transfer.patience import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS, P
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.split import parse_split
 from fmnist_transfer.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from fmnist_transfer.tracking import Store
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ def _search(
     settings: SearchSettings, device: str, workers: Workers, stop: StopSignal, stopwatch: Stopwatch
 ) -> dict[str, Any]:
     from fmnist_transfer.data import default_data_dir, load_half
-    from fmnist_transfer.tracking import TUNING, open_store
+    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.ui import TUNING
     from tuning.fixed import reference_configuration, registered_configuration, train_fixed
     from tuning.stages import SearchContext, dry_run, tune_or_help
 
@@ -183,8 +188,21 @@ def _search(
         return dry_run(context, uri, study_name, fixed)
     result = train_fixed(context, fixed) if fixed else tune_or_help(context, uri, study_name)
     stopwatch.lap("registering")
-    say(f"Compare the runs in the MLflow UI:\n  {context.store.ui_command}")
+    print_pairs("Look next", _next(settings, store, result))
     return result
+
+
+def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> dict[str, str]:
+    """What the user may do now -> the command."""
+    found = {"in a browser": f"{store.show_command}  (trials, models)"}
+    if uri := result.get("model_uri"):
+        model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
+        place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
+        found = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | found
+    if not settings.reference and settings.like is None:
+        more = command_line("tuning.search", settings, trials=2 * settings.trials, json=None)
+        found["search on"] = f"{more}  (tops this study up)"
+    return found
 
 
 def command(args: Sequence[str] | None = None) -> int:

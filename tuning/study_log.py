@@ -9,8 +9,9 @@ from fmnist_transfer.data import Half
 from fmnist_transfer.database import masked
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.lease import Lease
-from fmnist_transfer.tracking import TUNING, Store, curve_rows, settings_params
+from fmnist_transfer.tracking import Store, curve_rows, settings_params
 from fmnist_transfer.training import Epoch
+from fmnist_transfer.ui import TUNING
 from tuning.study import EPOCHS, HOST, REASON, finished, spec_and_recipe, storage_of
 
 PARENT = "mlflow_run_id"  # user attribute of the study

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import optuna
 
-from fmnist_transfer.console import Progress, say
+from fmnist_transfer.console import say
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.parallel import Workers
+from fmnist_transfer.progress import Progress
 from fmnist_transfer.stopping import Outage
 from tuning.study import TrialPlan, begun, finished, interrupt_dead, run_trial, settle_lost
 from tuning.study_log import StudyLog
@@ -57,10 +58,11 @@ def run_trials(
                 yield ordinal
 
         with Progress("trials", plan.n_trials - n_done) as progress:
+            progress.best = best_of(study)
 
             def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
                 epoch, accuracy = news
-                progress.working(ordinal, epoch / plan.epochs, f"epoch {epoch}/{plan.epochs}, {accuracy:.2%}")
+                progress.working(ordinal, epoch / plan.epochs, f"epoch {epoch}/{plan.epochs}: {accuracy:.2%}")
 
             for outcome in workers.run(run_trial, plan, ordinals(), on_report=show, retry_lost=False):
                 reason = outcome.reason or reason
@@ -71,6 +73,7 @@ def run_trials(
                         lost.append(outcome.task)
                         say(f"a trial was lost: {outcome.reason}; once more")
                     else:
+                        progress.best = best_of(study)
                         progress.finished(outcome.task)
                         if outcome.status in ("failed", "lost"):
                             say(f"a trial failed: {outcome.reason}")
@@ -86,6 +89,13 @@ def run_trials(
     with outage.held():
         log_finished()  # what others have run meanwhile
     outage.raise_if_any()
+
+
+def best_of(study: optuna.Study) -> str:
+    """The best complete trial so far, in words."""
+    complete = [trial for trial in finished(study) if trial.state == optuna.trial.TrialState.COMPLETE]
+    best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
+    return "none is complete yet" if best is None else f"best {best.value:.2%} (trial {best.number})"
 
 
 def _wait_for_others(study: optuna.Study, plan: TrialPlan, is_over: Callable[[], bool]) -> None:

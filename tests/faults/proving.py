@@ -24,7 +24,8 @@ from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.registry import TrainedModel, register, set_best
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import DEFAULT_SPLIT
-from fmnist_transfer.tracking import TRANSFER, TUNING, Store, open_store
+from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.ui import TRANSFER, TUNING
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model-uri", "models:/cnn2/best"]

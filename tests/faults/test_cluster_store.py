@@ -14,7 +14,8 @@ import pytest
 from postgres import PostgreSQL, SharedSite, check_no_password
 from proving import ROOT, MakeSite, Site
 
-from fmnist_transfer.tracking import TRANSFER, TUNING, open_store
+from fmnist_transfer.tracking import open_store
+from fmnist_transfer.ui import TRANSFER, TUNING
 
 pytestmark = pytest.mark.cluster
 

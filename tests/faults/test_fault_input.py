@@ -22,7 +22,8 @@ from fmnist_transfer.model import CNN2Spec, fresh_network
 from fmnist_transfer.registry import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, resolve
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import parse_split
-from fmnist_transfer.tracking import TRANSFER, TUNING, Store
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER, TUNING
 from sweeps.grid import INITS, coarse_to_fine, plan_cells
 from sweeps.transfer import TransferSettings
 from tuning.search import SearchSettings

@@ -10,7 +10,7 @@ from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
 
 from fmnist_transfer.ownership import Owner
 from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.tracking import TRANSFER
+from fmnist_transfer.ui import TRANSFER
 
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]  # 4 cells
 ENDLESS = ["--fractions", "100", "--replicates", "1", "--epochs", "100000"]

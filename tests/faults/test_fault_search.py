@@ -7,7 +7,7 @@ import pytest
 from proving import MakeSite, Site
 
 from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.tracking import TUNING
+from fmnist_transfer.ui import TUNING
 
 SMALL = ["--trials", "2", "--epochs", "1"]
 

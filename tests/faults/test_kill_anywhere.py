@@ -13,7 +13,7 @@ from proving import MakeSite, Process, Site
 
 from fmnist_transfer.model import weights_digest
 from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.tracking import TUNING
+from fmnist_transfer.ui import TUNING
 
 SECONDS_OF_WORK = 2.5  # a kill comes this long after work began, at most
 STARTING_SHARE = 0.15  # of the kills: at any instant of the start, when stores are opened

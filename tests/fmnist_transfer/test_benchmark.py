@@ -17,8 +17,9 @@ from fmnist_transfer.notebook_loop import NotebookPlan, notebook_data, notebook_
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.stopping import StopSignal
-from fmnist_transfer.tracking import BENCHMARK, Store
+from fmnist_transfer.tracking import Store
 from fmnist_transfer.training import Epoch, History
+from fmnist_transfer.ui import BENCHMARK
 from tuning.space import first_trial, suggest
 
 SPEC = CNN2Spec(channels=(3, 4), fc1=8, fc2=6)

@@ -11,7 +11,8 @@ from fmnist_transfer.errors import BusyError, TakenOver
 from fmnist_transfer.lease import Lease, own_or_help
 from fmnist_transfer.ownership import Owner
 from fmnist_transfer.spool import Ending
-from fmnist_transfer.tracking import TRANSFER, Store
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER
 
 ALPHA = Owner("alpha", 4711, "boot", 100.0)
 

@@ -9,7 +9,8 @@ import time
 import psutil
 
 from fmnist_transfer.ownership import Owner
-from fmnist_transfer.tracking import TRANSFER, TUNING, Store
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER, TUNING
 
 HERE = socket.gethostname()
 

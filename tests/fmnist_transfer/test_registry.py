@@ -19,7 +19,8 @@ from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.registry import TrainedModel, best_version, check_state, load, register, resolve, set_best
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.split import DEFAULT_SPLIT
-from fmnist_transfer.tracking import TUNING, Store, open_store
+from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.ui import TUNING
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 

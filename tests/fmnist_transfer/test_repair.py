@@ -9,7 +9,8 @@ import synthetic
 from fmnist_transfer import repair as module
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.repair import RepairSettings, main, moved_from, repair
-from fmnist_transfer.tracking import EXPERIMENTS, TRANSFER, Store, open_store
+from fmnist_transfer.tracking import EXPERIMENTS, Store, open_store
+from fmnist_transfer.ui import TRANSFER
 
 
 @pytest.fixture

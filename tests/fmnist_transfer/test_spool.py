@@ -8,7 +8,8 @@ import requests
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.patience import Patience
 from fmnist_transfer.spool import Ending, Spool
-from fmnist_transfer.tracking import TRANSFER, Store, open_store
+from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.ui import TRANSFER
 
 ENDING = Ending(
     "r1", "FINISHED", [("val/loss", 0.25, 1)], {"weights_digest": "d"}, {"weights.safetensors": b"\x00\x01"}

@@ -13,7 +13,8 @@ from fmnist_transfer.data import Half
 from fmnist_transfer.database import create_once, masked, short_name, sqlite_uri
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
 from fmnist_transfer.ownership import owning
-from fmnist_transfer.tracking import TRANSFER, Store, open_store
+from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.ui import TRANSFER
 
 
 def test_artifacts_lie_beside_a_users_own_database(

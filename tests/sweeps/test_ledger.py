@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from fmnist_transfer.data import Half
-from fmnist_transfer.tracking import TRANSFER, Store
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER
 from sweeps.grid import Cell
 from sweeps.ledger import Ledger, identity_key
 

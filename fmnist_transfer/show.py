@@ -1,0 +1,214 @@
+"""Look at a store in a browser: MLflow's UI on the right store, at the comparison of its last sweep.
+
+    python -m fmnist_transfer.show                 # the checkout's mlruns/, or MLFLOW_TRACKING_URI
+    python -m fmnist_transfer.show --dashboard     # Optuna's dashboard on the study, too
+
+The servers listen on this machine alone and end with the command.
+"""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fmnist_transfer.console import check_range, print_pairs, run_command, say
+from fmnist_transfer.database import masked, sqlite_path, sqlite_uri, store_uri
+from fmnist_transfer.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from fmnist_transfer.tracking import Store
+
+HOST = "127.0.0.1"
+START_SECONDS = 60.0
+# A password in a database's URI is to be seen in no list of processes, so URIs pass through the environment.
+DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """Look at the store in a browser: start MLflow's UI on it and open the comparison of the last sweep."""
+
+    sweep: str = "latest"
+    """Run id of the sweep to show, or latest."""
+    tracking_uri: str | None = None
+    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db. Of an http:// one only the address is said."""
+    port: int = 5000
+    """Port of MLflow's UI on this machine; if it is taken, the next free one."""
+    browser: bool = True
+    """Open the page, if there is a desktop; its address is printed in any case."""
+    dashboard: bool = False
+    """Also start Optuna's dashboard on the study database, on the next free port."""
+    storage: str | None = None
+    """Study database of the dashboard; default: optuna.db beside the tracking store."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        check_range("--port", self.port, 1, 65_535)
+        if self.dashboard and not importlib.util.find_spec("optuna_dashboard"):
+            raise UsageError("--dashboard needs: pip install 'fmnist-transfer[dashboard]'")
+        if self.storage and not self.dashboard:
+            raise UsageError("--storage is for --dashboard: give both, or neither")
+
+
+@dataclass
+class LocalServer:
+    """A web server in a process group of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    log: IO[bytes]
+
+    def wait_ready(self) -> None:
+        """Until it answers. Raises StoreError if it ends instead."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            self.check_alive()
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.address, timeout=5):
+                return
+            if time.monotonic() > deadline:
+                raise StoreError(f"{self.address} does not answer within {START_SECONDS:.0f} s; try again")
+            time.sleep(0.1)
+
+    def check_alive(self) -> None:
+        """Raise StoreError, with the last it said, if it has ended."""
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            said = self.log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise StoreError(f"the server at {self.address} has ended: {masked(said[-1])}")
+
+
+@contextlib.contextmanager
+def served(command: list[str], environment: Mapping[str, str], port: int) -> Iterator[LocalServer]:
+    """A server that runs while the block does."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield LocalServer(process, f"http://{HOST}:{port}", log)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):  # the second for those whom it started
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=10)
+
+
+def mlflow_server(store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
+    """MLflow's UI on the store, for this machine alone."""
+    from fmnist_transfer.repair import ARTIFACTS
+
+    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default would take other names, too
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
+    # Without the second variable it starts seven more processes.
+    environment = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return served(command, environment, port)
+
+
+def dashboard(storage: str | None, store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
+    """Optuna's dashboard on the study database. Raises StoreError if there is none."""
+    uri = storage or sqlite_uri((store.folder / "optuna.db").absolute())
+    if "://" not in uri:
+        uri = sqlite_uri(Path(uri).absolute())
+    if (file := sqlite_path(uri)) is not None and not file.exists():
+        raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
+    return served([sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}, port)
+
+
+def free_port(first: int) -> int:
+    """The first port from `first` on that nothing listens on. Raises UsageError."""
+    for port in range(first, min(first + 100, 65_536)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise UsageError(f"--port {first}: it and those after it are taken; give another one")
+
+
+def pages(store: "Store", asked: str) -> dict[str, str]:
+    """What there is to look at -> its address; the first is the one to open. Raises UserError for an unknown sweep."""
+    from fmnist_transfer.ui import TRANSFER, TUNING, curves_page, experiment_page, run_page
+
+    found: dict[str, str] = {}
+    sweeps = store.find(TRANSFER, role="sweep")
+    if asked != "latest":
+        sweeps = [run for run in sweeps if run.info.run_id == asked]
+        if not sweeps:
+            raise UsageError(f"--sweep {asked}: no sweep of this store; without the flag the latest is shown")
+    if sweeps:
+        experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
+        if store.find(TRANSFER, role="curve", parent=run_id):
+            found["the curves, compared"] = curves_page(experiment_id, run_id)
+        found["the sweep, its answer"] = run_page(experiment_id, run_id)
+        found["all sweeps"] = experiment_page(experiment_id)
+    if store.find(TUNING, role="study"):
+        found["searches"] = experiment_page(store.experiment(TUNING))
+        found["models"] = "#/models"
+    return found or {"an empty store": ""}
+
+
+def is_desktop() -> bool:
+    """Whether a browser that is opened would be seen."""
+    windows = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
+    return windows and sys.stdout.isatty()
+
+
+def main(settings: ShowSettings) -> int:
+    """Show the store until Ctrl-C or SIGTERM, which are the ordinary end; 0. A store with a server is only told of."""
+    if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
+        raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
+    say("Loading mlflow ...")
+    from fmnist_transfer.tracking import open_store
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the servers would outlive the command
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        store = open_store(settings.tracking_uri)
+        found = pages(store, settings.sweep)
+        address, servers = masked(store.uri).rstrip("/"), []
+        if not store.uri.startswith("http"):
+            servers.append(stack.enter_context(mlflow_server(store, free_port(settings.port))))
+            address = servers[0].address
+        addresses = {what: f"{address}/{page}" for what, page in found.items()}
+        if settings.dashboard:
+            port = free_port(settings.port + 1)
+            servers.append(stack.enter_context(dashboard(settings.storage, store, port)))
+            addresses["Optuna's dashboard"] = servers[-1].address
+        for server in servers:
+            server.wait_ready()
+        print_pairs(f"{masked(store.uri)} in a browser", addresses)
+        if settings.browser and is_desktop():
+            webbrowser.open(next(iter(addresses.values())))
+        if servers:
+            say("Ctrl-C ends it.")
+        while servers:
+            for server in servers:
+                server.check_alive()
+            time.sleep(0.2)
+    return 0
+
+
+def command(args: "list[str] | None" = None) -> int:
+    """The command line."""
+    return run_command(ShowSettings, main, "fmnist_transfer.show", args)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

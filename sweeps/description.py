@@ -1,0 +1,57 @@
+"""What a sweep's parent run says of itself in the MLflow UI, and where it sends the reader.
+
+A sweep and its findings in, Markdown out. The UI folds all but the first lines away, so the answer comes first.
+"""
+
+from fmnist_transfer.split import Split, digits
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import CELLS, MEANS, TRANSFER, curves_page, experiment_page, picture, run_page
+from sweeps.claims import CLAIMS
+from sweeps.findings import Findings
+from sweeps.sections import effect_of, named
+
+INLINE = "losses"  # which of the report's figures
+FOLDER = "report"
+
+
+def begun(store: Store, run_id: str, split: Split) -> str:
+    """Of a sweep that is under way, or was stopped."""
+    experiment_id = store.experiment(TRANSFER)
+    return (
+        f"{_question(digits(split.source), digits(split.target))} **Not finished yet**; what is there is in `figures/` "
+        f"and `results.csv` of [its artifacts]({run_page(experiment_id, run_id, 'figures/overview.png')}).\n\n"
+        f"Look at: {_tables(experiment_id)}"
+    )
+
+
+def judged(store: Store, findings: Findings) -> str:
+    """Of a sweep with a report."""
+    experiment_id, run_id = store.experiment(TRANSFER), findings.sweep.run_id
+    source, _, target = findings.sweep.params.get("split", "?/?").partition("/")
+    claims = named(CLAIMS, findings.claims)
+    short = "; ".join(f"{text}: **{one.verdict}**" for text, one in claims)
+    curves = f"[the curves, compared]({curves_page(experiment_id, run_id)})"
+    report = f"[the report]({run_page(experiment_id, run_id, f'{FOLDER}/report.html')})"
+    lines = [
+        f"- {text}: **{one.verdict}** ({one.reason})" + (f"; {effect}" if (effect := effect_of(one)) else "")
+        for text, one in claims
+    ]
+    return "\n\n".join(
+        [
+            f"{_question(source, target)} What the original report claims: {short}.",
+            f"Look at: {curves} · {report} · {_tables(experiment_id)}",
+            picture(run_id, f"{FOLDER}/inline.png", "losses against the share of the target's training images"),
+            "\n".join(lines),
+            "Effects are random minus pretrained: a loss above 0 means that pretraining helps. With more replicates "
+            "(`--replicates`, six or more for a verdict), fractions or inits the same command extends this sweep.",
+        ]
+    )
+
+
+def _question(source: str, target: str) -> str:
+    return f"Is a network that was trained on Fashion-MNIST classes {source} a better start for classes {target}?"
+
+
+def _tables(experiment_id: str) -> str:
+    cells, means = (experiment_page(experiment_id, view) for view in (CELLS, MEANS))
+    return f"[cells by percent]({cells}) · [means by init and percent]({means})"
