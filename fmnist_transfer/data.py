@@ -1,10 +1,9 @@
 """Verified Fashion-MNIST files in, uint8 tensors out: the class halves, train/val/test, and nested fractions.
 
     half = load_half(Path("data"), split.target)      # fetches what is missing, checks size and sha256
-    order = nested_order(half.train.labels, streams.generator("subset"))
-    subset = half.train.take(order[: n_train(half.train, percent)])
+    train = fraction(half.train, percent, streams)
 
-Pixels stay uint8 until a batch is on its device.
+Pixels stay uint8 until a batch is on its device. Other data sets: `datasets.examples_of`, then `half_of`.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fmnist_transfer.errors import DataError, UsageError
+from fmnist_transfer.seeding import Streams
 
 # Of the 60,000 training images, pixels scaled to [0, 1].
 PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
@@ -47,7 +47,7 @@ FILES: tuple[IdxFile, ...] = (
 
 @dataclass(frozen=True)
 class Examples:
-    """images: uint8 [n, 1, 28, 28]; labels: int64 [n], 0 ... n_classes - 1."""
+    """images: uint8 [n, 1, 28, 28], or standardised float32 [n, c, h, w]; labels: int64 [n], 0 ... n_classes - 1."""
 
     images: Tensor
     labels: Tensor
@@ -73,14 +73,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Half:
-    """One half of Fashion-MNIST: per class 5,000 train, 1,000 validation and 1,000 test images."""
+    """Some classes of a data set. Of Fashion-MNIST: per class 5,000 train, 1,000 validation and 1,000 test images."""
 
     classes: tuple[int, ...]
     train: Examples
     val: Examples
     test: Examples
-    data_sha256: str
-    """Of the four files together."""
+    data_sha256: str = ""
+    """Of Fashion-MNIST's four files together."""
 
     def to(self, device: torch.device | str) -> Self:
         parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
@@ -95,22 +95,46 @@ class Half:
 def load_half(data_dir: Path, classes: tuple[int, ...]) -> Half:
     """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError."""
     raw = ensure_files(data_dir)
-    train_images, train_labels, test_images, test_labels = (_read_idx(raw / file.name) for file in FILES)
-    train, val = train_and_val_indices(train_labels, classes)
-    test = np.flatnonzero(np.isin(test_labels, classes))
-    return Half(
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(_read_idx(raw / f.name)) for f in FILES)
+    half = half_of(
+        Examples(train_images.unsqueeze(1), train_labels.long()),
+        Examples(test_images.unsqueeze(1), test_labels.long()),
         classes,
-        _examples(train_images, train_labels, train, classes),
-        _examples(train_images, train_labels, val, classes),
-        _examples(test_images, test_labels, test, classes),
-        hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest(),
     )
+    sha256 = hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
+    return dataclasses.replace(half, data_sha256=sha256)
+
+
+def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
+    """The images of `classes`, labels renumbered 0 ... in ascending order of class.
+
+    Of the training images a constant chooses one in six of each class for validation, whatever the other classes are.
+
+    Args:
+        train, test: of a whole data set, labels as it has them.
+
+    Raises:
+        DataError: a class has fewer than six training images, or no test image.
+    """
+    classes = tuple(sorted(set(classes)))
+    for c in classes:
+        n_train, n_test = (int((examples.labels == c).sum()) for examples in (train, test))
+        if n_train < 6 or n_test < 1:
+            raise DataError(f"class {c} has {n_train} training and {n_test} test images; it needs six and one")
+    kept = torch.tensor(classes)
+
+    def cut(examples: Examples, indices: Tensor) -> Examples:
+        return Examples(examples.images[indices], torch.searchsorted(kept, examples.labels[indices]))
+
+    trains, validates = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
+    tests = torch.isin(test.labels, kept)
+    return Half(classes, cut(train, trains), cut(train, validates), cut(test, tests))
 
 
 def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the 60,000 training images, ascending, train and which validate for these classes.
+    """Which training images, ascending, train and which validate for these classes.
 
-    labels: [60,000]. A constant chooses one image in six of each class for validation.
+    labels: [n] of all training images. A constant chooses one image in six of each class for validation.
     """
     train: list[np.ndarray] = []
     val: list[np.ndarray] = []
@@ -122,45 +146,53 @@ def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
-def _examples(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, classes: tuple[int, ...]) -> Examples:
-    return Examples(
-        torch.from_numpy(images[indices]).unsqueeze(1),
-        torch.from_numpy(np.searchsorted(classes, labels[indices]).astype(np.int64)),
-    )
-
-
 @functools.lru_cache(maxsize=1)
 def on_device(half: Half, device: str) -> Half:
     """The half on `device`, where it stays for the next task that asks."""
     return half.to(device)
 
 
+def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
+    """`percent` of each class, chosen by the stream `subset`: a smaller fraction is a prefix of a larger one.
+
+    Errors as those of `n_train`.
+    """
+    order = nested_order(train.labels.cpu(), streams.generator("subset"))
+    return train.take(order[: n_train(train, percent)].to(train.labels.device))
+
+
 def n_train(train: Examples, percent: int) -> int:
     """Number of training images at `percent`: 50 a class and percent point for a half of Fashion-MNIST.
 
-    Raises UsageError where a class would get none, with the smallest percent that works.
+    Of each class `percent` of its images, rounded down. Raises DataError for a class without an image, and UsageError
+    where a class would get none, with the smallest percent that works.
     """
-    n_classes = int(train.labels.max()) + 1
-    per_class = len(train) // n_classes
-    if per_class * percent < 100:
-        smallest = -(-100 // per_class)
-        raise UsageError(f"--fractions {percent}: leaves no image per class of {per_class}; use {smallest} or more")
-    return n_classes * (per_class * percent // 100)
+    counts = _images_per_class(train.labels)
+    fewest = int(counts.min())
+    if fewest * percent < 100:
+        smallest = -(-100 // fewest)
+        raise UsageError(f"--fractions {percent}: leaves no image per class of {fewest}; use {smallest} or more")
+    return int((counts * percent // 100).sum())
 
 
 def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Indices [n] of which every prefix of a multiple of n_classes is class-balanced, so that prefixes nest.
+    """Indices [n] of which the first `n_train` at any percent hold that percent of each class, so that fractions nest.
 
-    Each class is permuted by `generator`; then the classes take turns. Raises DataError for unbalanced classes.
+    Each class is permuted by `generator`; then its images are spread evenly over the order, so that classes of one size
+    take turns. Raises DataError for a class without an image.
     """
+    indices, shares = [], []
+    for c, n in enumerate(_images_per_class(labels).tolist()):
+        indices.append(torch.nonzero(labels == c).flatten()[torch.randperm(n, generator=generator)])
+        shares.append(torch.arange(1, n + 1, dtype=torch.float64) / n)  # of the class, up to and with each image
+    return torch.cat(indices)[torch.cat(shares).argsort(stable=True)]
+
+
+def _images_per_class(labels: Tensor) -> Tensor:
     counts = torch.bincount(labels)
-    if not bool((counts == counts[0]).all()):
-        raise DataError(f"classes are not balanced: {counts.tolist()} images")
-    per_class = []
-    for c in range(len(counts)):
-        indices = torch.nonzero(labels == c).flatten()
-        per_class.append(indices[torch.randperm(len(indices), generator=generator)])
-    return torch.stack(per_class, dim=1).flatten()
+    if not bool(counts.all()):
+        raise DataError(f"there are classes without an image: {counts.tolist()}")
+    return counts
 
 
 def default_data_dir() -> Path:
@@ -240,7 +272,7 @@ def _put_in_place(path: Path, destination: Path) -> None:
 
 def _read_idx(path: Path) -> np.ndarray:
     """Read a verified IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes, data."""
-    content = path.read_bytes()
+    content = bytearray(path.read_bytes())  # writable, as torch wants its arrays
     n_dimensions = content[3]
     shape = struct.unpack_from(f">{n_dimensions}I", content, 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)

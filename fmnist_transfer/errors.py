@@ -16,13 +16,13 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A flag has a value that cannot work."""
+    """A flag or an argument has a value that cannot work."""
 
     exit_status = 2
 
 
 class DataError(UserError):
-    """Fashion-MNIST is missing, truncated or altered."""
+    """Fashion-MNIST is missing, truncated or altered, or another data set cannot be read."""
 
     exit_status = 3
 

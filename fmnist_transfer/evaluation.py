@@ -1,6 +1,6 @@
 """Scores of a network in evaluation mode, and the batch-norm statistics that go before them.
 
-A network and uint8 examples on its device in, numbers out.
+A network and examples on its device in, numbers out.
 """
 
 import math
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fmnist_transfer.augmentation import normalise
 from fmnist_transfer.data import Examples
-from fmnist_transfer.model import CNN2
+from fmnist_transfer.errors import UsageError
+from fmnist_transfer.model import CLASSIFIER, find_classifier
 
 BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # running statistics are re-estimated on at most so many, in batches
 # Images: larger batches leave a core's cache, 256 evaluate a fifth slower; an accelerator wants few and large ones.
@@ -41,10 +43,24 @@ def predict(network: nn.Module, examples: Examples) -> Tensor:
     return _in_batches(network, examples.images)
 
 
-def features(network: CNN2, examples: Examples) -> Examples:
-    """What the classifier sees of each image in evaluation mode, float32 [n, fc2], in place of the images."""
+def features(network: nn.Module, examples: Examples, classifier: str = CLASSIFIER) -> Examples:
+    """What the classifier sees of each image in evaluation mode, float32 [n, n_features], in place of the images.
+
+    Raises UsageError unless the network's logits are what the module called `classifier` gives.
+    """
     network.eval()
-    return Examples(_in_batches(network.features, examples.images), examples.labels)
+    seen: list[tuple[Tensor, ...]] = []
+
+    def function(images: Tensor) -> Tensor:
+        logits = network(images)
+        if len(seen) != 1 or len(seen[0]) != 2 or seen[0][1] is not logits:
+            raise UsageError(f"{classifier!r} is no classifier: the network's logits are not what it gives")
+        return seen.pop()[0]
+
+    with find_classifier(network, classifier).register_forward_hook(
+        lambda _, inputs, output: seen.append((*inputs, output))
+    ):
+        return Examples(_in_batches(function, examples.images), examples.labels)
 
 
 @torch.inference_mode()
@@ -69,10 +85,9 @@ def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
 
     After a few steps at momentum 0.1 they are still mostly initial: after 5 steps, 59 %.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = {module: module.momentum for module in network.modules() if isinstance(module, _BatchNorm)}
     if not norms:
         return
-    momentum = norms[0].momentum
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -81,7 +96,7 @@ def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
     images = train.images[:BATCH_NORM_IMAGES]
     for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # of equal size, so weighed equally
         network(normalise(chunk))
-    for norm in norms:
+    for norm, momentum in norms.items():
         norm.momentum = momentum
 
 

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.seeding import Streams
 
 IMAGE_SIZE = 28
@@ -96,14 +97,11 @@ class CNN2(nn.Module):
         self.fc3 = nn.Linear(spec.fc2, spec.n_classes)
         self.dropout = nn.Dropout(spec.fc_dropout)
 
-    def features(self, images: Tensor) -> Tensor:
-        """[n, 1, 28, 28] -> what the classifier sees, [n, fc2]."""
+    def forward(self, images: Tensor) -> Tensor:
         hidden = self.blocks(images).flatten(1)
         hidden = self.dropout(torch.relu(self.fc1(hidden)))
-        return self.dropout(torch.relu(self.fc2(hidden)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc3(self.features(images))
+        hidden = self.dropout(torch.relu(self.fc2(hidden)))
+        return self.fc3(hidden)
 
     def reset_trunk(self, generator: torch.Generator) -> None:
         """Draw every layer but the classifier anew, batch-norm buffers included."""
@@ -122,6 +120,35 @@ def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
     network.reset_trunk(streams.generator("trunk"))
     network.reset_classifier(streams.generator("classifier"))
     return network
+
+
+def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CLASSIFIER) -> nn.Module:
+    """Any other network, on the CPU, drawn from the streams `trunk` and `classifier` by its own initialisation.
+
+    Args:
+        build: makes the network, and draws from torch's global CPU generator alone, which is seeded meanwhile and
+            left as it was. It is called twice, for the classifier is another build's: each stream alone decides
+            what is drawn from it.
+        classifier: name of the module whose output the logits are. Raises UsageError if there is none.
+    """
+
+    def built(purpose: Literal["trunk", "classifier"]) -> nn.Module:
+        torch.default_generator.manual_seed(streams.seed(purpose))
+        return build()
+
+    with torch.random.fork_rng([]):
+        network, other = built("trunk"), built("classifier")
+    find_classifier(network, classifier).load_state_dict(find_classifier(other, classifier).state_dict())
+    return network
+
+
+def find_classifier(network: nn.Module, name: str) -> nn.Module:
+    """The module of that name. Raises UsageError if there is none, or if it has no parameters."""
+    found = dict(network.named_modules()).get(name) if name else None
+    if found is None or not list(found.parameters()):
+        children = ", ".join(child for child, _ in network.named_children())
+        raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
+    return found
 
 
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
@@ -197,3 +224,16 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Raise ModelError, listing what is missing (-) and extra (+), unless names, shapes and types are as wanted."""
+    found, expected = _described(state), _described(wanted)
+    if found != expected:
+        missing = [f"- {name} {kind}" for name, kind in expected.items() if found.get(name) != kind]
+        extra = [f"+ {name} {kind}" for name, kind in found.items() if expected.get(name) != kind]
+        raise ModelError(f"the weights of {what} do not fit its network:\n" + "\n".join(missing + extra))
+
+
+def _described(state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in state.items()}

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.database import file_path, masked
 from fmnist_transfer.errors import ModelError, UsageError
-from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, n_parameters, weights_digest
+from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, check_fit, n_parameters, weights_digest
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split, digits
 from fmnist_transfer.spool import Ending
@@ -336,19 +336,11 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
 def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
     """Raise ModelError, listing what is missing (-) and extra (+), unless `state` fits the spec's network exactly."""
     with torch.device("meta"):
-        wanted = {name: _describe(tensor) for name, tensor in CNN2(spec).state_dict().items()}
-    found = {name: _describe(tensor) for name, tensor in state.items()}
-    if wanted != found:
-        missing = [f"- {name} {shape}" for name, shape in wanted.items() if found.get(name) != shape]
-        extra = [f"+ {name} {shape}" for name, shape in found.items() if wanted.get(name) != shape]
-        raise ModelError(f"the weights of {what} do not fit its network:\n" + "\n".join(missing + extra))
+        wanted = CNN2(spec).state_dict()
+    check_fit(state, wanted, what)
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{what}: {name} holds NaN or infinite values")
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _fetch(store: Store, location: str, path: str, what: str) -> bytes:

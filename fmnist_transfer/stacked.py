@@ -20,7 +20,7 @@ from fmnist_transfer.augmentation import augment, normalise
 from fmnist_transfer.data import Examples
 from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.evaluation import BATCH_NORM_BATCH, BATCH_NORM_IMAGES, State, evaluation_batch
-from fmnist_transfer.model import CNN2, CNN2Spec
+from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import (
@@ -211,7 +211,7 @@ class _StackedFit:
         self.network = StackedCNN2(groups, masks)
         self.augmentations = [group.streams.generator("augmentation", self.device) for group in groups]
         self.generators = masks + self.augmentations
-        self.optimizer = make_optimizer(self.network, recipe, recorded=True)
+        self.optimizer = make_optimizer(self.network, recipe, _key(f"{CLASSIFIER}."), recorded=True)
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
         rates = [recipe.learning_rate_at(step, self.total_steps) for step in range(self.total_steps)]
         self.rates = torch.tensor(rates, device=self.device)

@@ -1,4 +1,4 @@
-"""One network, trained on resident uint8 images: the hot loop.
+"""One network, trained on resident images: the hot loop.
 
 Examples and a `Recipe` in, a `History` out, the network trained in place; each epoch is reported to a callback. Knows
 nothing of MLflow, Optuna or command lines, and uses no global random state.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fmnist_transfer.augmentation import augment, normalise
 from fmnist_transfer.calibration import Calibration, calibrate_test, calibrate_val
-from fmnist_transfer.data import Examples, Half, nested_order, on_device
+from fmnist_transfer.data import Examples, Half, fraction, on_device
 from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.evaluation import (
     Scores,
@@ -34,7 +34,7 @@ from fmnist_transfer.evaluation import (
     re_estimate_batch_norm,
     scores_of,
 )
-from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.model import CLASSIFIER, CNN2Spec, find_classifier, fresh_network
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 
@@ -213,6 +213,7 @@ def fit(
     recipe: Recipe,
     streams: Streams,
     *,
+    classifier: str = CLASSIFIER,
     steps_per_epoch: int | None = None,
     precision: Precision = "float32",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -224,6 +225,7 @@ def fit(
         network: on the device to train on, where `train` and `val` must be as well.
         train: the training subset; class-balanced prefixes of it serve to re-estimate batch-norm statistics.
         streams: batch order, augmentation and dropout each draw from their own.
+        classifier: name of the module whose learning rate the recipe's `trunk_factor` does not scale.
         steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
             A larger number is the *steps* budget.
         precision: `bf16` is of the training steps' forward passes, `tf32` of every product on CUDA, evaluation too.
@@ -232,10 +234,13 @@ def fit(
 
     Raises:
         Diverged: the loss is NaN or infinite.
+        UsageError: the trunk has a learning rate of its own, and there is no module called `classifier`.
     """
     device = train.images.device
     use_precision(precision)
-    optimizer = make_optimizer(network, recipe)
+    if recipe.trunk_factor != 1:
+        find_classifier(network, classifier)
+    optimizer = make_optimizer(network, recipe, f"{classifier}.")
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
     order = batches(len(train), recipe.batch_size, streams.generator("batches"))
@@ -288,22 +293,30 @@ def fit(
 
 
 def fit_classifier(
-    network: CNN2, train: Examples, val: Examples, recipe: Recipe, streams: Streams, **options: Any
+    network: nn.Module,
+    train: Examples,
+    val: Examples,
+    recipe: Recipe,
+    streams: Streams,
+    *,
+    classifier: str = CLASSIFIER,
+    **options: Any,
 ) -> History:
-    """Train `fc3` alone, in place; the other weights stay as they are.
+    """Train the classifier alone, in place; the other weights stay as they are.
 
     The trunk is in evaluation mode and sees every image once, as it is: batch-norm statistics are re-estimated before
-    that, and there is neither augmentation nor dropout. Arguments as those of `fit`.
+    that, and there is neither augmentation nor dropout. Arguments as those of `fit`, errors as those of `features`.
     """
     re_estimate_batch_norm(network, train)
     plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
-    history = fit(network.fc3, features(network, train), features(network, val), plain, streams, **options)
-    best_classifier = {f"{CLASSIFIER}.{name}": tensor for name, tensor in history.best_state.items()}
+    seen, seen_of_val = (features(network, examples, classifier) for examples in (train, val))
+    history = fit(find_classifier(network, classifier), seen, seen_of_val, plain, streams, **options)
+    best_classifier = {f"{classifier}.{name}": tensor for name, tensor in history.best_state.items()}
     return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
 
 
 def fit_and_score(
-    network: CNN2, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
+    network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
     """`fit` on the device of `train`, then score once: training subset and validation at both epochs, test at the end.
 
@@ -319,13 +332,12 @@ def fit_and_score(
 
 def train_on_half(spec: CNN2Spec, half: Half, recipe: Recipe, streams: Streams, device: str, **options: Any) -> Result:
     """`fit_and_score` of a fresh network on all training images of the half; `options` are those of `fit`."""
-    order = nested_order(half.train.labels, streams.generator("subset")).to(device)
     half = on_device(half, device)
     network = fresh_network(spec, streams).to(device)
-    return fit_and_score(network, half.train.take(order), half, recipe, streams, **options)
+    return fit_and_score(network, fraction(half.train, 100, streams), half, recipe, streams, **options)
 
 
-def score(network: CNN2, history: History, train: Examples, half: Half, initial_state: State) -> Result:
+def score(network: nn.Module, history: History, train: Examples, half: Half, initial_state: State) -> Result:
     """Score the final weights, which the network holds, and the best; `seconds` are those of the epochs and of this."""
     start = time.perf_counter()
     final_state = copy_state(network)
@@ -344,13 +356,13 @@ def score(network: CNN2, history: History, train: Examples, half: Half, initial_
         best=best,
         test=scores_of(test_logits, half.test.labels),
         test_calibration=test_calibration,
-        distances=distances(initial_state, final_state),
+        distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,
         seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
     )
 
 
-def diagnose(network: CNN2, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
+def diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
     """Of the weights that the network holds, which are those of `epoch`."""
     calibration = calibrate_val(*_arrays(predict(network, val), val))
     return Diagnosis(evaluate(network, train), Scores(epoch.val_loss, epoch.val_accuracy), calibration)
@@ -361,19 +373,25 @@ def _arrays(logits: Tensor, examples: Examples) -> tuple[np.ndarray, np.ndarray]
 
 
 def distances(start: State, end: State) -> dict[str, float]:
-    """L2 distance of each layer's weights and biases (`blocks.0.0`, `fc1` ...), and of `all` together."""
+    """L2 distance of each layer's parameters (`blocks.0.0`, `fc1` ...) from `start`, and of `all` together."""
     squares: dict[str, float] = {}
     for name in start:
-        layer, _, kind = name.rpartition(".")
-        if kind in ("weight", "bias"):
-            square = float((end[name].double() - start[name].double()).square().sum())
-            squares[layer] = squares.get(layer, 0.0) + square
+        layer = name.rpartition(".")[0] or name
+        square = float((end[name].double() - start[name].double()).square().sum())
+        squares[layer] = squares.get(layer, 0.0) + square
     return {layer: math.sqrt(square) for layer, square in (squares | {"all": sum(squares.values())}).items()}
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
-    """The recipe's optimizer; `recorded`: for steps in a CUDA graph, its learning rate a tensor on the device."""
-    parameters = _parameter_groups(network, recipe.trunk_factor)
+def make_optimizer(
+    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer.
+
+    Args:
+        classifier: how the names of the classifier's parameters begin.
+        recorded: for steps in a CUDA graph, the learning rate a tensor on the device.
+    """
+    parameters = _parameter_groups(network, recipe.trunk_factor, classifier)
     device = next(network.parameters()).device
     learning_rate: float | Tensor = recipe.learning_rate
     if recorded:
@@ -389,13 +407,13 @@ def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False
     return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True, capturable=capturable)
 
 
-def _parameter_groups(network: nn.Module, trunk_factor: float) -> list[dict[str, Any]]:
+def _parameter_groups(network: nn.Module, trunk_factor: float, classifier: str) -> list[dict[str, Any]]:
     """One group with factor 1, or the classifier's and the trunk's."""
     if trunk_factor == 1:
         return [{"params": list(network.parameters()), FACTOR: 1.0}]
     groups: dict[float, list[nn.Parameter]] = {1.0: [], trunk_factor: []}
     for name, parameter in network.named_parameters():
-        groups[1.0 if name.startswith(CLASSIFIER) else trunk_factor].append(parameter)
+        groups[1.0 if name.startswith(classifier) else trunk_factor].append(parameter)
     return [{"params": group, FACTOR: factor} for factor, group in groups.items()]
 
 

@@ -1,54 +1,105 @@
-"""How each init makes its starting network, and what it trains.
+"""How each init makes its starting network, and what it trains: of CNN2 or of any network with a named classifier.
 
 | init             | layers but the classifier            | trains                                               |
 | ---------------- | ------------------------------------ | ---------------------------------------------------- |
-| `pretrained`     | the registered ones                  | all                                                  |
+| `pretrained`     | the source's                         | all                                                  |
 | `random`         | drawn anew                           | all                                                  |
-| `frozen`         | the registered ones                  | the classifier, on features computed once            |
-| `lp-ft`          | the registered ones                  | a fifth of its epochs the classifier, then all       |
+| `frozen`         | the source's                         | the classifier, on features computed once            |
+| `lp-ft`          | the source's                         | a fifth of its epochs the classifier, then all       |
 | `selffer`        | trained on the same subset before    | all (so its budget is twice that of the others)      |
-| `shrink-perturb` | 0.4 x registered + 0.1 x drawn anew  | all                                                  |
-| `matched`        | drawn with the registered ones' mean | all                                                  |
-|                  | and standard deviation               |                                                      |
+| `shrink-perturb` | 0.4 x source + 0.1 x drawn anew      | all                                                  |
+| `matched`        | drawn with the source's mean and     | all                                                  |
+|                  | standard deviation                   |                                                      |
 
-The classifier is always drawn anew; within a replicate every init draws the same one, at every fraction. Batch-norm
-buffers are the registered ones for `shrink-perturb` and `matched`.
+The source is the registered network. The classifier is always drawn anew; within a replicate every init draws the same
+one, at every fraction. Buffers are the source's for `shrink-perturb` and `matched`.
+
+What is drawn anew comes from a function of the streams, `draw`: `partial(fresh_network, spec)` is CNN2's,
+`partial(fresh, build, classifier="fc")` any other network's.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fmnist_transfer.data import Examples
+from fmnist_transfer.data import Examples, Half
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.evaluation import State, copy_state
-from fmnist_transfer.model import CLASSIFIER, CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.model import CLASSIFIER, check_fit, find_classifier
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Diverged, Epoch, History, fit, fit_classifier
+from fmnist_transfer.training import Diverged, Epoch, History, Result, fit, fit_classifier, score
 from sweeps.grid import PERTURB, PROBING_SHARE, SHRINK, Init
 
 STACKABLE: frozenset[Init] = frozenset({"pretrained", "random", "shrink-perturb", "matched"})  # one `fit` of all layers
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def starting_network(init: Init, spec: CNN2Spec, source: Mapping[str, Tensor], streams: Streams) -> CNN2:
-    """The network that a cell starts to train, on the CPU.
+def train_arm(
+    draw: Callable[[Streams], nn.Module],
+    train: Examples,
+    half: Half,
+    recipe: Recipe,
+    streams: Streams,
+    *,
+    init: Init,
+    source: Mapping[str, Tensor],
+    classifier: str = CLASSIFIER,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    **options: Any,
+) -> Result:
+    """Make the init's starting network, train it on the device of `train`, and score it on the half, there too.
+
+    Arguments and errors as those of `starting_network` and `fit`.
+    """
+    start = time.perf_counter()
+    options["classifier"] = classifier
+    if init == "selffer":
+        source = train_before(draw, train, half.val, recipe, streams, **options)
+    network = starting_network(init, draw, source, streams, classifier).to(train.images.device)
+    initial_state = copy_state(network)
+    history = fit_arm(network, train, half.val, recipe, streams, init=init, on_epoch=on_epoch, **options)
+    result = score(network, history, train, half, initial_state)
+    return dataclasses.replace(result, seconds=time.perf_counter() - start)
+
+
+def starting_network(
+    init: Init,
+    draw: Callable[[Streams], Network],
+    source: Mapping[str, Tensor],
+    streams: Streams,
+    classifier: str = CLASSIFIER,
+) -> Network:
+    """The network that an arm starts to train, on the CPU.
 
     Args:
-        spec: of the target's network: the registered one's with the target's number of classes.
-        source: weights and buffers of the registered network, or for `selffer` what `train_before` gave; its
-            classifier is not used.
+        draw: a fresh network with the target's number of classes, on the CPU, decided by the streams alone.
+        source: weights and buffers of the source's network, or for `selffer` what `train_before` gave; its classifier
+            is not used. `random` uses none of it.
+        classifier: name of the module whose output the logits are.
+
+    Raises:
+        ModelError: anything but the classifier differs in name, shape or type between source and network.
+        UsageError: there is no module of that name.
     """
-    network = fresh_network(spec, streams)
+    network = draw(streams)
+    find_classifier(network, classifier)
     own = network.state_dict()
-    parameters = {name for name, _ in network.named_parameters()}
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     noise = streams.generator("matched")
 
+    def trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in state.items() if not name.startswith(f"{classifier}.")}
+
+    if init != "random":
+        check_fit(trunk(source), trunk(own), "the source's trunk")
+
     def start(name: str) -> Tensor:
-        if init == "random" or name.startswith(f"{CLASSIFIER}."):
+        if init == "random" or name.startswith(f"{classifier}."):
             return own[name]
         if init == "shrink-perturb" and name in parameters:
             return SHRINK * source[name] + PERTURB * own[name]
@@ -70,14 +121,20 @@ def _matched(weights: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_before(
-    spec: CNN2Spec, train: Examples, val: Examples, recipe: Recipe, streams: Streams, **options: Any
+    draw: Callable[[Streams], nn.Module],
+    train: Examples,
+    val: Examples,
+    recipe: Recipe,
+    streams: Streams,
+    **options: Any,
 ) -> State:
     """What `selffer` starts from: a network trained from random weights on the target subset, with its own draws.
 
-    Nothing is copied yet, so the recipe's factor of the trunk does not count.
+    Nothing is copied yet, so the recipe's factor of the trunk does not count. Arguments as those of `starting_network`
+    and `fit`.
     """
     own = dataclasses.replace(streams, stage="selffer")
-    network = fresh_network(spec, own).to(train.images.device)
+    network = draw(own).to(train.images.device)
     try:
         fit(network, train, val, dataclasses.replace(recipe, trunk_factor=1.0), own, **options)
     except Diverged as error:
@@ -86,7 +143,7 @@ def train_before(
 
 
 def fit_arm(
-    network: CNN2, train: Examples, val: Examples, recipe: Recipe, streams: Streams, *, init: Init, **options: Any
+    network: nn.Module, train: Examples, val: Examples, recipe: Recipe, streams: Streams, *, init: Init, **options: Any
 ) -> History:
     """Train what the init trains; arguments as those of `fit`."""
     if init == "frozen":
@@ -104,7 +161,7 @@ def probing_epochs(epochs: int) -> int:
 
 
 def _probe_then_fit(
-    network: CNN2,
+    network: nn.Module,
     train: Examples,
     val: Examples,
     recipe: Recipe,

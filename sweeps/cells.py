@@ -5,22 +5,21 @@ Workers import this module, so it imports no mlflow.
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from fmnist_transfer.data import Examples, Half, n_train, nested_order, on_device
+from fmnist_transfer.data import Half, fraction, on_device
 from fmnist_transfer.evaluation import copy_state
 from fmnist_transfer.forecast import training_passes
-from fmnist_transfer.model import CNN2Spec, weights_digest
+from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
 from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.stacked import Group, fit_stacked
 from fmnist_transfer.training import Diverged, Result, numerics, score
-from sweeps.arms import fit_arm, starting_network, train_before
+from sweeps.arms import starting_network, train_arm
 from sweeps.grid import PROBING_SHARE, TUNING_REPLICATE, Cell
 
 if TYPE_CHECKING:
@@ -44,6 +43,10 @@ class CellPlan:
     precision: Precision = "float32"
     stack: bool = False
     """Whether the cells of a fraction are trained as one computation."""
+
+    def draw(self, streams: Streams) -> CNN2:
+        """A fresh network for the target."""
+        return fresh_network(self.spec, streams)
 
     def source(self, cell: Cell) -> dict[str, Tensor]:
         """What the cell's init copies from."""
@@ -107,31 +110,25 @@ def train_cells(
 def _train_alone(
     plan: CellPlan, cell: Cell, report: Callable[[Any], None], options: dict[str, Any]
 ) -> CellResult | Diverged:
-    start = time.perf_counter()
-    streams, recipe = Streams(plan.seed, cell.replicate, stage="target"), cell.recipe(plan.recipe)
     half = on_device(plan.half, plan.device)
-    train = _subset(plan, cell, streams)
+    streams = Streams(plan.seed, cell.replicate, stage="target")
+    train = fraction(half.train, cell.percent, streams)
     report(0)
     try:
-        source = plan.source(cell)
-        if cell.init == "selffer":
-            source = train_before(plan.spec, train, half.val, recipe, streams, **options)
-        network = starting_network(cell.init, plan.spec, source, streams).to(plan.device)
-        initial = copy_state(network)
-        history = fit_arm(
-            network,
+        result = train_arm(
+            plan.draw,
             train,
-            half.val,
-            recipe,
+            half,
+            cell.recipe(plan.recipe),
             streams,
             init=cell.init,
+            source=plan.source(cell),
             on_epoch=lambda epoch: report(epoch.epoch),
             **options,
         )
     except Diverged as error:
         return error
-    result = score(network, history, train, half, initial)
-    return _without_weights(dataclasses.replace(result, seconds=time.perf_counter() - start))
+    return _without_weights(result)
 
 
 def _train_together(
@@ -143,9 +140,9 @@ def _train_together(
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
         streams = Streams(plan.seed, replicate, stage="target")
         networks = [
-            starting_network(cell.init, plan.spec, plan.source(cell), streams).to(plan.device) for cell in of_replicate
+            starting_network(cell.init, plan.draw, plan.source(cell), streams).to(plan.device) for cell in of_replicate
         ]
-        groups.append(Group(tuple(networks), _subset(plan, cells[0], streams), streams))
+        groups.append(Group(tuple(networks), fraction(half.train, cells[0].percent, streams), streams))
     report(0)
     trained = iter(fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options))
     results: list[CellResult | Diverged] = []
@@ -158,13 +155,6 @@ def _train_together(
                 network.load_state_dict(final_state)
                 results.append(_without_weights(score(network, history, group.train, half, initial)))
     return results
-
-
-def _subset(plan: CellPlan, cell: Cell, streams: Streams) -> Examples:
-    """The cell's training images, on the plan's device."""
-    order = nested_order(plan.half.train.labels, streams.generator("subset"))
-    train = on_device(plan.half, plan.device).train
-    return train.take(order[: n_train(plan.half.train, cell.percent)].to(plan.device))
 
 
 def _without_weights(result: Result) -> CellResult:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import fmnist_transfer
+
 ROOT = Path(__file__).parents[1]
 ABOVE_TRAINING = ["tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"]
 ABOVE_TRAINING += ["processes", "cluster", "ray_actor", "lease"]
@@ -60,6 +62,7 @@ def test_training_and_what_lies_below_it_know_no_store() -> None:
     above = {f"fmnist_transfer.{name}" for name in ABOVE_TRAINING}
     for name in (
         "data",
+        "datasets",
         "sources",
         "split",
         "model",
@@ -71,13 +74,49 @@ def test_training_and_what_lies_below_it_know_no_store() -> None:
         "stacked",
     ):
         assert not imports(MODULES[f"fmnist_transfer.{name}"]) & above
-    for name in ("data", "model", "recipe", "seeding"):
+    for name in ("data", "datasets", "model", "recipe", "seeding"):
         assert "fmnist_transfer.training" not in imports(MODULES[f"fmnist_transfer.{name}"])
 
 
-def test_init_files_import_nothing() -> None:
-    for package in OURS:
+def test_the_public_names_are_imported_when_asked_for() -> None:
+    assert imports(ROOT / "fmnist_transfer" / "__init__.py") == {
+        "importlib",
+        "importlib.import_module",
+        "typing",
+        "typing.TYPE_CHECKING",
+        "typing.Any",
+    }
+    for package in ("tuning", "sweeps"):
         assert imports(ROOT / package / "__init__.py") == set()
+    code = (
+        "import sys, fmnist_transfer\n"
+        "from fmnist_transfer import Recipe, Streams, UserError, errors\n"
+        "assert 'torch' in sys.modules, 'Streams needs it'\n"
+        "from fmnist_transfer import *\n"
+        "assert set(fmnist_transfer.__all__) <= set(dir(fmnist_transfer)) & set(globals())\n"
+        "assert not hasattr(fmnist_transfer, 'nonsense')\n"
+        "assert not {'mlflow', 'optuna', 'matplotlib', 'sweeps'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_typed_where_they_are_at_home() -> None:
+    tree = ast.parse((ROOT / "fmnist_transfer" / "__init__.py").read_text())
+    typed = {
+        alias.asname: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == {name: f"fmnist_transfer.{home}" for name, home in fmnist_transfer._HOMES.items()}
+
+
+def test_our_own_code_imports_from_the_modules() -> None:
+    for path in MODULES.values():
+        assert not imports(path) & {f"fmnist_transfer.{name}" for name in fmnist_transfer.__all__}
 
 
 @pytest.mark.parametrize(

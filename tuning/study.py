@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.console import say
-from fmnist_transfer.data import Half, nested_order, on_device
+from fmnist_transfer.data import Half, fraction, on_device
 from fmnist_transfer.database import masked, sqlite_path
 from fmnist_transfer.errors import Interrupted, StoreError, UsageError
 from fmnist_transfer.model import CNN2Spec, fresh_network
@@ -295,7 +295,7 @@ def _train_trial(
     try:
         history = fit(
             fresh_network(spec, streams).to(plan.device),
-            half.train.take(nested_order(plan.half.train.labels, streams.generator("subset")).to(plan.device)),
+            fraction(half.train, 100, streams),
             half.val,
             recipe,
             streams,

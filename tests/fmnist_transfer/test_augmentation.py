@@ -1,5 +1,6 @@
 """Each image of a batch gets its own draws."""
 
+import pytest
 import torch
 
 from fmnist_transfer.augmentation import augment, normalise
@@ -47,3 +48,30 @@ def test_erasing_blanks_one_rectangle_of_the_stated_share_of_images() -> None:
     for mask in erased[touched][:50, 0]:
         rows, columns = mask.any(dim=1).sum(), mask.any(dim=0).sum()
         assert 0.01 * 784 < rows * columns < 0.40 * 784
+
+
+@pytest.mark.parametrize("recipe", [Recipe(flip=True), Recipe(shift=2), Recipe(flip=True, shift=3, erase=0.7)])
+def test_every_channel_moves_as_one_alone_would(recipe: Recipe) -> None:
+    rgb = torch.randint(0, 256, (50, 3, 10, 12), dtype=torch.uint8, generator=generator())
+    together = augment(rgb, recipe, generator())
+    alone = [augment(rgb[:, c : c + 1], recipe, generator()) for c in range(3)]
+    assert together.shape == rgb.shape
+    assert torch.equal(together, torch.cat(alone, dim=1))
+
+
+def test_one_gather_is_indexing_by_image_row_and_column() -> None:
+    draws = generator()
+    flipped = torch.rand(400, 1, generator=draws) < 0.5
+    offsets = torch.randint(0, 5, (2, 400, 1), generator=draws)
+    columns = torch.where(flipped, 27 - torch.arange(28), torch.arange(28)) + offsets[1]
+    rows = torch.arange(28) + offsets[0]
+    padded = torch.nn.functional.pad(BATCH[:, 0], (2, 2, 2, 2))
+    expected = padded[torch.arange(400)[:, None, None], rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+    assert torch.equal(augment(BATCH, Recipe(flip=True, shift=2), generator()), expected)
+
+
+def test_standardised_images_are_blanked_with_their_mean() -> None:
+    images = torch.full((400, 3, 8, 8), 5.0)
+    assert augment(images, Recipe(erase=1.0), generator()).unique().tolist() == [0.0, 5.0]
+    assert augment(images, Recipe(shift=2), generator()).unique().tolist() == [0.0, 5.0]
+    assert normalise(images) is images

@@ -66,9 +66,64 @@ def test_fraction_without_an_image_per_class_names_the_smallest(half: data.Half)
     assert data.n_train(half.train, 2) == 5
 
 
-def test_unbalanced_labels_are_refused() -> None:
-    with pytest.raises(DataError, match="not balanced"):
-        data.nested_order(torch.tensor([0, 0, 1]), torch.Generator())
+def test_balanced_classes_take_turns() -> None:
+    labels = torch.arange(5).repeat(30)[torch.randperm(150, generator=torch.Generator().manual_seed(1))]
+    generator = torch.Generator().manual_seed(2)
+    permuted = []
+    for c in range(5):
+        of_class = torch.nonzero(labels == c).flatten()
+        permuted.append(of_class[torch.randperm(30, generator=generator)])
+    turns = torch.stack(permuted, dim=1).flatten()
+    assert torch.equal(data.nested_order(labels, torch.Generator().manual_seed(2)), turns)
+
+
+@pytest.mark.parametrize("counts", [(250, 250, 250), (7, 1_000, 33), (1, 2, 3, 4), (999, 1, 500, 333), (21, 21, 3, 7)])
+def test_every_fraction_holds_its_share_of_unbalanced_classes(counts: tuple[int, ...]) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    train = data.Examples(torch.arange(len(labels)), labels)
+    before: set[int] = set()
+    for percent in range(-(-100 // min(counts)), 101):
+        part = data.fraction(train, percent, Streams(4))
+        assert torch.bincount(part.labels).tolist() == [n * percent // 100 for n in counts]
+        assert len(part) == data.n_train(train, percent)
+        assert before <= set(part.images.tolist())
+        before = set(part.images.tolist())
+    assert len(before) == sum(counts)
+
+
+def test_the_rarest_class_decides_what_is_too_little() -> None:
+    train = data.Examples(torch.zeros(33), torch.tensor([0] * 30 + [1] * 3))
+    with pytest.raises(UsageError, match=r"33: leaves no image per class of 3; use 34 or more"):
+        data.n_train(train, 33)
+    assert data.n_train(train, 34) == 11
+
+
+def test_a_class_without_an_image_is_refused() -> None:
+    labels = torch.tensor([0, 2])
+    for ask in (
+        lambda: data.nested_order(labels, torch.Generator()),
+        lambda: data.n_train(data.Examples(labels, labels), 9),
+    ):
+        with pytest.raises(DataError, match=re.escape("without an image: [1, 0, 1]")):
+            ask()
+
+
+def test_a_half_of_an_unbalanced_set_holds_out_a_sixth_of_each_class() -> None:
+    labels = torch.tensor([3] * 12 + [7] * 31 + [9] * 60)
+    whole = data.Examples(torch.arange(103), labels)
+    half = data.half_of(whole, whole, (9, 3))
+    assert half.classes == (3, 9)
+    assert [torch.bincount(part.labels).tolist() for part in (half.train, half.val, half.test)] == [
+        [10, 50],
+        [2, 10],
+        [12, 60],
+    ]
+    assert sorted(half.train.images.tolist() + half.val.images.tolist()) == half.test.images.tolist()
+    alone = data.half_of(whole, whole, (3,))
+    assert torch.equal(alone.val.images, half.val.images[half.val.labels == 0])
+    with pytest.raises(DataError, match="class 4 has 0 training and 0 test images"):
+        data.half_of(whole, whole, (3, 4))
 
 
 def test_truncated_file_names_file_and_sizes(data_dir: Path, tmp_path: Path) -> None:
