@@ -96,6 +96,8 @@ class Store:
     """The same, whose calls are tried once: for what must not be done twice."""
     patience: Patience
     spool: Spool
+    is_default: bool
+    """Whether the commands use it without a flag."""
     _experiments: dict[str, str] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
 
@@ -107,7 +109,7 @@ class Store:
     @property
     def show_command(self) -> str:
         """What the user runs to see the store in a browser."""
-        given = "" if self.uri == store_uri(None) else f" --tracking-uri {shlex.quote(masked(self.uri))}"
+        given = "" if self.is_default else f" --tracking-uri {shlex.quote(masked(self.uri))}"
         return f"python -m fmnist_transfer.show{given}"
 
     def experiment(self, name: str) -> str:
@@ -360,6 +362,7 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     patience = patience or Patience()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
     uri, folder = store_uri(tracking_uri), default_folder()
+    is_default = uri == store_uri(None)  # asked now, for MLflow sets the variable below
     spool = Spool(folder / "spool" / short_name(uri), state_folder() / "spool" / short_name(uri))
     if (database := sqlite_path(uri)) is not None:
         folder = database.parent
@@ -389,7 +392,7 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     except (MlflowException, ImportError) as error:
         text = str(error).strip().splitlines()[0]
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(text)}") from error
-    store = Store(uri, folder, patient, client, patience, spool)
+    store = Store(uri, folder, patient, client, patience, spool, is_default)
     store.send_spooled()
     return store
 

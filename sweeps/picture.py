@@ -14,12 +14,12 @@ from sweeps.table import Row, by_replicate, finished_percents, to_csv
 
 REFRESH_SECONDS = 60.0  # between two drawings
 FEWEST_CELLS = 4  # both ends of both curves
-CURVES = {
+CURVES = {  # the UI's charts have a section for each prefix: first the original report's two graphs
     "curve/train_loss": "final/train_loss",
     "curve/val_loss": "final/val_loss",
-    "curve/val_accuracy": "final/val_accuracy",
-    "curve/best_val_loss": "best/val_loss",
-    "curve/test_accuracy": "test/accuracy",
+    "more/val_accuracy": "final/val_accuracy",
+    "more/best_val_loss": "best/val_loss",
+    "more/test_accuracy": "test/accuracy",
 }
 SUMMARY = {  # title -> score, digits, unit
     "training loss": ("final/train_loss", 4, 1),

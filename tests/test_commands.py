@@ -219,7 +219,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
         assert {metric.step: metric.value for metric in history} == pytest.approx(means)
     printed = capsys.readouterr().out
     assert printed.count(": cannot be told (") == 4
-    assert "python -m fmnist_transfer.show --tracking-uri sqlite:///" in printed
+    assert "in a browser  python -m fmnist_transfer.show" in printed
 
 
 def test_a_longer_sweep_reuses_a_shorter_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,9 +272,9 @@ def test_tf32_needs_cuda(project: Project, capsys: pytest.CaptureFixture[str]) -
 def test_a_diverged_cell_is_failed_absent_and_not_redone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps import cells
+    from sweeps import arms
 
-    fit_arm = cells.fit_arm
+    fit_arm = arms.fit_arm
 
     def diverge(network: Any, train: Any, *arguments: Any, **options: Any) -> Any:
         if len(train) == 50:
@@ -283,7 +283,7 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
             raise Diverged("training loss is nan at epoch 1, step 3")
         return fit_arm(network, train, *arguments, **options)
 
-    monkeypatch.setattr(cells, "fit_arm", diverge)
+    monkeypatch.setattr(arms, "fit_arm", diverge)
     arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
     status, result = project.sweep(*arguments)
     assert status == 1
@@ -301,13 +301,13 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
 def test_a_cell_that_failed_otherwise_is_run_again(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps import cells
+    from sweeps import arms
 
     def fail(*arguments: Any, **options: Any) -> Any:
         raise MemoryError("too little")
 
     arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
-    monkeypatch.setattr(cells, "fit_arm", fail)
+    monkeypatch.setattr(arms, "fit_arm", fail)
     status, result = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
     assert "1 of 1 cells are missing: random 020% r0 (failed)" in capsys.readouterr().out

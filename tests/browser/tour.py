@@ -1,0 +1,199 @@
+"""A tour of a store in MLflow's UI, as a user takes it in a browser: every page is checked, and may be pictured.
+
+    python tests/browser/tour.py --pictures docs/results      # of the checkout's store: the README's pictures
+
+`test_ui.py` takes the same tour through a small store. A page that lacks what it should show raises AssertionError.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Page, Response, expect, sync_playwright
+
+from fmnist_transfer import ui
+from fmnist_transfer.registry import best_version
+from fmnist_transfer.show import free_port, mlflow_server
+from fmnist_transfer.tracking import Store, open_store
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WAIT_MS = 60_000
+SIZE = {"width": 1500, "height": 950}
+# MLflow's own: a page about users that a server without accounts has not, and what Chromium says of a busy layout.
+ABSENT = "/ajax-api/2.0/mlflow/users/current"
+HARMLESS = ("ResizeObserver loop",)
+# So that a first visit looks like later ones: no assistant beside the page, and pages of training, not of chat models.
+FIRST_VISIT = """if (window === top && location.protocol === 'http:') {
+    localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+    localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
+}"""
+LINES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
+    chart => chart.data.filter(line => line.x?.length && line.name).map(line => [line.name, line.x, line.y])
+)"""
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium; None if there is none."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Visit:
+    """A browser at a server's pages. What goes wrong meanwhile is collected in `errors`."""
+
+    page: Page
+    address: str
+    pictures: Path | None = None
+    errors: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        self.page.on("console", lambda message: self._hear(message.type, message.text, message.location["url"]))
+        self.page.on("pageerror", lambda error: self._hear("error", str(error), self.page.url))
+        self.page.on("response", self._look)
+
+    def _hear(self, kind: str, text: str, url: str) -> None:
+        if kind == "error" and ABSENT not in url and not any(one in text for one in HARMLESS):
+            self.errors.append(f"{url}: {text}")
+
+    def _look(self, response: Response) -> None:
+        if response.status >= 400 and ABSENT not in response.url:
+            self.errors.append(f"{response.url}: status {response.status}")
+
+    def open(self, path: str) -> Page:
+        """A page, loaded from the start."""
+        self.page.goto("about:blank")  # another fragment alone would load nothing
+        self.page.goto(f"{self.address}/{path}", timeout=WAIT_MS)
+        return self.page
+
+    def sees(self, text: str | re.Pattern[str]) -> None:
+        """Wait until the page shows the text."""
+        expect(self.page.get_by_text(text).first).to_be_visible(timeout=WAIT_MS)
+
+    def picture(self, name: str) -> None:
+        if self.pictures:
+            self.page.wait_for_timeout(1_000)  # charts move into place
+            self.page.screenshot(path=self.pictures / f"{name}.png")
+
+
+@contextlib.contextmanager
+def browsing(store: Store, pictures: Path | None = None) -> Iterator[Visit]:
+    """A headless browser at a server of its own on the store."""
+    port = free_port(5_600)
+    with mlflow_server(store, port) as server, sync_playwright() as playwright:
+        server.wait_ready()
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
+        with playwright.chromium.launch(executable_path=find_browser(), args=sandbox) as browser:
+            page = browser.new_page(viewport=SIZE)
+            page.add_init_script(FIRST_VISIT)
+            visit = Visit(page, server.address, pictures)
+            visit.listen()
+            yield visit
+
+
+def the_lists(visit: Visit, store: Store) -> None:
+    """All experiments; the sweeps of one, which says what it is; its cells in order of percent, and grouped by init."""
+    visit.open("#/experiments")
+    for name in (ui.TUNING, ui.TRANSFER):
+        visit.sees(name)
+    experiment_id = store.experiment(ui.TRANSFER)
+    visit.open(ui.experiment_page(experiment_id))
+    visit.sees("Does a network that was trained on one half of Fashion-MNIST")
+    for sweep in store.find(ui.TRANSFER, role="sweep")[:3]:
+        visit.sees(sweep.info.run_name)
+    visit.picture("mlflow-sweeps")
+    page = visit.open(ui.experiment_page(experiment_id, ui.CELLS))
+    visit.sees("Cells by percent")
+    visit.sees(" 005% r0")
+    shown = [cell.inner_text() for cell in page.locator("[col-id='params.`percent`'][role='gridcell']").all()]
+    assert len(shown) >= 8
+    assert shown == sorted(shown, key=int)
+    visit.picture("mlflow-cells")
+    visit.open(ui.experiment_page(experiment_id, ui.MEANS))
+    visit.sees("Means by init and percent")
+    for init in ("random", "pretrained"):
+        visit.sees(re.compile(f"Group: .*{init}"))
+
+
+def the_sweep(visit: Visit, store: Store, sweep_run_id: str) -> None:
+    """The parent run: its answer in words, its picture, and the report inline."""
+    experiment_id = store.experiment(ui.TRANSFER)
+    page = visit.open(ui.run_page(experiment_id, sweep_run_id))
+    visit.sees("a better start for classes")
+    page.get_by_text("Show more", exact=True).first.click(timeout=WAIT_MS)
+    drawn = page.locator("img[src*='inline.png']")
+    expect(drawn).to_be_visible(timeout=WAIT_MS)
+    assert drawn.evaluate("image => image.complete && image.naturalWidth") > 300
+    visit.picture("mlflow-sweep")
+    page = visit.open(ui.run_page(experiment_id, sweep_run_id, "report/report.html"))
+    report = page.frame_locator("iframe")
+    expect(report.get_by_role("heading", name="The four claims of the original report")).to_be_visible(timeout=WAIT_MS)
+    visit.picture("mlflow-report")
+
+
+def the_curves(visit: Visit, store: Store, sweep_run_id: str) -> list[dict[str, list[tuple[float, float]]]]:
+    """The comparison of the curve runs: of each chart, name of each line -> its points."""
+    page = visit.open(ui.curves_page(store.experiment(ui.TRANSFER), sweep_run_id))
+    expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=WAIT_MS)
+    page.wait_for_function(f"({LINES})().filter(lines => lines.length >= 2).length >= 2", timeout=WAIT_MS)
+    charts: list[list[tuple[str, list[float], list[float]]]] = page.evaluate(LINES)
+    visit.picture("mlflow-compare")
+    return [{name: list(zip(x, y, strict=True)) for name, x, y in lines} for lines in charts]
+
+
+def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:
+    """The registered model with its alias and description; its version links to its trial and to the sweep."""
+    version = best_version(store, name)
+    assert version is not None
+    visit.open(ui.model_page(name))
+    visit.sees("@ best")
+    visit.sees("Each version says which trial made it")
+    visit.picture("mlflow-model")
+    page = visit.open(ui.model_page(name, version.version))
+    visit.sees("Sweeps that start from it:")
+    for run_id in (sweep_run_id, str(version.run_id)):
+        assert page.locator(f"a[href*='{run_id}']").count() >= 1
+    visit.picture("mlflow-version")
+
+
+def the_search(visit: Visit, store: Store) -> None:
+    """The search's parent, which names the model, and its trials with the best first."""
+    experiment_id = store.experiment(ui.TUNING)
+    study = store.find(ui.TUNING, role="study")[0]
+    visit.open(ui.run_page(experiment_id, str(study.info.run_id)))
+    visit.sees("Registered:")
+    page = visit.open(ui.experiment_page(experiment_id, ui.TRIALS))
+    visit.sees("Trials, the best first")
+    column = page.locator("[col-id='metrics.`val_accuracy`'][role='gridcell']")
+    expect(column.first).to_be_visible(timeout=WAIT_MS)
+    scores = [float(text) for text in column.all_inner_texts() if text.strip()]
+    assert scores == sorted(scores, reverse=True)
+    visit.picture("mlflow-trials")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tracking-uri", help="store; default: as of the commands")
+    parser.add_argument("--pictures", type=Path, help="folder for a picture of each page")
+    arguments = parser.parse_args()
+    store = open_store(arguments.tracking_uri)
+    sweep = store.find(ui.TRANSFER, role="sweep")[0]
+    name = sweep.data.tags["model_uri_pinned"].split("/")[1]
+    with browsing(store, arguments.pictures) as visit:
+        the_lists(visit, store)
+        the_search(visit, store)
+        the_model(visit, store, name, str(sweep.info.run_id))
+        the_sweep(visit, store, str(sweep.info.run_id))
+        for chart in the_curves(visit, store, str(sweep.info.run_id)):
+            print({name: f"{len(points)} points" for name, points in chart.items()})
+    print("\n".join(visit.errors) or "no error")
+    return bool(visit.errors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
