@@ -140,8 +140,9 @@ class Store:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        start_ms: int | None = None,
     ) -> str:
-        """Create a RUNNING run with its provenance and return its id."""
+        """Create a RUNNING run with its provenance and return its id; `start_ms`: since the epoch, default now."""
         creation = secrets.token_hex(8)  # by which a run is found whose request arrived and whose response was lost
         all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
@@ -149,7 +150,7 @@ class Store:
         experiment_id = self.experiment(experiment)
         run = self.patience.create(
             lambda: next(iter(self.find(experiment, creation=creation)), None),
-            lambda: self.once.create_run(experiment_id, run_name=name, tags=all_tags),
+            lambda: self.once.create_run(experiment_id, start_ms, run_name=name, tags=all_tags),
         )
         self.log(run.info.run_id, params=params)
         return str(run.info.run_id)
@@ -232,8 +233,8 @@ class Store:
         self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
         self.client.update_run(run.info.run_id, status="RUNNING")
 
-    def end(self, run_id: str, status: str = "FINISHED") -> None:
-        self.client.set_terminated(run_id, status)
+    def end(self, run_id: str, status: str = "FINISHED", end_ms: int | None = None) -> None:
+        self.client.set_terminated(run_id, status, end_ms)
 
     def conclude(self, ending: Ending) -> None:
         """Log all that is left of a run, and end it; from the first failure on a copy of that waits in the spool.

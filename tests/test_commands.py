@@ -95,6 +95,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
         assert run.info.status == states[run.data.tags["optuna.state"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert {"spec.channels", "recipe.learning_rate", "split", "seed", "device"} <= set(run.data.params)
+        assert run.info.end_time - run.info.start_time == pytest.approx(1_000 * run.data.metrics["seconds"], abs=2)
         curve = project.store.client.get_metric_history(run.info.run_id, "val/accuracy")
         assert [metric.step for metric in curve] in ([1], [1, 2])
     retrained = project.runs(TUNING, role="retrained")

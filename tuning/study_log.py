@@ -92,7 +92,10 @@ class StudyLog:
             tags["optuna.pruned_step"] = len(epochs)
         tags |= {key: trial.user_attrs[key] for key in (REASON, HOST) if key in trial.user_attrs}
         name = f"trial {trial.number:03d}"
-        run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags)
+        start_ms, end_ms = (
+            at and int(at.timestamp() * 1_000) for at in (trial.datetime_start, trial.datetime_complete)
+        )
+        run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags, start_ms=start_ms)
         self._store.log_data(run_id, self._half, "source")
         metrics = curve_rows(epochs)
         if trial.state == TrialState.COMPLETE:
@@ -104,4 +107,4 @@ class StudyLog:
             self._store.log(self.run_id, metrics=[("best_value", max(score or 0.0 for score in scores), trial.number)])
         status = STATUS[trial.state]
         self._store.log(run_id, metrics=metrics, tags={"complete": status})  # a kill before the next line costs nothing
-        self._store.end(run_id, status)
+        self._store.end(run_id, status, end_ms)
