@@ -92,9 +92,8 @@ class StudyLog:
             tags["optuna.pruned_step"] = len(epochs)
         tags |= {key: trial.user_attrs[key] for key in (REASON, HOST) if key in trial.user_attrs}
         name = f"trial {trial.number:03d}"
-        start_ms, end_ms = (
-            at and int(at.timestamp() * 1_000) for at in (trial.datetime_start, trial.datetime_complete)
-        )
+        times = trial.datetime_start, trial.datetime_complete
+        start_ms, end_ms = (int(at.timestamp() * 1_000) if at else None for at in times)
         run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags, start_ms=start_ms)
         self._store.log_data(run_id, self._half, "source")
         metrics = curve_rows(epochs)
