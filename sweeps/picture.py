@@ -8,7 +8,7 @@ import numpy as np
 
 from fmnist_transfer.console import duration, print_table, say, say_heading
 from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.ui import NOTE, TRANSFER
 from sweeps.grid import Cell
 from sweeps.table import Row, by_replicate, finished_percents, to_csv
 
@@ -71,7 +71,8 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
         store.client.delete_run(old.info.run_id)
     for init in dict.fromkeys(row.cell.init for row in rows):
         percents = sorted({row.cell.percent for row in rows if row.status == "finished" and row.cell.init == init})
-        tags = {"role": "curve", "parent": sweep_run_id, "init": init}
+        note = f"Means over the replicates of `{init}`. The step is the percent of the target's training images."
+        tags = {"role": "curve", "parent": sweep_run_id, "init": init, NOTE: note}
         run_id = store.start(TRANSFER, init, parent=sweep_run_id, params={"init": init}, tags=tags)
         for key, score in CURVES.items():
             means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
