@@ -33,6 +33,7 @@ class CommandSettings(Protocol):
 
 S = TypeVar("S", bound=CommandSettings)
 BOLD, RED, YELLOW = "1", "1;31", "1;33"  # of ANSI terminals
+FEW_SECONDS = 5.0
 
 
 def run_command(
@@ -175,6 +176,16 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+def about(seconds: float) -> str:
+    """`about 3 min 05 s`; less than a look at the clock is worth is `a few seconds`."""
+    return "a few seconds" if seconds < FEW_SECONDS else f"about {duration(seconds)}"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {what}" + "s" * (n != 1)
 
 
 class Stopwatch:

@@ -274,16 +274,16 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
 ) -> None:
     from sweeps import cells
 
-    fit_arm = cells.fit_arm
+    train_arm = cells.train_arm
 
-    def diverge(network: Any, train: Any, *arguments: Any, **options: Any) -> Any:
+    def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
         if len(train) == 50:
             from fmnist_transfer.training import Diverged
 
             raise Diverged("training loss is nan at epoch 1, step 3")
-        return fit_arm(network, train, *arguments, **options)
+        return train_arm(draw, train, *arguments, **options)
 
-    monkeypatch.setattr(cells, "fit_arm", diverge)
+    monkeypatch.setattr(cells, "train_arm", diverge)
     arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
     status, result = project.sweep(*arguments)
     assert status == 1
@@ -307,7 +307,7 @@ def test_a_cell_that_failed_otherwise_is_run_again(
         raise MemoryError("too little")
 
     arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
-    monkeypatch.setattr(cells, "fit_arm", fail)
+    monkeypatch.setattr(cells, "train_arm", fail)
     status, result = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
     assert "1 of 1 cells are missing: random 020% r0 (failed)" in capsys.readouterr().out
