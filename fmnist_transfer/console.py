@@ -217,8 +217,8 @@ class Stopwatch:
         return sum(self._laps.values())
 
     def __str__(self) -> str:
-        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items())
-        return f"{duration(self.seconds)}: {stages}"
+        stages = [f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items() if round(seconds)]
+        return ": ".join([duration(self.seconds), ", ".join(stages)] if stages else [duration(self.seconds)])
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

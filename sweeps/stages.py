@@ -184,8 +184,8 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
     if context.settings.join:  # in an order of its own, so that it seldom wants what others are about to take
         random.Random(Owner.this_process().name).shuffle(todo)
-    if len(todo) < len(images):
-        say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
+    if n_there := len(images) - len(todo):
+        say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
         context.say_forecast({cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
