@@ -33,6 +33,7 @@ class CommandSettings(Protocol):
 
 S = TypeVar("S", bound=CommandSettings)
 BOLD, RED, YELLOW = "1", "1;31", "1;33"  # of ANSI terminals
+FEW_SECONDS = 5.0
 
 
 def run_command(
@@ -177,6 +178,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
 
 
+def about(seconds: float) -> str:
+    """`about 3 min 05 s`; less than a look at the clock is worth is `a few seconds`."""
+    return "a few seconds" if seconds < FEW_SECONDS else f"about {duration(seconds)}"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 class Stopwatch:
     """Wall time by stage, from its creation on."""
 
@@ -206,8 +217,8 @@ class Stopwatch:
         return sum(self._laps.values())
 
     def __str__(self) -> str:
-        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items())
-        return f"{duration(self.seconds)}: {stages}"
+        stages = [f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items() if round(seconds)]
+        return ": ".join([duration(self.seconds), ", ".join(stages)] if stages else [duration(self.seconds)])
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

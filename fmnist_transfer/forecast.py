@@ -11,7 +11,7 @@ from fmnist_transfer.data import Examples
 from fmnist_transfer.model import IMAGE_SIZE, CNN2Spec, fresh_network
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import fit, prepare_process
+from fmnist_transfer.training import Diverged, fit, prepare_process
 
 STEP_PASSES = 3  # forward, gradients of the weights, gradients of the inputs
 WARM_UP_STEPS, TIMED_STEPS = 1, 4
@@ -24,7 +24,10 @@ def training_passes(recipe: Recipe, n_train: int, n_val: int, steps_per_epoch: i
 
 
 def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str) -> float | None:
-    """Measured on this machine's CPU, on one thread, in a fraction of a second; None for another device."""
+    """Measured on this machine's CPU, on one thread, in a fraction of a second.
+
+    None for another device, and for a recipe that diverges at once: of that its trainings will tell.
+    """
     if device != "cpu":
         return None
     prepare_process()
@@ -35,6 +38,9 @@ def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str) -> float | Non
     )
     noise = Examples(images, torch.arange(n) % spec.n_classes)
     few = noise.first(recipe.batch_size)
-    fit(network, few, few, one_epoch, streams, steps_per_epoch=WARM_UP_STEPS)
-    timed = fit(network, noise, few, one_epoch, streams).final
+    try:
+        fit(network, few, few, one_epoch, streams, steps_per_epoch=WARM_UP_STEPS)
+        timed = fit(network, noise, few, one_epoch, streams).final
+    except Diverged:
+        return None
     return timed.train_seconds / (STEP_PASSES * n)

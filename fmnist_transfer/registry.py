@@ -43,6 +43,8 @@ BEST = "best"
 FORMAT = 1
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
 SWEEP_TAG = "sweep."  # + run id: a tag of a version, the name of a sweep that started from it
+DESCRIPTION_LENGTH = 5_000  # characters, which MLflow's registry holds
+MORE_LENGTH = 60  # of them for the last line
 SWEEPS_HEAD = "\n\nSweeps that start from it:"
 MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
 
@@ -177,9 +179,19 @@ def note_sweep(store: Store, reference: Reference, run_id: str, name: str) -> No
     version = store.client.get_model_version(*reference.version)
     own = (version.description or "").partition(SWEEPS_HEAD)[0]
     experiment_id = store.experiment(TRANSFER)
-    ids = [key.removeprefix(SWEEP_TAG) for key in sorted(version.tags) if key.startswith(SWEEP_TAG)]
-    lines = [f"- [{version.tags[SWEEP_TAG + one]}]({run_page(experiment_id, one)}), run `{one}`" for one in ids]
-    store.client.update_model_version(*reference.version, description="\n".join([own + SWEEPS_HEAD, "", *lines]))
+    others = sorted(key.removeprefix(SWEEP_TAG) for key in version.tags if key.startswith(SWEEP_TAG))
+    text, n_left_out = f"{own}{SWEEPS_HEAD}\n", 0
+    for one in sorted(others, key=lambda other: other != run_id):  # this one first
+        line = f"\n- [{version.tags[SWEEP_TAG + one]}]({run_page(experiment_id, one)}), run `{one}`"
+        if len(text) + len(line) + MORE_LENGTH > DESCRIPTION_LENGTH:
+            n_left_out += 1
+        else:
+            text += line
+    if n_left_out == len(others):  # a user's own text fills it
+        return
+    if n_left_out:
+        text += f"\n- and {n_left_out} more, which the tags name"
+    store.client.update_model_version(*reference.version, description=text)
 
 
 def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:

@@ -7,6 +7,8 @@ The servers listen on this machine alone and end with the command.
 """
 
 import contextlib
+import functools
+import http.client
 import importlib.util
 import os
 import signal
@@ -17,20 +19,23 @@ import tempfile
 import time
 import urllib.request
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fmnist_transfer.console import check_range, print_pairs, run_command, say
+import psutil
+
+from fmnist_transfer.console import check_range, print_pairs, run_command, say, warn_of_password
 from fmnist_transfer.database import masked, sqlite_path, sqlite_uri, store_uri
 from fmnist_transfer.errors import StoreError, UsageError
+from fmnist_transfer.stopping import SIGNALS
 
 if TYPE_CHECKING:
     from fmnist_transfer.tracking import Store
 
 HOST = "127.0.0.1"
-START_SECONDS = 60.0
+START_SECONDS, END_SECONDS = 60.0, 10.0  # within which a server is to answer, and to end
 # A password in a database's URI is to be seen in no list of processes, so URIs pass through the environment.
 DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
 
@@ -67,19 +72,36 @@ class LocalServer:
     """A web server in a process group of its own."""
 
     process: "subprocess.Popen[bytes]"
-    address: str
+    port: int
     log: IO[bytes]
 
-    def wait_ready(self) -> None:
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def wait_ready(self, is_stopped: Callable[[], bool]) -> None:
         """Until it answers. Raises StoreError if it ends instead."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever `http_proxy` says
         deadline = time.monotonic() + START_SECONDS
-        while True:
+        while not is_stopped():
             self.check_alive()
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.address, timeout=5):
-                return
+            if self._listens():  # or another program's answer would be taken for its own
+                with contextlib.suppress(OSError, http.client.HTTPException), direct.open(self.address, timeout=1):
+                    return
             if time.monotonic() > deadline:
                 raise StoreError(f"{self.address} does not answer within {START_SECONDS:.0f} s; try again")
             time.sleep(0.1)
+
+    def _listens(self) -> bool:
+        """Whether the port is its own, or that of a process that it has started."""
+        with contextlib.suppress(psutil.Error):
+            leader = psutil.Process(self.process.pid)
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port
+                for one in (leader, *leader.children(recursive=True))
+                for connection in one.net_connections("tcp")
+            )
+        return False
 
     def check_alive(self) -> None:
         """Raise StoreError, with the last it said, if it has ended."""
@@ -102,13 +124,51 @@ def served(command: list[str], environment: Mapping[str, str], port: int) -> Ite
             start_new_session=True,
         )
         try:
-            yield LocalServer(process, f"http://{HOST}:{port}", log)
+            yield LocalServer(process, port, log)
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):  # the second for those whom it started
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=10)
+                    process.wait(timeout=END_SECONDS)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Those that have come while the block runs, and do no more than that.
+
+    An exception would come between the start of a server and its `finally`, or within that, and leave it running.
+    """
+    came: list[int] = []
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in handled}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def started(
+    stack: contextlib.ExitStack,
+    make: Callable[[int], contextlib.AbstractContextManager[LocalServer]],
+    first_port: int,
+    is_stopped: Callable[[], bool],
+) -> LocalServer:
+    """The server, ready, on the first port from `first_port` on that it gets; it ends with the stack."""
+    while True:
+        port = free_port(first_port)
+        with contextlib.ExitStack() as own:
+            server = own.enter_context(make(port))
+            try:
+                server.wait_ready(is_stopped)
+            except StoreError:
+                if is_free(port):
+                    raise
+                first_port = port + 1  # another program took it meanwhile
+                continue
+            stack.push(own.pop_all())
+            return server
 
 
 def mlflow_server(store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
@@ -135,12 +195,17 @@ def dashboard(storage: str | None, store: "Store", port: int) -> contextlib.Abst
 
 def free_port(first: int) -> int:
     """The first port from `first` on that nothing listens on. Raises UsageError."""
-    for port in range(first, min(first + 100, 65_536)):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return port
-    raise UsageError(f"--port {first}: it and those after it are taken; give another one")
+    if (found := next(filter(is_free, range(first, min(first + 100, 65_536))), None)) is None:
+        raise UsageError(f"--port {first}: it and those after it are taken; give another one")
+    return found
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return True
+    return False
 
 
 def pages(store: "Store", asked: str) -> dict[str, str]:
@@ -175,30 +240,33 @@ def main(settings: ShowSettings) -> int:
     """Show the store until Ctrl-C or SIGTERM, which are the ordinary end; 0. A store with a server is only told of."""
     if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
         raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
+    warn_of_password(settings.storage, "a .pgpass file")
     say("Loading mlflow ...")
     from fmnist_transfer.tracking import open_store
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the servers would outlive the command
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        store = open_store(settings.tracking_uri)
-        found = pages(store, settings.sweep)
-        address, servers = masked(store.uri).rstrip("/"), []
+    store = open_store(settings.tracking_uri)
+    found = pages(store, settings.sweep)
+    with signals() as came, contextlib.ExitStack() as stack:
+
+        def start(make: Callable[[int], contextlib.AbstractContextManager[LocalServer]], first_port: int) -> str:
+            servers.append(started(stack, make, first_port, lambda: bool(came)))
+            return servers[-1].address
+
+        servers: list[LocalServer] = []
+        address = masked(store.uri).replace("***@", "").rstrip("/")
         if not store.uri.startswith("http"):
-            servers.append(stack.enter_context(mlflow_server(store, free_port(settings.port))))
-            address = servers[0].address
+            address = start(functools.partial(mlflow_server, store), settings.port)
         addresses = {what: f"{address}/{page}" for what, page in found.items()}
-        if settings.dashboard:
-            port = free_port(settings.port + 1)
-            servers.append(stack.enter_context(dashboard(settings.storage, store, port)))
-            addresses["Optuna's dashboard"] = servers[-1].address
-        for server in servers:
-            server.wait_ready()
-        print_pairs(f"{masked(store.uri)} in a browser", addresses)
-        if settings.browser and is_desktop():
-            webbrowser.open(next(iter(addresses.values())))
-        if servers:
-            say("Ctrl-C ends it.")
-        while servers:
+        if settings.dashboard and not came:
+            make = functools.partial(dashboard, settings.storage, store)
+            addresses["Optuna's dashboard"] = start(make, settings.port + 1)
+        if not came:
+            print_pairs(f"{masked(store.uri)} in a browser", addresses)
+            if settings.browser and is_desktop():
+                webbrowser.open(next(iter(addresses.values())))
+            if servers:
+                say("Ctrl-C ends it.")
+        while servers and not came:
             for server in servers:
                 server.check_alive()
             time.sleep(0.2)

@@ -96,8 +96,8 @@ class Store:
     """The same, whose calls are tried once: for what must not be done twice."""
     patience: Patience
     spool: Spool
-    is_default: bool
-    """Whether the commands use it without a flag."""
+    is_asked_for: bool = False
+    """Whether a flag named it; a command without that flag would find another."""
     _experiments: dict[str, str] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
 
@@ -109,7 +109,7 @@ class Store:
     @property
     def show_command(self) -> str:
         """What the user runs to see the store in a browser."""
-        given = "" if self.is_default else f" --tracking-uri {shlex.quote(masked(self.uri))}"
+        given = f" --tracking-uri {shlex.quote(masked(self.uri))}" if self.is_asked_for else ""
         return f"python -m fmnist_transfer.show{given}"
 
     def experiment(self, name: str) -> str:
@@ -363,7 +363,6 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     patience = patience or Patience()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
     uri, folder = store_uri(tracking_uri), default_folder()
-    is_default = uri == store_uri(None)  # asked now, for MLflow sets the variable below
     spool = Spool(folder / "spool" / short_name(uri), state_folder() / "spool" / short_name(uri))
     if (database := sqlite_path(uri)) is not None:
         folder = database.parent
@@ -393,7 +392,7 @@ def open_store(tracking_uri: str | None, patience: Patience | None = None) -> St
     except (MlflowException, ImportError) as error:
         text = str(error).strip().splitlines()[0]
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(text)}") from error
-    store = Store(uri, folder, patient, client, patience, spool, is_default)
+    store = Store(uri, folder, patient, client, patience, spool, tracking_uri is not None)
     store.send_spooled()
     return store
 

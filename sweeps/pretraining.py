@@ -117,8 +117,10 @@ def _train(store: "Store", parent: str, plan: PretrainingPlan, todo: list[int], 
     try:
         with Progress("source networks", len(todo)) as progress:
             for outcome in workers.run(pretrain, plan, todo, on_start=begin, on_report=show):
-                if outcome.status != "lost":
+                if outcome.status in ("done", "failed"):
                     progress.finished(outcome.task)
+                else:
+                    progress.abandoned(outcome.task)
                 if outcome.task in begun:  # else the store was lost before it began
                     with outage.held():
                         log(begun.pop(outcome.task), outcome)

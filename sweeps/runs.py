@@ -87,7 +87,9 @@ class _Running:
             for cell, one in _per_cell(outcome):
                 with self.outage.held():
                     self._end(cell, self._run_ids.pop(cell), one)
-            if outcome.status != "lost":
+            if any(cell in self.open for cell in outcome.task):
+                self._progress.abandoned(outcome.task)
+            else:
                 self._progress.finished(outcome.task, _score(outcome))
             if outcome.status == "done":
                 with self.outage.held():

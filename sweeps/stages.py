@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fmnist_transfer.console import Stopwatch, duration, print_pairs, say, say_heading
+from fmnist_transfer.console import Stopwatch, about, counted, print_pairs, say, say_heading
 from fmnist_transfer.data import default_data_dir, load_half, n_train
 from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.forecast import seconds_per_pass
@@ -58,18 +58,21 @@ class SweepContext:
         grid, recipe = self.grid, self.plan.recipe
         inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
         percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
+        if len(grid.percents) == 1:
+            percents = f"{grid.percents[0]} %"
         budget = ", as many steps at each fraction" if self.plan.budget == "steps" else ""
+        workers = counted(self.workers.n, "worker")
         own = ", a recipe of its own for each init" if self.settings.recipe == "tuned" else ""
         return {
-            "cells": f"{len(grid.cells())}: {percents} x {inits} x {grid.n_replicates} replicates",
-            "each": f"{recipe.epochs} epochs of {recipe.optimizer}{budget}{own}",
-            "on": f"{self.workers.n} workers, {self.plan.device}" if self.workers.engine == "local" else "Ray",
+            "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
+            "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
+            "on": f"{workers}, {self.plan.device}" if self.workers.engine == "local" else "Ray",
             "run": run_id,
         }
 
     def say_forecast(self, todo: Mapping[Cell, int]) -> None:
         """For how long; of a cluster, a stack or a GPU it is seen once the first cells are done."""
-        plan, head = self.plan, f"{len(todo)} cells to train"
+        plan, head = self.plan, f"{counted(len(todo), 'cell')} to train"
         per_pass = None
         if self.workers.engine == "local" and not plan.stack:
             per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device)
@@ -77,7 +80,7 @@ class SweepContext:
             say(f"{head}; the time left shows once the first are done")
             return
         total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
-        say(f"{head}: about {duration(per_pass * total / min(self.workers.n, len(todo)))}")
+        say(f"{head}: {about(per_pass * total / min(self.workers.n, len(todo)))}")
 
 
 def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
@@ -181,8 +184,8 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
     if context.settings.join:  # in an order of its own, so that it seldom wants what others are about to take
         random.Random(Owner.this_process().name).shuffle(todo)
-    if len(todo) < len(images):
-        say(f"{len(images) - len(todo)} cells are there already, {len(todo)} to go")
+    if n_there := len(images) - len(todo):
+        say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
         context.say_forecast({cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")

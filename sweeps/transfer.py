@@ -187,13 +187,14 @@ def _sweep(
         return dry_run(context, Ledger(store, sweep_identity, half))
     result = sweep_or_help(context, sweep_identity, reference)
     n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
-    more = command_line("sweeps.transfer", settings, replicates=n_more, json=None)
+    sources = n_more if settings.pretrain_replicates else 0  # each replicate needs one
+    more = command_line("sweeps.transfer", settings, replicates=n_more, pretrain_replicates=sources, json=None)
     print_pairs(
         "Look next",
         {
-            "in a browser": f"{store.show_command}  (curves, report, every run)",
+            "in a browser": f"{store.show_command}  # curves, report, every run",
             "on paper": f"report/report.html among the artifacts of run {result['sweep_run_id']}",
-            "go on": f"{more}  (extends this sweep)",
+            "go on": f"{more}  # extends this sweep",
         },
     )
     return result | {"model_uri": reference.pinned, "split": str(model.split)}

@@ -11,7 +11,7 @@ import fmnist_transfer
 
 ROOT = Path(__file__).parents[1]
 ABOVE_TRAINING = ["tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"]
-ABOVE_TRAINING += ["processes", "cluster", "ray_actor", "lease"]
+ABOVE_TRAINING += ["processes", "cluster", "ray_actor", "lease", "progress", "ui", "show"]
 OURS = ("fmnist_transfer", "tuning", "sweeps")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -72,10 +72,30 @@ def test_training_and_what_lies_below_it_know_no_store() -> None:
         "evaluation",
         "training",
         "stacked",
+        "forecast",
     ):
         assert not imports(MODULES[f"fmnist_transfer.{name}"]) & above
     for name in ("data", "datasets", "model", "recipe", "seeding"):
         assert "fmnist_transfer.training" not in imports(MODULES[f"fmnist_transfer.{name}"])
+
+
+def test_what_the_ui_is_told_knows_nothing_of_ours() -> None:
+    assert imports(MODULES["fmnist_transfer.ui"]) == {
+        *("json", "typing", "typing.Any", "urllib.parse", "urllib.parse.quote")
+    }
+
+
+def test_what_a_terminal_shows_needs_neither_torch_nor_mlflow() -> None:
+    for name in ("console", "progress", "errors", "database"):
+        found = imports(MODULES[f"fmnist_transfer.{name}"])
+        assert not {one.partition(".")[0] for one in found} & {"torch", "mlflow", "optuna", *OURS[1:]}
+        assert "fmnist_transfer.tracking" not in found
+    code = (
+        "import sys, fmnist_transfer.console, fmnist_transfer.progress, fmnist_transfer.ui\n"
+        "assert not {'torch', 'mlflow', 'optuna', 'rich', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_public_names_are_imported_when_asked_for() -> None:
@@ -127,6 +147,9 @@ def test_our_own_code_imports_from_the_modules() -> None:
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
         ("sweeps.report", ["--help"]),
+        ("fmnist_transfer.show", ["--help"]),
+        ("fmnist_transfer.show", ["--port", "0"]),
+        ("fmnist_transfer.show", ["--tracking-uri", "no such folder/mlflow.db"]),
         ("sweeps.report", ["--store-timeout", "-1"]),
         ("tuning.search", ["--trials", "0"]),
         ("sweeps.transfer", ["--model-uri", "models:/cnn2/best", "--fractions", "0"]),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import synthetic
 
@@ -14,8 +15,8 @@ import sweeps.transfer
 import tuning.search
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.tracking import TAG_LENGTH, Store, open_store
+from fmnist_transfer.ui import NOTE, TRANSFER, TUNING, VIEWS
 from sweeps.grid import INITS
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +221,100 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
         assert {metric.step: metric.value for metric in history} == pytest.approx(means)
     printed = capsys.readouterr().out
     assert printed.count(": cannot be told (") == 4
-    assert "in a browser  python -m fmnist_transfer.show" in printed
+    assert "python -m fmnist_transfer.show --tracking-uri" in printed
+
+
+def test_the_ui_is_told_what_there_is(project: Project) -> None:
+    """Descriptions whose links lead somewhere, views whose columns are filled, and names that say what a run is."""
+    swept = project.sweep("--fractions", "20", "100", "--replicates", "2", "--seed", "13")[1]["sweep_run_id"]
+    (studied,) = (run.info.run_id for run in project.runs(TUNING, role="study", study="cnn2"))
+    client = project.store.client
+    model, version = client.get_registered_model("cnn2"), client.get_model_version("cnn2", "1")
+    texts = {run_id: client.get_run(run_id).data.tags[NOTE] for run_id in (studied, swept)}
+    texts |= {"model": model.description, "version": version.description}
+    texts |= {name: client.get_experiment(project.store.experiment(name)).tags[NOTE] for name in (TUNING, TRANSFER)}
+    for what, text in texts.items():
+        assert 100 < len(text) < TAG_LENGTH, what
+        assert pages.addresses(text), what
+        for address in pages.addresses(text):
+            pages.check(project.store, address)
+    assert "5 trials of up to 2 epochs. Registered: [cnn2 version 1]" in texts[studied]
+    assert texts[swept].count(": **cannot be told**") == 8  # in the first lines, and again with the reasons
+    assert "Not finished" not in texts[studied] + texts[swept]
+    best = project.runs(TUNING, role="trial", trial=version.tags["trial"], parent=studied)[0].info
+    assert f"[{best.run_name}](#/experiments/{best.experiment_id}/runs/{best.run_id})" in version.description
+    assert f"run `{swept}`" in version.description
+    (used,) = client.get_run(swept).inputs.model_inputs
+    assert used.model_id == resolve(project.store, "models:/cnn2/1").model_id
+
+
+def test_every_column_of_a_view_is_filled(project: Project) -> None:
+    project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
+    for experiment, views in VIEWS.items():
+        for title, state in views.values():
+            role = re.fullmatch("tags.role = '(.+)'", state["searchFilter"])
+            assert role, title
+            runs = [run for run in project.runs(experiment, role=role[1]) if run.info.status == "FINISHED"]
+            assert runs, title
+            for column in state["selectedColumns"]:
+                kind, _, name = column.partition(".")
+                there = [name.strip("`") in getattr(run.data, kind) for run in runs]
+                assert all(there), f"{title}: {column}"
+            for key in state.get("groupBy", {}).get("groupByKeys", []):
+                assert all(key["groupByData"] in run.data.params for run in runs)
+
+
+ANY_INIT = f"({'|'.join(INITS)})"
+RUN_NAMES = {
+    TUNING: r"study [\w.-]+|trial \d{3}|(trial \d{3}|reference|like \w+/\d+) seed \d+",
+    TRANSFER: rf"cnn2/\d+ on classes \d+|source r\d+|{ANY_INIT}|{ANY_INIT} \d{{3}}% r\d+( lr .+)?",
+}
+
+
+def test_no_run_has_a_name_that_mlflow_drew(project: Project) -> None:
+    project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
+    for experiment, pattern in RUN_NAMES.items():
+        runs = project.runs(experiment)
+        assert runs
+        names = {str(run.info.run_name) for run in runs}
+        assert {name for name in names if not re.fullmatch(pattern, name)} == set()
+
+
+def test_percent_sorts_as_a_number(project: Project) -> None:
+    """MLflow sorts params as text."""
+    run_id = project.sweep("--fractions", "5", "20", "100", "--replicates", "1", "--seed", "13")[1]["sweep_run_id"]
+    found = project.store.client.search_runs(
+        [project.store.experiment(TRANSFER)], f"tags.parent = '{run_id}'", order_by=["params.percent ASC"]
+    )
+    cells = [run for run in found if run.data.tags["role"] == "cell" and run.data.tags["init"] == "random"]
+    assert [run.data.params["percent"] for run in cells][:2] == ["005", "020"]
+    assert sorted({run.data.tags["percent"] for run in cells}, key=int) == sorted(
+        {run.data.tags["percent"] for run in cells}
+    )
+
+
+def test_the_suggested_sweep_can_be_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """With source networks of its own, too, of which there must be as many as replicates."""
+    import shlex
+
+    arguments = [
+        "--fractions",
+        "20",
+        "--replicates",
+        "1",
+        "--epochs",
+        "1",
+        "--seed",
+        "14",
+        "--pretrain-replicates",
+        "1",
+    ]
+    assert project.sweep(*arguments)[0] == 0
+    line = re.search(r"^  go on +python -m sweeps.transfer (.*)", capsys.readouterr().out, re.MULTILINE)
+    assert line
+    assert line[1].endswith("  # extends this sweep")
+    assert sweeps.transfer.command([*shlex.split(line[1], comments=True), "--dry-run"]) == 0
+    assert "2 of 12 cells would be left as they are, 10 would run" in capsys.readouterr().out
 
 
 def test_a_longer_sweep_reuses_a_shorter_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,18 +367,17 @@ def test_tf32_needs_cuda(project: Project, capsys: pytest.CaptureFixture[str]) -
 def test_a_diverged_cell_is_failed_absent_and_not_redone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps import arms
 
-    fit_arm = arms.fit_arm
+    train_arm = cells.train_arm
 
-    def diverge(network: Any, train: Any, *arguments: Any, **options: Any) -> Any:
+    def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
         if len(train) == 50:
             from fmnist_transfer.training import Diverged
 
             raise Diverged("training loss is nan at epoch 1, step 3")
-        return fit_arm(network, train, *arguments, **options)
+        return train_arm(draw, train, *arguments, **options)
 
-    monkeypatch.setattr(arms, "fit_arm", diverge)
+    monkeypatch.setattr(cells, "train_arm", diverge)
     arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
     status, result = project.sweep(*arguments)
     assert status == 1
@@ -302,13 +395,12 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
 def test_a_cell_that_failed_otherwise_is_run_again(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps import arms
 
     def fail(*arguments: Any, **options: Any) -> Any:
         raise MemoryError("too little")
 
     arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
-    monkeypatch.setattr(arms, "fit_arm", fail)
+    monkeypatch.setattr(cells, "train_arm", fail)
     status, result = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
     assert "1 of 1 cells are missing: random 020% r0 (failed)" in capsys.readouterr().out

@@ -5,6 +5,7 @@ The UI folds all but the first lines away, so the answer comes first.
 
 from typing import TYPE_CHECKING, Any
 
+from fmnist_transfer.console import counted
 from fmnist_transfer.split import digits
 from fmnist_transfer.ui import RETRAINED, TRIALS, TUNING, experiment_page, model_page, picture
 
@@ -21,8 +22,8 @@ def of_search(context: "SearchContext", run_id: str, result: dict[str, Any] | No
     settings = context.settings
     limit = "of any size" if settings.mflops_limit is None else f"of at most {settings.mflops_limit:g} MFLOPs an image"
     what = (
-        f"Search for a CNN {limit} on Fashion-MNIST classes {digits(context.split.source)}: {settings.trials} trials "
-        f"of up to {settings.epochs} epochs."
+        f"Search for a CNN {limit} on Fashion-MNIST classes {digits(context.split.source)}: "
+        f"{counted(settings.trials, 'trial')} of up to {counted(settings.epochs, 'epoch')}."
     )
     shown = [picture(run_id, INLINE_COPY, "validation accuracy of each trial")] if result else []
     return "\n\n".join([f"{what} {_found(result)}", f"Look at: {_tables(context)}", *shown])

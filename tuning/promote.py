@@ -8,6 +8,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from fmnist_transfer.console import counted
 from fmnist_transfer.ownership import owning
 from fmnist_transfer.recipe import Precision
 from fmnist_transfer.registry import TrainedModel, best_version, load_weights, register, set_best
@@ -65,7 +66,7 @@ def register_winner(
     description = (
         f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}: the configuration of "
         f"{''.join(origin) or winner.candidate.name} of [{facts['study']}]({run_page(experiment_id, run_id)}). "
-        f"Validation accuracy {winner.mean:.2%}{sd} over {len(winner.val_accuracies)} fresh seeds; "
+        f"Validation accuracy {winner.mean:.2%}{sd} over {counted(len(winner.val_accuracies), 'fresh seed')}; "
         f"[this network]({run_page(experiment_id, winner.run_id)}), the first of them, has test accuracy "
         f"{winner.test_accuracy:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "
         "0.3530. Output: logits of the classes in ascending order."

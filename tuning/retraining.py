@@ -130,8 +130,10 @@ def retrain(
             if outcome.status in ("failed", "lost"):
                 again = "; once more" if outcome.status == "lost" else ""
                 say(f"{outcome.task.name} {outcome.status}: {outcome.reason}{again}")
-            if outcome.status != "lost":
+            if outcome.status in ("done", "failed"):
                 progress.finished(outcome.task)
+            else:
+                progress.abandoned(outcome.task)
             with outage.held():
                 if outcome.result:
                     done[outcome.task] = log.finish(outcome.task, outcome.result)

@@ -194,14 +194,14 @@ def _search(
 
 def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> dict[str, str]:
     """What the user may do now -> the command."""
-    found = {"in a browser": f"{store.show_command}  (trials, models)"}
+    found = {"in a browser": f"{store.show_command}  # trials, models"}
     if uri := result.get("model_uri"):
         model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
         place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
         found = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | found
     if not settings.reference and settings.like is None:
         more = command_line("tuning.search", settings, trials=2 * settings.trials, json=None)
-        found["search on"] = f"{more}  (tops this study up)"
+        found["search on"] = f"{more}  # tops this study up"
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from fmnist_transfer.console import Stopwatch, duration, print_pairs, say
+from fmnist_transfer.console import Stopwatch, about, counted, print_pairs, say
 from fmnist_transfer.data import Half
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.forecast import seconds_per_pass, training_passes
@@ -125,22 +125,24 @@ def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
     limit = "" if settings.mflops_limit is None else f", networks of at most {settings.mflops_limit:g} MFLOPs an image"
     n_done = len(finished(study))
     n_open = max(0, settings.trials - n_done)
+    best = "the best" if settings.top == 1 else f"the best {settings.top}"
     lines = {
-        "trials": f"{settings.trials} of up to {settings.epochs} epochs{limit}"
-        + (f"; {n_done} are there" * bool(n_done)),
-        "then": f"the best {settings.top} trained again, {settings.retrain_seeds} seeds each; the winner is registered",
-        "on": f"{workers.n} workers, {context.device}" if workers.engine == "local" else "Ray",
+        "trials": f"{settings.trials} of up to {counted(settings.epochs, 'epoch')}{limit}"
+        + (f"; {n_done} done already" * bool(n_done)),
+        "then": f"{best} trained again, {counted(settings.retrain_seeds, 'seed')} each; the winner is registered",
+        "on": f"{counted(workers.n, 'worker')}, {context.device}" if workers.engine == "local" else "Ray",
     }
+    if workers.engine != "local" or not n_open:
+        return lines
     spec, recipe = suggest(
         optuna.trial.FixedTrial(first_trial(settings.mflops_limit)),
         epochs=settings.epochs,
         max_mflops=settings.mflops_limit,
     )
-    per_pass = seconds_per_pass(spec, recipe, context.device) if workers.engine == "local" else None
-    if per_pass is not None and n_open:
+    if (per_pass := seconds_per_pass(spec, recipe, context.device)) is not None:
         one = per_pass * training_passes(recipe, len(context.half.train), len(context.half.val))
         seconds = one * (TRIAL_SHARE * n_open + settings.top * settings.retrain_seeds) / workers.n
-        lines["takes"] = f"about {duration(seconds)}"
+        lines["takes"] = about(seconds)
     return lines
 
 

@@ -69,7 +69,10 @@ def run_trials(
                 with outage.held():
                     if outcome.outage:
                         raise outcome.outage
-                    if outcome.status == "lost" and settle_lost(study, outcome.task):
+                    if outcome.status == "interrupted":
+                        progress.abandoned(outcome.task)
+                    elif outcome.status == "lost" and settle_lost(study, outcome.task):
+                        progress.abandoned(outcome.task)
                         lost.append(outcome.task)
                         say(f"a trial was lost: {outcome.reason}; once more")
                     else:

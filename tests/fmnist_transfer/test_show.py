@@ -1,0 +1,314 @@
+"""The command that shows a store: what it offers, and that its servers answer and end with it."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from faults.proving import is_alive
+
+from fmnist_transfer import show, tracking
+from fmnist_transfer.errors import StoreError, UsageError
+from fmnist_transfer.show import LocalServer, ShowSettings, free_port, main, pages, served, started
+from fmnist_transfer.tracking import Store
+from fmnist_transfer.ui import TRANSFER, TUNING, curves_page, experiment_page, run_page
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 120.0  # of the tests; a slow machine is no failure
+ANSWER = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["NAME"].encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+# `python -m fmnist_transfer.show` with SIGINT as a terminal has it: a shell's `&` would have it ignored
+MODULE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("fmnist_transfer.show", run_name="__main__", alter_sys=True)
+"""
+
+
+def command(*arguments: str) -> int:
+    return show.command(["--no-browser", *arguments])
+
+
+def any_port() -> int:
+    """One that is free now, with free ones after it, it is hoped."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def listening(port: int) -> Iterator[None]:
+    """Another program has the port."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        yield
+
+
+def study(store: Store) -> str:
+    return store.start(TUNING, "study cnn2", tags={"role": "study"})
+
+
+def sweep(store: Store, *, curves: bool = True) -> str:
+    run_id = store.start(TRANSFER, "cnn2/1 on classes 56789", tags={"role": "sweep"})
+    if curves:
+        store.start(TRANSFER, "random", parent=run_id, tags={"role": "curve", "parent": run_id})
+    return run_id
+
+
+def test_pages_of_an_empty_store(store: Store) -> None:
+    assert pages(store, "latest") == {"an empty store": ""}
+    assert store.client.get_experiment_by_name(TRANSFER) is None  # looking makes nothing
+
+
+def test_pages_of_a_store_with_a_search_alone(store: Store) -> None:
+    study(store)
+    expected = {"searches": experiment_page(store.experiment(TUNING)), "models": "#/models"}
+    assert pages(store, "latest") == expected
+
+
+def test_pages_of_a_sweep(store: Store) -> None:
+    older, newer = sweep(store), sweep(store, curves=False)
+    study(store)
+    experiment_id = store.experiment(TRANSFER)
+    assert list(pages(store, older).items())[:3] == [
+        ("the curves, compared", curves_page(experiment_id, older)),
+        ("the sweep, its answer", run_page(experiment_id, older)),
+        ("all sweeps", experiment_page(experiment_id)),
+    ]
+    assert list(pages(store, "latest")) == ["the sweep, its answer", "all sweeps", "searches", "models"]
+    assert pages(store, "latest")["the sweep, its answer"] == run_page(experiment_id, newer)
+
+
+def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none" / "mlflow.db"
+    assert command("--tracking-uri", str(path)) == 4
+    assert capsys.readouterr() == ("", f"error: there is no store {path} yet; python -m tuning.search makes one\n")
+    assert not path.parent.exists()
+
+
+def test_an_unknown_sweep(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(store)
+    assert command("--tracking-uri", store.uri, "--sweep", "abc") == 2
+    assert "error: --sweep abc: no sweep of this store; without the flag the latest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "0"], "--port 0: must be 1 to 65535"),
+        (["--port", "70000"], "--port 70000: must be 1 to 65535"),
+        (["--storage", "optuna.db"], "--storage is for --dashboard: give both, or neither"),
+        (["--dashboard"], "--dashboard needs: pip install 'fmnist-transfer[dashboard]'"),
+    ],
+)
+def test_bad_flags(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show.importlib.util, "find_spec", lambda name: None)
+    assert command(*arguments) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_the_next_port_is_used_if_one_is_taken() -> None:
+    port = any_port()
+    with listening(port):
+        assert port < free_port(port) < port + 100
+    assert free_port(port) == port
+    with pytest.raises(UsageError, match="--port 65536: it and those after it are taken"):
+        free_port(65_536)
+
+
+def test_of_a_store_with_a_server_only_the_addresses_are_said(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = sweep(store)
+    object.__setattr__(store, "uri", "https://me:secret@example.org/mlflow/")
+    monkeypatch.setattr(tracking, "open_store", lambda uri: store)
+    monkeypatch.setattr(show.subprocess, "Popen", None)  # nothing is started
+    assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
+    out = capsys.readouterr().out
+    experiment_id = store.experiment(TRANSFER)
+    assert f"  the sweep, its answer  https://example.org/mlflow/{run_page(experiment_id, run_id)}\n" in out
+    assert "https://***@example.org/mlflow/ in a browser\n" in out
+    assert "Ctrl-C" not in out
+    assert "secret" not in out
+
+
+def test_a_database_is_named_by_the_environment_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a command line is seen by every user of the machine."""
+    uri = "postgresql://me:secret@host/store"
+    object.__setattr__(store, "uri", uri)
+    seen: list[tuple[list[str], dict[str, str], int]] = []
+    monkeypatch.setattr(show, "served", lambda *arguments: seen.append(arguments))
+    show.mlflow_server(store, 5005)
+    show.dashboard(uri, store, 5006)
+    (server, environment, port), (other, of_other, other_port) = seen
+    assert "secret" not in " ".join([*server, *other])
+    assert (environment["MLFLOW_BACKEND_STORE_URI"], of_other) == (uri, {"STUDY": uri})
+    assert (port, other_port) == (5005, 5006)
+    assert server[server.index("--allowed-hosts") + 1] == "localhost:5005,127.0.0.1:5005"
+    assert server[server.index("--host") + 1] == "127.0.0.1"
+
+
+def answering(port: int, name: str = "ours") -> contextlib.AbstractContextManager[LocalServer]:
+    return served([sys.executable, "-c", ANSWER, str(port)], {"NAME": name}, port)
+
+
+def test_a_server_that_dies_at_once_says_why() -> None:
+    port = any_port()
+    code = "import sys; print('first'); sys.exit('cannot open postgresql://me:secret@host/store')"
+    with (
+        pytest.raises(StoreError) as caught,
+        contextlib.ExitStack() as stack,
+    ):
+        started(stack, lambda port: served([sys.executable, "-c", code], {}, port), port, lambda: False)
+    assert str(caught.value) == (
+        f"the server at http://127.0.0.1:{port} has ended: cannot open postgresql://***@host/store"
+    )
+    silent = served([sys.executable, "-c", ""], {}, port)
+    with silent as server, pytest.raises(StoreError, match="has ended: it said nothing"):
+        server.wait_ready(lambda: False)
+
+
+def test_a_port_that_is_lost_while_the_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program's answer is not taken for the server's own, which starts anew on the next port."""
+    port = any_port()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # of which a server of this machine is none
+    with answering(port, "another's") as other, contextlib.ExitStack() as stack:
+        other.wait_ready(lambda: False)
+        ports = iter([port])
+        monkeypatch.setattr(show, "free_port", lambda first: next(ports, None) or free_port(first))
+        server = started(stack, answering, port, lambda: False)
+        assert server.port > port
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(server.address, timeout=10) as response:
+            assert response.read() == b"ours"
+    assert server.process.poll() is not None
+    assert free_port(port) == port
+
+
+def test_a_server_that_will_not_end_is_killed_with_those_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "END_SECONDS", 0.5)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child = f"[sys.executable, '-c', {deaf + 'import time; print(1, flush=True); time.sleep(600)'!r}]"
+    code = f"import subprocess, sys, time; {deaf}subprocess.Popen({child}); time.sleep(600)"
+    with served([sys.executable, "-c", code], {}, any_port()) as server:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while os.fstat(server.log.fileno()).st_size == 0:  # until the child is deaf
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (child,) = psutil.Process(server.process.pid).children()
+    assert server.process.returncode == -signal.SIGKILL
+    while is_alive(child.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_signal_that_comes_while_servers_start_ends_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second one does not cut the end short; the handlers of before are there again."""
+    handlers = [signal.getsignal(number) for number in show.SIGNALS]
+    processes = []
+
+    @contextlib.contextmanager
+    def silent(store: Store, port: int) -> Iterator[LocalServer]:
+        with served([sys.executable, "-c", "import time; time.sleep(600)"], {}, port) as server:
+            processes.append(server.process)
+            os.kill(os.getpid(), signal.SIGHUP)  # the terminal was closed
+            os.kill(os.getpid(), signal.SIGINT)
+            yield server
+
+    monkeypatch.setattr(show, "mlflow_server", silent)
+    assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
+    assert [process.returncode for process in processes] == [-signal.SIGTERM]
+    assert "Ctrl-C" not in capsys.readouterr().out
+    assert [signal.getsignal(number) for number in show.SIGNALS] == handlers
+
+
+def family(pid: int) -> set[int]:
+    """The process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    return set()
+
+
+def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, tmp_path: Path) -> None:
+    """After SIGINT with the dashboard, and with the port taken."""
+    is_whole = number == signal.SIGINT
+    run_id = sweep(store)
+    store.log_text(run_id, "report/report.md", "The answer")
+    arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := any_port())]
+    if has_dashboard := is_whole and show.importlib.util.find_spec("optuna_dashboard") is not None:
+        import optuna
+
+        storage = optuna.storages.RDBStorage(f"sqlite:///{store.folder / 'optuna.db'}")
+        optuna.create_study(storage=storage, study_name="cnn2")
+        storage.engine.dispose()
+        arguments.append("--dashboard")
+    pids: set[int] = set()
+    with (tmp_path / "out").open("w") as out, listening(port) if is_whole else contextlib.nullcontext():
+        process = subprocess.Popen(
+            [sys.executable, "-c", MODULE, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while "Ctrl-C ends it." not in (said := (tmp_path / "out").read_text()):
+                pids |= family(process.pid)
+                assert process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.1)
+            found = re.search(r"the curves, compared +http://127.0.0.1:(\d+)/#/experiments/", said)
+            assert found, said
+            assert (int(found[1]) > port) == is_whole
+            port = int(found[1])
+            assert get(port, "/health") == (200, b"OK")
+            assert get(port, f"/get-artifact?path=report/report.md&run_uuid={run_id}") == (200, b"The answer")
+            assert get(port, "/health", f"localhost:{port}")[0] == 200
+            assert get(port, "/api/2.0/mlflow/experiments/search?max_results=1", "attacker.example")[0] == 403
+            if has_dashboard:
+                other = re.search(r"Optuna's dashboard +http://127.0.0.1:(\d+)\n", said)
+                assert other, said
+                assert get(int(other[1]), "/api/studies")[0] == 200
+            pids |= family(process.pid)
+            assert len(pids) >= (4 if has_dashboard else 3)
+            process.send_signal(number)
+            process.send_signal(number)  # impatient
+            assert process.wait(PATIENCE_SECONDS) == 0, (tmp_path / "out").read_text()
+            assert [pid for pid in pids if is_alive(pid)] == []
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
