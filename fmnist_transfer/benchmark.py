@@ -33,26 +33,31 @@ NOTEBOOK_EPOCHS_TO_GOAL = 43
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Compare fmnist-transfer with a notebook's training loop and with this machine's limit."""
+    """Measure how fast this machine trains, beside the loop that people write in a notebook and beside the machine's
+    own limit. About an hour on two cores; with --quick two minutes."""
 
     quick: bool = False
-    """Small samples, and computed instead of run where a run takes long."""
+    """End within two minutes on two cores: few images, and what takes long is computed from them."""
     only: tuple[Part, ...] = PARTS
-    """loop: images a second, limit and scaling; stack: cells trained as one computation (left out by --quick on a CPU);
-    goal: time to 93.33 %; outside: a sweep's wall time; resume: finding what is done; engines: this process, worker
-    processes and Ray (if it is installed)."""
+    """What to measure; default: all.
+    loop: images a second, the limit, one worker and several.
+    stack: several networks trained as one computation (not with --quick on a CPU).
+    goal: seconds until 93.33 % validation accuracy.
+    outside: what a sweep's time holds besides training.
+    resume: seconds to find what is done in a store of many runs.
+    engines: one process, worker processes, and Ray if it is installed (not with --quick)."""
     workers: str = "auto"
-    """Training processes, one thread each; auto: one per core."""
+    """Trainings at once, each a process of one thread; auto: one for each core that this command may use."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """What to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
     tracking_uri: str | None = None
-    """MLflow store for the result; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Where the result is logged; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     data_dir: Path | None = None
-    """Fashion-MNIST's folder; default: FMNIST_DATA_DIR, else the user's cache directory."""
+    """Folder of Fashion-MNIST, which is fetched if it is not there; default: FMNIST_DATA_DIR, else the user's cache."""
     json: Path | None = None
-    """Write the result to this file."""
+    """Also write the result to this file, as JSON."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_distinct("--only", self.only)

@@ -5,6 +5,7 @@ into its one line and its exit status.
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -42,8 +43,8 @@ def run_command(
     """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
 
     Args:
-        settings_type: a dataclass whose fields are the flags and whose field docstrings are their help; it checks its
-            values in `__post_init__` by raising UsageError.
+        settings_type: a dataclass whose fields are the flags and whose docstrings, its own and those of its fields, are
+            the help; it checks its values in `__post_init__` by raising UsageError.
         module: what the user calls after `python -m`.
     """
     import tyro
@@ -52,7 +53,8 @@ def run_command(
     debug = "--debug" in given
     again = shlex.join(["python", "-m", module, *given])
     try:
-        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=settings_type.__doc__, args=args)
+        description = inspect.cleandoc(settings_type.__doc__ or "")
+        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=description, args=args)
         _quiet_libraries()
         if args is None and not sys.warnoptions:  # from a program, its own filters count
             warnings.simplefilter("ignore")

@@ -29,12 +29,13 @@ LOCATIONS = (  # table, column
 
 @dataclass(frozen=True)
 class RepairSettings:
-    """Mend a store whose folder was moved: its runs find their artifacts beside the database again."""
+    """Mend a store whose folder was moved or copied: its runs find their files beside the database again. Nothing
+    happens to a store that is whole."""
 
     tracking_uri: str | None = None
     """The store's sqlite file; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
 
 def main(settings: RepairSettings) -> int:

@@ -24,32 +24,33 @@ CONNECTIONS_A_WORKER = 2  # of a search: its own and its heartbeat's
 
 @dataclass(frozen=True)
 class ScaleSettings:
-    """Simulate a sweep and a search on clusters of several sizes."""
+    """Simulate a sweep and a search on clusters of several sizes: how much they would do in an hour, and what would
+    limit them. Nothing is trained; the defaults were measured (docs/scale.md)."""
 
     workers: tuple[int, ...] = (10, 100, 1_000, 10_000)
-    """Tasks at once."""
+    """Sizes of the cluster: trainings at once, 1 to 100000 each."""
     cell_seconds: float = 35.0
-    """Mean training time of a cell."""
+    """Seconds of training of a sweep's cell, on average."""
     claim_ms: float = 75.0
-    """Of the driver for each cell, before it begins."""
+    """Milliseconds the sweep's command needs for a cell before it begins."""
     finish_ms: float = 75.0
-    """Of the driver for each cell, after it ends."""
+    """Milliseconds the sweep's command needs for a cell after it has ended."""
     drivers: int = 1
-    """Commands that share the sweep (--join)."""
+    """Commands that share the sweep (as by sweeps.transfer --join)."""
     trial_seconds: float = 60.0
-    """Mean training time of a trial."""
+    """Seconds of training of a search's trial, on average."""
     begin_ms: float = 30.0
-    """For which a beginning trial holds the study's lock."""
+    """Milliseconds for which a trial that begins keeps others from beginning."""
     trials: int = 1_000
-    """Of the study so far."""
+    """Trials that the search has already."""
     sample_ms: float = 95.0
-    """Drawing a trial's parameters in a short study."""
+    """Milliseconds to draw a trial's parameters when there are none yet."""
     sample_ms_a_trial: float = 0.065
-    """More for each trial that the study has."""
+    """Milliseconds more for each trial that there is."""
     connections: int = 100
-    """PostgreSQL's max_connections."""
+    """Connections that the PostgreSQL server of the search allows (max_connections)."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         for flag, value in (

@@ -42,22 +42,23 @@ DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.e
 
 @dataclass(frozen=True)
 class ShowSettings:
-    """Look at the store in a browser: start MLflow's UI on it and open the comparison of the last sweep."""
+    """Look at the results in a browser: start MLflow's user interface and open the comparison of the last sweep. It
+    listens on this machine alone and ends with the command (Ctrl-C)."""
 
     sweep: str = "latest"
-    """Run id of the sweep to show, or latest."""
+    """Which sweep: the id of its run, or latest."""
     tracking_uri: str | None = None
-    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db. Of an http:// one only the address is said."""
+    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     port: int = 5000
-    """Port of MLflow's UI on this machine; if it is taken, the next free one."""
+    """Port to listen on; if it is taken, the next free one."""
     browser: bool = True
-    """Open the page, if there is a desktop; its address is printed in any case."""
+    """Open the page in a browser, if there is a desktop. Its address is printed in any case."""
     dashboard: bool = False
-    """Also start Optuna's dashboard on the study database, on the next free port."""
+    """Also start Optuna's dashboard, which shows the search, on the next free port."""
     storage: str | None = None
-    """Study database of the dashboard; default: optuna.db beside the tracking store."""
+    """Where the search of --dashboard is kept; default: optuna.db beside the runs."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 1, 65_535)

@@ -29,20 +29,21 @@ FOLDER = "report"  # of the artifacts of the sweep's parent run
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Judge the original report's claims by a sweep's logged runs."""
+    """Say of each of the original report's claims whether a sweep shows it, from its logged runs alone, with effects
+    and intervals; leave the report as a page among the sweep's artifacts. The sweep may be unfinished."""
 
     sweep: str = "latest"
-    """Run id of the sweep, or latest."""
+    """Which sweep: the id of its run, or latest."""
     vs: tuple[str, ...] = ()
-    """Run ids of sweeps to lay beside it: another recipe, budget, augmentation or split."""
+    """Ids of sweeps to lay beside it, which differ in recipe, budget, augmentation or split; default: none."""
     tracking_uri: str | None = None
-    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     store_timeout: float = TIMEOUT_SECONDS
-    """Seconds for which a store that does not answer is waited for."""
+    """Seconds to wait for a store that does not answer, before giving up."""
     json: Path | None = None
-    """Write the result to this file."""
+    """Also write the result to this file, as JSON."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)

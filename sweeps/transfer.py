@@ -35,56 +35,57 @@ from sweeps.grid import REPORTED, TUNING_REPLICATE, Grid, Init, by_fraction
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """Train a registered network on fractions of the target half, from pretrained and from random weights."""
+    """Train on 5 %, 10 %, ... 100 % of one half of Fashion-MNIST, from the weights of a network tuned on the other half
+    and from random ones, and judge what that says of transfer. A sweep that was stopped goes on by the same command."""
 
     model_uri: str
-    """models:/cnn2/best, models:/cnn2/3, models:/MODEL_ID or runs:/RUN_ID/NAME."""
+    """The network to start from: models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME."""
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
-    """Percent of the target's training images, whole numbers from 1 to 100."""
+    """Shares of the target's training images to train on, in whole percent from 1 to 100."""
     inits: tuple[Init, ...] = REPORTED
-    """How the networks start; the others are controls (selffer takes twice the time)."""
+    """How networks start: pretrained and random are the question, the others controls; selffer trains twice."""
     replicates: int = 3
-    """Sets of random draws, each shared by every init at every fraction."""
+    """How often all of it is trained, each time by other random draws. From 6 on there are verdicts."""
     recipe: Literal["model", "tuned"] = "model"
-    """model: the registered recipe for every init; tuned: one for each, of nine tried first (54 trainings an init)."""
+    """How to train. model: all as the network was; tuned: each init by the best of nine (54 more trainings an init)."""
     pretrain_replicates: int = 0
-    """So many networks are trained on the source half, replicate r starts from the r-th; 0: all from the registered."""
+    """Train so many source networks first, one for each replicate to start from; 0: all start from --model-uri's."""
     epochs: int | None = None
-    """Epochs of each training; default: the registered recipe's."""
+    """Passes over the training images; default: as many as the network of --model-uri was trained for."""
     budget: Literal["epochs", "steps"] = "epochs"
-    """epochs: as many passes at each fraction; steps: as many optimiser steps as at 100 %."""
+    """What is equal at each fraction: epochs, passes over its images; steps, optimiser steps (as many as at 100 %)."""
     seed: int = 0
-    """Root of every random stream."""
+    """Root of every random draw: equal seeds give equal results on one kind of machine."""
     tracking_uri: str | None = None
-    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     data_dir: Path | None = None
-    """Fashion-MNIST's folder; default: FMNIST_DATA_DIR, else the user's cache directory."""
+    """Folder of Fashion-MNIST, which is fetched if it is not there; default: FMNIST_DATA_DIR, else the user's cache."""
     workers: str = "auto"
-    """Training processes, one thread each; auto: one per core."""
+    """Trainings at once, each a process of one thread; auto: one for each core that this command may use."""
     engine: Engine = "local"
-    """local: processes of this machine; ray: the nodes of a Ray cluster (RAY_ADDRESS, else this machine's)."""
+    """Where to train: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on one of this machine."""
     gpus_per_task: float = 0.0
-    """With ray: share of a GPU for each training, 0.25 say; more than 0 trains on CUDA."""
+    """With --engine ray: GPUs for each training, 0.25 for four on one GPU; 0 trains on the CPU."""
     join: bool = False
-    """If another process works on this sweep, help it (on any machine that reaches the store)."""
+    """Help the command that works on this sweep already, from this machine or any that reaches the store."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """What to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
     stack: bool = False
-    """Train all cells of a fraction as one computation: for a GPU, not faster on a CPU."""
+    """Train all networks of a fraction as one computation: meant for a GPU, slower on a CPU."""
     precision: Precision = "float32"
-    """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
+    """Arithmetic: float32; bf16 in training steps' forward passes; tf32 in all products on CUDA, evaluation too."""
     store_timeout: float = TIMEOUT_SECONDS
-    """Seconds for which a store that does not answer is waited for."""
+    """Seconds to wait for a store that does not answer, before giving up."""
     dry_run: bool = False
-    """Only say what is done and what would run."""
+    """Only say what is done and what would run; change nothing."""
     retry_failed: bool = False
-    """Also run cells again that diverged; they will diverge again unless something outside of the sweep changed."""
+    """Also repeat trainings whose loss became infinite; they will fail again unless something else has changed."""
     reap: bool = False
-    """First end what dead processes left RUNNING in the store, and delete this sweep's runs that are no cell's."""
+    """First tidy the store: end runs of processes that died, delete this sweep's runs that count for nothing."""
     json: Path | None = None
-    """Write the result to this file."""
+    """Also write the result to this file, as JSON."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_distinct("--fractions", self.fractions)

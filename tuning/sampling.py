@@ -34,16 +34,17 @@ EPOCH_FIELDS = ("epoch", "train_loss", "val_loss", "val_accuracy", "learning_rat
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Measure the seconds that a study takes to draw its next trial."""
+    """Measure how many seconds a search needs to draw its next trial, against the number of trials it has. Nothing is
+    trained."""
 
     trials: tuple[int, ...] = (100, 1_000, 10_000)
-    """Lengths of the study."""
+    """Numbers of trials to measure at."""
     repeats: int = 5
-    """Draws at each length."""
+    """How often it is measured at each; the median is told."""
     storage: str | None = None
-    """Study database; default: a sqlite file that is thrown away."""
+    """Database to measure on, in a study that is deleted afterwards; default: a sqlite file that is thrown away."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_driver("--storage", self.storage)

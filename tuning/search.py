@@ -31,58 +31,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Tune CNN2 on the source half of Fashion-MNIST, and register the best."""
+    """Look for the network and the training that do best on the source half of Fashion-MNIST, train the best again, and
+    register the winner for the sweep. A search that was stopped goes on by the same command."""
 
     trials: int = 24
-    """Trials of the study in all; a study that is resumed is topped up to it."""
+    """How many networks to try in all; a search that has fewer is topped up to it."""
     epochs: int = 10
-    """Epochs of a trial that is not pruned."""
+    """Passes over the training images in each trial; poor ones are stopped earlier."""
     max_mflops: float | Literal["none"] = 4.0
-    """Limit of the network's forward cost for one image, in millions of floating-point operations."""
+    """Largest network to try: millions of floating-point operations for one image, forward; none: no limit."""
     seed: int = 0
-    """Root of every random stream."""
+    """Root of every random draw: equal seeds give equal results on one kind of machine."""
     split: str = "0-4/5-9"
-    """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S."""
+    """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
     top: int = 2
-    """How many of the best configurations are trained again."""
+    """How many of the best trials are trained again before one is registered, since the best score is partly luck."""
     retrain_seeds: int = 3
-    """Fresh seeds of each of them (the reference takes one)."""
+    """How often each of them is trained again, by other random draws (--reference: once)."""
     reference: bool = False
-    """Train the original report's network with its recipe (100 epochs) instead of searching."""
+    """Do not search: train the original report's network as it was (100 epochs), and register it as cnn2-reference."""
     like: str | None = None
-    """Train the configuration of this registered model on --split's source half instead of searching."""
+    """Do not search: train the network of this model (models:/cnn2/best) anew, on the source half of --split."""
     promote: bool = False
-    """Point alias `best` to the new model even if it is not better."""
+    """Call the new model `best` even if it is not better than the one so called."""
     study_name: str | None = None
-    """Default: cnn2, with the split where it is not the default."""
+    """Name under which the trials are kept; default: cnn2, and the source classes if --split is given."""
     storage: str | None = None
-    """Study database; default: optuna.db beside the tracking store. On postgresql:// several machines share a study."""
+    """Where the trials are kept; default: optuna.db beside the runs. On postgresql:// several machines may share it."""
     tracking_uri: str | None = None
-    """MLflow store; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     data_dir: Path | None = None
-    """Fashion-MNIST's folder; default: FMNIST_DATA_DIR, else the user's cache directory."""
+    """Folder of Fashion-MNIST, which is fetched if it is not there; default: FMNIST_DATA_DIR, else the user's cache."""
     workers: str = "auto"
-    """Training processes, one thread each; auto: one per core."""
+    """Trainings at once, each a process of one thread; auto: one for each core that this command may use."""
     engine: Engine = "local"
-    """local: processes of this machine; ray: the nodes of a Ray cluster (RAY_ADDRESS, else this machine's)."""
+    """Where to train: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on one of this machine."""
     gpus_per_task: float = 0.0
-    """With ray: share of a GPU for each training, 0.25 say; more than 0 trains on CUDA."""
+    """With --engine ray: GPUs for each training, 0.25 for four on one GPU; 0 trains on the CPU."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """What to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
     precision: Precision = "float32"
-    """bf16: of the training steps' forward passes; tf32: of every product on CUDA, evaluation too."""
+    """Arithmetic: float32; bf16 in training steps' forward passes; tf32 in all products on CUDA, evaluation too."""
     timeout: float | None = None
-    """Seconds after which no further trial is started."""
+    """Seconds after which no further trial begins; default: no limit."""
     store_timeout: float = TIMEOUT_SECONDS
-    """Seconds for which a store that does not answer is waited for."""
+    """Seconds to wait for a store that does not answer, before giving up."""
     dry_run: bool = False
-    """Only say what is done and what would run."""
+    """Only say what is done and what would run; change nothing."""
     reap: bool = False
-    """First end what dead processes left RUNNING in the store, and delete runs of trials that were not logged whole."""
+    """First tidy the store: end runs of processes that died, delete those of trials that were not logged whole."""
     json: Path | None = None
-    """Write the result to this file."""
+    """Also write the result to this file, as JSON."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_range("--trials", self.trials, 1)
