@@ -368,6 +368,8 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
+    from sweeps import cells
+
     train_arm = cells.train_arm
 
     def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
@@ -400,6 +402,8 @@ def test_a_cell_that_failed_otherwise_is_run_again(
         raise MemoryError("too little")
 
     arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
+    from sweeps import cells
+
     monkeypatch.setattr(cells, "train_arm", fail)
     status, result = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
