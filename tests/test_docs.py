@@ -1,0 +1,108 @@
+"""README and docs/: what they point to is there, the commands they show have these flags, the layout is the code's."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+from collections import Counter
+
+import pytest
+from test_architecture import MODULES, OURS, ROOT
+from test_help import COMMANDS, settings_of
+
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+# Only the flags of such commands are looked at: something stands for something else (`...`, RUN_ID, HOST, FILE), or
+# they need what may not be installed.
+PLACEHOLDER = re.compile(r"\.\.\.|\b[A-Z]{2,}(_[A-Z]+)*\b")
+EXTRA = re.compile(r"--engine ray|--dashboard|postgresql://")
+
+
+def commands(text: str) -> list[str]:
+    """Every `python -m OURS.module ...` in code, to its end: inline (across lines) or a line of a block."""
+    blocks = re.findall(r"^ *```.*?^ *```", text, re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        text = text.replace(block, "")
+    joined = [line for block in blocks for line in block.replace("\\\n", " ").replace("&&\n", "&& ").splitlines()]
+    snippets = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)] + joined
+    found = []
+    for snippet in snippets:
+        for part in re.split(r"&&|\|", re.sub(r"\s#.*", "", snippet)):
+            if begin := re.search(rf"python -m ({'|'.join(OURS)})\.\w+", part):
+                found.append(" ".join(part[begin.start() :].split()))
+    return found
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_are_there(page: str) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page].read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (PAGES[page].parent / file).resolve() if file else PAGES[page]
+        assert there.exists(), target
+        if anchor:
+            assert anchor in {slug(line.lstrip("# ")) for line in there.read_text().splitlines() if line[:1] == "#"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_shown_parse(page: str) -> None:
+    """Each flag is one of the command's, and where nothing stands for something else its value is allowed, too."""
+    import tyro
+
+    for shown in commands(PAGES[page].read_text()):
+        module, *arguments = shlex.split(shown.removeprefix("python -m "))
+        if module.rstrip(":") not in COMMANDS:  # `tuning.search:` in the layout
+            assert module in MODULES, shown
+            continue
+        if module.endswith(":"):
+            continue
+        settings = settings_of(module)
+        flags = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(settings)} | {"--help"}
+        assert {word for word in arguments if word.startswith("--")} <= flags, shown
+        if PLACEHOLDER.search(shown) or EXTRA.search(shown) or "--help" in arguments:
+            continue
+        if module == "sweeps.transfer" and not arguments:  # the command's name, and not how it is called
+            continue
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                tyro.cli(settings, args=arguments)
+        except SystemExit:
+            pytest.fail(f"{shown}\n{said.getvalue()}")
+
+
+def test_the_commands_are_found() -> None:
+    text = "so `python -m sweeps.report\n--vs A`:\n```\n"
+    text += "python -m tuning.search \\\n  --trials 3 && python -m sweeps.transfer  # b\n```"
+    assert commands(text) == [
+        "python -m sweeps.report --vs A",
+        "python -m tuning.search --trials 3",
+        "python -m sweeps.transfer",
+    ]
+    assert sum(len(commands(page.read_text())) for page in PAGES.values()) > 30
+
+
+def layout(text: str) -> list[str]:
+    """Module names of the tree in docs/contributing.md, in the order of their lines."""
+    (tree,) = re.findall(r"^## Where things are\n+```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names, package = [], ""
+    for line in tree.splitlines():
+        if folder := re.match(r"([\w.]+)/", line):
+            package = folder[1]
+        elif (file := re.match(r"  (\w+)\.py +\S", line)) and package in OURS:
+            names.append(f"{package}.{file[1]}")
+    return names
+
+
+def test_the_layout_lists_every_module_once() -> None:
+    names = Counter(layout(PAGES["docs/contributing.md"].read_text()))
+    assert names == Counter(name for name, path in MODULES.items() if path.read_text())
