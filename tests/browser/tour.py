@@ -2,7 +2,7 @@
 
     python tests/browser/tour.py --pictures docs/results      # of the checkout's store: the README's pictures
 
-`test_ui.py` takes the same tour through a small store. A page that lacks what it should show raises AssertionError.
+`test_browser.py` takes the same tour through a small store. A page that lacks what it should show raises AssertionError.
 """
 
 import argparse
