@@ -181,8 +181,10 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """`about 3 min 05 s`; less than a look at the clock is worth is `a few seconds`."""
-    return "a few seconds" if seconds < FEW_SECONDS else f"about {duration(seconds)}"
+    """`about 3 min 05 s`, `about 56 min`; less than a look at the clock is worth is `a few seconds`."""
+    if seconds < FEW_SECONDS:
+        return "a few seconds"
+    return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
 
 
 def counted(n: int, what: str) -> str:
