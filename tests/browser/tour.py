@@ -2,7 +2,7 @@
 
     python tests/browser/tour.py --pictures docs/results      # of the checkout's store: the README's pictures
 
-`test_browser.py` takes the same tour through a small store. A page that lacks what it should show raises AssertionError.
+`test_browser.py` takes the same tour of a small store. A page that lacks what it should show raises AssertionError.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from pathlib import Path
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from fmnist_transfer import ui
+from fmnist_transfer.local_server import free_port
 from fmnist_transfer.registry import best_version
-from fmnist_transfer.show import free_port, mlflow_server
+from fmnist_transfer.show import mlflow_server
 from fmnist_transfer.tracking import Store, open_store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -86,7 +87,7 @@ def browsing(store: Store, pictures: Path | None = None) -> Iterator[Visit]:
     """A headless browser at a server of its own on the store."""
     port = free_port(5_600)
     with mlflow_server(store, port) as server, sync_playwright() as playwright:
-        server.wait_ready()
+        server.wait_ready(lambda: False)
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
         with playwright.chromium.launch(executable_path=find_browser(), args=sandbox) as browser:
             page = browser.new_page(viewport=SIZE)

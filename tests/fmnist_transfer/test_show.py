@@ -17,9 +17,10 @@ import psutil
 import pytest
 from faults.proving import is_alive
 
-from fmnist_transfer import show, tracking
+from fmnist_transfer import local_server, show, tracking
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.show import LocalServer, ShowSettings, free_port, main, pages, served, started
+from fmnist_transfer.local_server import LocalServer, free_port, served, started
+from fmnist_transfer.show import ShowSettings, main, pages
 from fmnist_transfer.tracking import Store
 from fmnist_transfer.ui import TRANSFER, TUNING, curves_page, experiment_page, run_page
 
@@ -143,7 +144,7 @@ def test_of_a_store_with_a_server_only_the_addresses_are_said(
     run_id = sweep(store)
     object.__setattr__(store, "uri", "https://me:secret@example.org/mlflow/")
     monkeypatch.setattr(tracking, "open_store", lambda uri: store)
-    monkeypatch.setattr(show.subprocess, "Popen", None)  # nothing is started
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
     assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
     out = capsys.readouterr().out
     experiment_id = store.experiment(TRANSFER)
@@ -196,7 +197,7 @@ def test_a_port_that_is_lost_while_the_server_starts(monkeypatch: pytest.MonkeyP
     with answering(port, "another's") as other, contextlib.ExitStack() as stack:
         other.wait_ready(lambda: False)
         ports = iter([port])
-        monkeypatch.setattr(show, "free_port", lambda first: next(ports, None) or free_port(first))
+        monkeypatch.setattr(local_server, "free_port", lambda first: next(ports, None) or free_port(first))
         server = started(stack, answering, port, lambda: False)
         assert server.port > port
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(server.address, timeout=10) as response:
@@ -206,7 +207,7 @@ def test_a_port_that_is_lost_while_the_server_starts(monkeypatch: pytest.MonkeyP
 
 
 def test_a_server_that_will_not_end_is_killed_with_those_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "END_SECONDS", 0.5)
+    monkeypatch.setattr(local_server, "END_SECONDS", 0.5)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     child = f"[sys.executable, '-c', {deaf + 'import time; print(1, flush=True); time.sleep(600)'!r}]"
     code = f"import subprocess, sys, time; {deaf}subprocess.Popen({child}); time.sleep(600)"
