@@ -9,6 +9,7 @@ nothing else: nothing from a registry is ever unpickled, imported or run.
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 from safetensors import SafetensorError
 
+from fmnist_transfer.console import warn
 from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.database import file_path, masked
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.model import CNN2, IMAGE_SIZE, CNN2Spec, check_fit, n_parameters, weights_digest
+from fmnist_transfer.patience import reason
 from fmnist_transfer.recipe import Recipe
 from fmnist_transfer.split import Split, digits
 from fmnist_transfer.spool import Ending
@@ -46,6 +49,7 @@ SWEEP_TAG = "sweep."  # + run id: a tag of a version, the name of a sweep that s
 DESCRIPTION_LENGTH = 5_000  # characters, which MLflow's registry holds
 MORE_LENGTH = 60  # of them for the last line
 SWEEPS_HEAD = "\n\nSweeps that start from it:"
+SWEEPS_LINE = re.compile(r"- \[.*\]\(#/experiments/\S+\), run `\w+`|- and \d+ more, which the tags name")
 MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
 
 
@@ -175,23 +179,34 @@ def note_sweep(store: Store, reference: Reference, run_id: str, name: str) -> No
     store.client.log_inputs(run_id, models=[LoggedModelInput(reference.model_id)])
     if reference.version is None:
         return
-    store.client.set_model_version_tag(*reference.version, f"{SWEEP_TAG}{run_id}", name)
-    version = store.client.get_model_version(*reference.version)
-    own = (version.description or "").partition(SWEEPS_HEAD)[0]
-    experiment_id = store.experiment(TRANSFER)
-    others = sorted(key.removeprefix(SWEEP_TAG) for key in version.tags if key.startswith(SWEEP_TAG))
-    text, n_left_out = f"{own}{SWEEPS_HEAD}\n", 0
-    for one in sorted(others, key=lambda other: other != run_id):  # this one first
+    try:
+        store.client.set_model_version_tag(*reference.version, f"{SWEEP_TAG}{run_id}", name)
+        version = store.client.get_model_version(*reference.version)
+        if text := _with_sweeps(version, store.experiment(TRANSFER), run_id):
+            store.client.update_model_version(*reference.version, description=text)
+    except MlflowException as error:  # this user may only read the model, say, which is all that a sweep needs
+        warn(f"{reference.pinned} cannot name this sweep among those that start from it: {reason(error)}")
+
+
+def _with_sweeps(version: ModelVersion, experiment_id: str, run_id: str) -> str:
+    """The version's description with a list of its sweeps, `run_id` first; empty if a user's own text leaves no room.
+
+    What a user wrote above or below the list stays.
+    """
+    above, _, below = (version.description or "").partition(SWEEPS_HEAD)
+    own = "\n".join(line for line in below.splitlines() if not SWEEPS_LINE.fullmatch(line)).strip()
+    own = f"\n\n{own}" if own else ""
+    sweeps = sorted(key.removeprefix(SWEEP_TAG) for key in version.tags if key.startswith(SWEEP_TAG))
+    text, n_left_out = f"{above}{SWEEPS_HEAD}\n", 0
+    for one in sorted(sweeps, key=lambda other: other != run_id):
         line = f"\n- [{version.tags[SWEEP_TAG + one]}]({run_page(experiment_id, one)}), run `{one}`"
-        if len(text) + len(line) + MORE_LENGTH > DESCRIPTION_LENGTH:
+        if len(text) + len(line) + MORE_LENGTH + len(own) > DESCRIPTION_LENGTH:
             n_left_out += 1
         else:
             text += line
-    if n_left_out == len(others):  # a user's own text fills it
-        return
-    if n_left_out:
-        text += f"\n- and {n_left_out} more, which the tags name"
-    store.client.update_model_version(*reference.version, description=text)
+    if n_left_out == len(sweeps):
+        return ""
+    return text + (f"\n- and {n_left_out} more, which the tags name" if n_left_out else "") + own
 
 
 def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:

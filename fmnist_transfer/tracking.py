@@ -121,11 +121,17 @@ class Store:
         experiment_id = str(self._known_experiment(name))
         if name not in self._described:
             self._described.add(name)
-            there = self.client.get_experiment(experiment_id).tags
-            for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
-                if key not in there:  # what the user has changed stays
-                    self.client.set_experiment_tag(experiment_id, key, text)
+            self._describe_experiment(name, experiment_id)
         return experiment_id
+
+    def _describe_experiment(self, name: str, experiment_id: str) -> None:
+        """Set those of its tags that are not there; what the user has changed stays."""
+        there = self.client.get_experiment(experiment_id).tags
+        for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
+            if key not in there:
+                # Another command set it between MLflow's look and its insert, or this user may only read.
+                with contextlib.suppress(MlflowException):
+                    self.client.set_experiment_tag(experiment_id, key, text)
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (found := self.client.get_experiment_by_name(name)):

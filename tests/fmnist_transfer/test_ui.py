@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, unquote
 
 import pytest
 from faults.proving import register_model, small_model
+from mlflow.exceptions import MlflowException
 
 from fmnist_transfer import registry, ui
 from fmnist_transfer.registry import SWEEPS_HEAD, note_sweep, resolve
@@ -84,6 +85,19 @@ def test_what_a_user_changes_of_an_experiment_stays(store: Store) -> None:
     assert f"{VIEW}{ui.MEANS}" in tags  # an experiment of before gets what there is by now
 
 
+def test_another_command_describes_the_experiment_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both see no tag, and one inserts it first: the other goes on."""
+    set_tag = type(store.once).set_experiment_tag
+
+    def lose(*arguments: Any) -> None:
+        set_tag(*arguments)
+        raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: experiment_tags.key")
+
+    monkeypatch.setattr(type(store.once), "set_experiment_tag", lose)
+    experiment_id = store.experiment(TRANSFER)
+    assert {KIND, NOTE} <= set(store.client.get_experiment(experiment_id).tags)
+
+
 def test_a_runs_description_is_refreshed_until_a_user_writes_one(store: Store) -> None:
     run_id = store.start(TRANSFER, "sweep")
 
@@ -146,6 +160,31 @@ def test_a_version_names_each_sweep_once(model_store: Store) -> None:
     assert [model.model_id for model in store.client.get_run(other).inputs.model_inputs] == [
         resolve(store, "models:/cnn2/1").model_id
     ]
+
+
+def test_what_a_user_writes_below_a_versions_sweeps_stays(model_store: Store) -> None:
+    one = _sweep(model_store)
+    listed = _description(model_store)
+    mine = "I doubt the last one.\n\n- [my page](https://example.org)"
+    model_store.client.update_model_version("cnn2", "1", description=f"{listed}\n\n{mine}")
+    for _ in range(2):
+        other = _sweep(model_store)
+    text = _description(model_store)
+    assert text.endswith(f"\n\n{mine}")
+    assert [text.count(run_id) for run_id in (one, other)] == [2, 2]  # link and id, once each
+    assert text.count("I doubt") == 1
+
+
+def test_a_version_that_may_only_be_read_stops_no_sweep(
+    model_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("Permission denied", 3)
+
+    monkeypatch.setattr(type(model_store.once), "set_model_version_tag", refuse)
+    _sweep(model_store)
+    said = "note: models:/cnn2/1 cannot name this sweep among those that start from it: Permission denied"
+    assert said in capsys.readouterr().err
 
 
 def test_a_version_with_many_sweeps_names_the_last_and_stays_within_its_limit(
