@@ -43,14 +43,14 @@ class LocalServer:
         deadline = time.monotonic() + START_SECONDS
         while not is_stopped():
             self.check_alive()
-            if self._listens():  # or another program's answer would be taken for its own
+            if self.listens():  # or another program's answer would be taken for its own
                 with contextlib.suppress(OSError, http.client.HTTPException), direct.open(self.address, timeout=1):
                     return
             if time.monotonic() > deadline:
                 raise StoreError(f"{self.address} does not answer within {START_SECONDS:.0f} s; try again")
             time.sleep(0.1)
 
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
         """Whether the port is its own, or that of a process that it has started."""
         with contextlib.suppress(psutil.Error):
             leader = psutil.Process(self.process.pid)
@@ -105,7 +105,7 @@ def started(
             try:
                 server.wait_ready(is_stopped)
             except StoreError:
-                if is_free(port):
+                if is_free(port) or server.listens():
                     raise
                 first_port = port + 1  # another program took it meanwhile
                 continue
