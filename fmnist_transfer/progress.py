@@ -12,6 +12,7 @@ from typing import Any
 from fmnist_transfer.console import about, duration
 
 LINE_SECONDS = 30.0  # at least, between two plain lines
+BAR_WIDTH = 16  # characters: beside it 80 columns hold how much is done and what is left
 
 
 class Progress:
@@ -102,10 +103,14 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        rest = Column(no_wrap=True, ratio=1)  # on a narrow terminal the text is cut, and not the bar
         self._progress = RichProgress(
-            *(TextColumn(what, markup=False), BarColumn(), TextColumn("{task.fields[text]}", markup=False)),
+            *(TextColumn(what, markup=False, table_column=Column(no_wrap=True)), BarColumn(BAR_WIDTH)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=rest),
             console=Console(stderr=True, highlight=False),
+            expand=True,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # what goes to a file still does
         )

@@ -144,6 +144,11 @@ def test_on_a_terminal_a_bar_is_drawn() -> None:
     assert out == "a result\n"  # what goes to a file is not drawn on the terminal
 
 
+def test_a_narrow_terminal_cuts_the_text_and_not_the_bar() -> None:
+    shown, _ = on_a_terminal(DRAWN.replace("epoch 1/2", "epoch 1/2" * 9), COLUMNS="70")
+    assert re.search(r"cells ━+\S* +0 of 2 after 0 s, a few seconds left; .*…", COLOUR.sub("", shown))
+
+
 def test_no_color_is_heeded() -> None:
     shown, _ = on_a_terminal(DRAWN, NO_COLOR="1")
     assert "1 of 2 after 0 s" in shown
