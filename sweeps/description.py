@@ -30,7 +30,10 @@ def judged(store: Store, findings: Findings) -> str:
     source, _, target = findings.sweep.params.get("split", "?/?").partition("/")
     claims = named(CLAIMS, findings.claims)
     short = "; ".join(f"{text}: **{one.verdict}**" for text, one in claims)
-    curves = f"[the curves, compared]({curves_page(experiment_id, run_id)})"
+    n_missing, n = len(findings.missing), len(findings.sweep.rows)
+    missing = f" **{n_missing} of {n} cells are missing.**" if n_missing else ""
+    has_curves = store.find(TRANSFER, role="curve", parent=run_id)  # they are made when the sweep ends
+    curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
     report = f"[the report]({run_page(experiment_id, run_id, f'{FOLDER}/report.html')})"
     lines = [
         f"- {text}: **{one.verdict}** ({one.reason})" + (f"; {effect}" if (effect := effect_of(one)) else "")
@@ -38,8 +41,8 @@ def judged(store: Store, findings: Findings) -> str:
     ]
     return "\n\n".join(
         [
-            f"{_question(source, target)} What the original report claims: {short}.",
-            f"Look at: {curves} · {report} · {_tables(experiment_id)}",
+            f"{_question(source, target)} What the original report claims: {short}.{missing}",
+            f"Look at: {curves}{report} · {_tables(experiment_id)}",
             picture(run_id, f"{FOLDER}/inline.png", "losses against the share of the target's training images"),
             "\n".join(lines),
             "Effects are random minus pretrained: a loss above 0 means that pretraining helps. With more replicates "

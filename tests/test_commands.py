@@ -389,6 +389,8 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
     run = project.store.client.get_run(by_percent[20]["run_id"])
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "Diverged: training loss is nan at epoch 1, step 3")
     assert "pretrained 020% r0 failed: Diverged" in capsys.readouterr().out
+    described = project.store.client.get_run(result["sweep_run_id"]).data.tags[NOTE]
+    assert "**2 of 4 cells are missing.**" in described
     monkeypatch.undo()
     status, again = project.sweep(*arguments)
     assert (status, again["cells"]) == (1, result["cells"])

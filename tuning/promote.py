@@ -60,12 +60,13 @@ def register_winner(
     model = TrainedModel(spec, winner.candidate.recipe, split, state, facts)
     sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
     experiment_id = store.experiment(TUNING)
-    trial = str(winner.candidate.trial)
-    made = store.find(TUNING, role="trial", parent=run_id, trial=trial) if winner.candidate.trial is not None else []
+    made = []
+    if winner.candidate.trial is not None:  # a run whose logging was cut off has the same trial and times
+        made = store.find(TUNING, status="FINISHED", role="trial", parent=run_id, trial=str(winner.candidate.trial))
     origin = [f"[{run.info.run_name}]({run_page(experiment_id, run.info.run_id)})" for run in made[:1]]
     description = (
-        f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}: the configuration of "
-        f"{''.join(origin) or winner.candidate.name} of [{facts['study']}]({run_page(experiment_id, run_id)}). "
+        f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}; configuration: "
+        f"{''.join(origin) or winner.candidate.name}, run [{facts['study']}]({run_page(experiment_id, run_id)}). "
         f"Validation accuracy {winner.mean:.2%}{sd} over {counted(len(winner.val_accuracies), 'fresh seed')}; "
         f"[this network]({run_page(experiment_id, winner.run_id)}), the first of them, has test accuracy "
         f"{winner.test_accuracy:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "

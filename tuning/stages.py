@@ -158,7 +158,8 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
     settings, store, study_name = context.settings, context.store, study.study_name
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
     with store.ending(log.run_id, log.lease.is_owner):
-        store.describe(log.run_id, description.of_search(context, log.run_id))
+        n_wanted = max(settings.trials, len(finished(study)))
+        store.describe(log.run_id, description.of_search(context, log.run_id, n_wanted))
         store.log_data(log.run_id, context.half, "source")
         print_pairs(f"Search for CNN2 on classes {digits(context.split.source)}", outline(context, study))
         if settings.reap:
@@ -199,7 +200,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
             name=f"cnn2{context.split.suffix}",
             n_seeds=settings.retrain_seeds,
         )
-        store.describe(log.run_id, description.of_search(context, log.run_id, result))
+        store.describe(log.run_id, description.of_search(context, log.run_id, len(trials), result))
     n_failed = n["FAIL"] - n_failed_before + result["n_failed"]
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
