@@ -9,7 +9,7 @@ import torch
 
 from fmnist_transfer.data import Examples
 from fmnist_transfer.model import IMAGE_SIZE, CNN2Spec, fresh_network
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import Diverged, fit, prepare_process
 
@@ -23,7 +23,7 @@ def training_passes(recipe: Recipe, n_train: int, n_val: int, steps_per_epoch: i
     return STEP_PASSES * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
 
 
-def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str) -> float | None:
+def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str, precision: Precision = "float32") -> float | None:
     """Measured on this machine's CPU, on one thread, in a fraction of a second.
 
     None for another device, and for a recipe that diverges at once: of that its trainings will tell.
@@ -39,8 +39,8 @@ def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str) -> float | Non
     noise = Examples(images, torch.arange(n) % spec.n_classes)
     few = noise.first(recipe.batch_size)
     try:
-        fit(network, few, few, one_epoch, streams, steps_per_epoch=WARM_UP_STEPS)
-        timed = fit(network, noise, few, one_epoch, streams).final
+        fit(network, few, few, one_epoch, streams, steps_per_epoch=WARM_UP_STEPS, precision=precision)
+        timed = fit(network, noise, few, one_epoch, streams, precision=precision).final
     except Diverged:
         return None
     return timed.train_seconds / (STEP_PASSES * n)

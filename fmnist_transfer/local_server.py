@@ -116,7 +116,7 @@ def started(
 def free_port(first: int) -> int:
     """The first port from `first` on that nothing listens on. Raises UsageError."""
     if (found := next(filter(is_free, range(first, min(first + 100, 65_536))), None)) is None:
-        raise UsageError(f"--port {first}: it and those after it are taken; give another one")
+        raise UsageError(f"no port is free from {first} on; give another --port")
     return found
 
 

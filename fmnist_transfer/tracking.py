@@ -109,8 +109,12 @@ class Store:
     @property
     def show_command(self) -> str:
         """What the user runs to see the store in a browser."""
-        given = f" --tracking-uri {shlex.quote(masked(self.uri))}" if self.is_asked_for else ""
-        return f"python -m fmnist_transfer.show{given}"
+        command = "python -m fmnist_transfer.show"
+        if not self.is_asked_for:
+            return command
+        if masked(self.uri) != self.uri:
+            return f"MLFLOW_TRACKING_URI=... {command}"  # with the password, which is not printed
+        return f"{command} --tracking-uri {shlex.quote(self.uri)}"
 
     def experiment(self, name: str) -> str:
         """Id of the experiment, created if it is not there, with what the UI shows of it."""

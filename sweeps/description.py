@@ -14,13 +14,12 @@ INLINE = "losses"  # which of the report's figures
 FOLDER = "report"
 
 
-def begun(store: Store, run_id: str, split: Split) -> str:
+def begun(store: Store, split: Split) -> str:
     """Of a sweep that is under way, or was stopped."""
     experiment_id = store.experiment(TRANSFER)
     return (
         f"{_question(digits(split.source), digits(split.target))} **Not finished yet**; what is there is in `figures/` "
-        f"and `results.csv` of [its artifacts]({run_page(experiment_id, run_id, 'figures/overview.png')}).\n\n"
-        f"Look at: {_tables(experiment_id)}"
+        f"and `results.csv` among its artifacts.\n\nLook at: {_tables(experiment_id)}"
     )
 
 

@@ -21,6 +21,7 @@ CURVES = {  # the UI's charts have a section for each prefix: first the original
     "more/best_val_loss": "best/val_loss",
     "more/test_accuracy": "test/accuracy",
 }
+MOST_INITS_BESIDE = 3  # for which all scores fit beside each other
 SUMMARY = {  # title -> score, digits, unit
     "training loss": ("final/train_loss", 4, 1),
     "validation loss": ("final/val_loss", 4, 1),
@@ -97,12 +98,14 @@ def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
 def print_summary(rows: Sequence[Row]) -> None:
     """Means over replicates, a line for each fraction."""
     inits = list(dict.fromkeys(row.cell.init for row in rows))
-    lines = []
-    for percent in finished_percents(rows):
-        line = [str(percent)]
-        for score, n_digits, unit in SUMMARY.values():
-            values = [unit * by_replicate(rows, init, score, [percent]) for init in inits]
-            line += ["-" if np.isnan(v).all() else f"{np.nanmean(v):.{n_digits}f}" for v in values]
-        lines.append(line)
     say_heading("Means over replicates, final epoch")
-    print_table(["percent", *inits * len(SUMMARY)], lines, dict.fromkeys(SUMMARY, len(inits)))
+    beside = [list(SUMMARY)] if len(inits) <= MOST_INITS_BESIDE else [[title] for title in SUMMARY]
+    for titles in beside:
+        lines = []
+        for percent in finished_percents(rows):
+            line = [str(percent)]
+            for score, n_digits, unit in (SUMMARY[title] for title in titles):
+                values = [unit * by_replicate(rows, init, score, [percent]) for init in inits]
+                line += ["-" if np.isnan(v).all() else f"{np.nanmean(v):.{n_digits}f}" for v in values]
+            lines.append(line)
+        print_table(["percent", *inits * len(titles)], lines, dict.fromkeys(titles, len(inits)))

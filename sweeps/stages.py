@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fmnist_transfer.console import Stopwatch, about, counted, print_pairs, say, say_heading
+from fmnist_transfer.console import Stopwatch, counted, print_pairs, say, say_heading
 from fmnist_transfer.data import default_data_dir, load_half, n_train
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.forecast import seconds_per_pass
 from fmnist_transfer.lease import own_or_help
 from fmnist_transfer.ownership import Owner, owning
 from fmnist_transfer.parallel import Workers
 from fmnist_transfer.registry import Reference, TrainedModel, note_sweep
 from fmnist_transfer.stopping import StopSignal
 from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER
-from sweeps.cells import CellPlan, passes
+from fmnist_transfer.ui import NOTE, TRANSFER
+from sweeps.cells import CellPlan
 from sweeps.description import begun
 from sweeps.grid import Cell, Grid
 from sweeps.ledger import Ledger, identity_key
 from sweeps.logged import add_grid, asked_cells, read_sweep
+from sweeps.outline import outline, say_forecast
 from sweeps.page import CLAIMS_HEAD, claims_text
 from sweeps.picture import Picture, log_curves, print_plan, print_summary
 from sweeps.pretraining import PretrainingPlan, source_networks
@@ -53,35 +53,6 @@ class SweepContext:
         """The cells with their numbers of training images."""
         return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
-    def outline(self, run_id: str) -> dict[str, str]:
-        """What is about to run."""
-        grid, recipe = self.grid, self.plan.recipe
-        inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
-        percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
-        if len(grid.percents) == 1:
-            percents = f"{grid.percents[0]} %"
-        budget = ", as many steps at each fraction" if self.plan.budget == "steps" else ""
-        workers = counted(self.workers.n, "worker")
-        own = ", a recipe of its own for each init" if self.settings.recipe == "tuned" else ""
-        return {
-            "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
-            "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
-            "on": f"{workers}, {self.plan.device}" if self.workers.engine == "local" else "Ray",
-            "run": run_id,
-        }
-
-    def say_forecast(self, todo: Mapping[Cell, int]) -> None:
-        """For how long; of a cluster, a stack or a GPU it is seen once the first cells are done."""
-        plan, head = self.plan, f"{counted(len(todo), 'cell')} to train"
-        per_pass = None
-        if self.workers.engine == "local" and not plan.stack:
-            per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device)
-        if per_pass is None:
-            say(f"{head}; the time left shows once the first are done")
-            return
-        total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
-        say(f"{head}: {about(per_pass * total / min(self.workers.n, len(todo)))}")
-
 
 def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
     """Own the sweep and do all of it; with `--join` help whoever owns it. Raises BusyError without."""
@@ -98,8 +69,7 @@ def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference:
             ledger = open_ledger()
             with ledger.lease.owned("sweep", should_stop):
                 ledger.open(tags)
-                note_sweep(store, reference, ledger.run_id, context.name)
-                return work(context, ledger)
+                return work(context, ledger, reference)
 
     def help_owner() -> None:
         ledger = open_ledger()
@@ -120,15 +90,11 @@ def sweep_or_help(context: SweepContext, identity: Mapping[str, Any], reference:
     return own_or_help(own, help_owner if context.settings.join else None, leave, is_finished)
 
 
-def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
+def work(context: SweepContext, ledger: Ledger, reference: Reference) -> dict[str, Any]:
     """Everything that is not done yet, by whoever owns the sweep."""
     settings, store, stopwatch = context.settings, context.store, context.stopwatch
-    store.log_data(ledger.run_id, context.plan.half, "target")
-    if settings.reap:
-        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
-        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
-    print_pairs(f"Sweep of {context.name}", context.outline(ledger.run_id))
     with store.ending(ledger.run_id, ledger.lease.is_owner):
+        _introduce(context, ledger, reference)
         if settings.pretrain_replicates:
             context = _with_sources(context, ledger.run_id)
         so_far = add_grid(store, ledger.run_id, context.grid)
@@ -136,7 +102,8 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
         if settings.recipe == "tuned":
             cells = tuned_cells(cells, _choose_recipes(context, ledger))
             shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
-        store.describe(ledger.run_id, begun(store, ledger.run_id, context.model.split))
+        if ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed):
+            store.describe(ledger.run_id, begun(store, context.model.split))
         picture = Picture(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
         _run(context, ledger, cells, picture.refresh)
         stopwatch.lap("cells")
@@ -155,9 +122,22 @@ def work(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
 
 
+def _introduce(context: SweepContext, ledger: Ledger, reference: Reference) -> None:
+    """What is done before anything is trained: the sweep's run gets its data, its model and a description."""
+    store, run_id = context.store, ledger.run_id
+    note_sweep(store, reference, run_id, context.name)
+    store.log_data(run_id, context.plan.half, "target")
+    if NOTE not in store.client.get_run(run_id).data.tags:
+        store.describe(run_id, begun(store, context.model.split))
+    if context.settings.reap:
+        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
+        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
+    print_pairs(f"Sweep of {context.name}", outline(context, run_id))
+
+
 def _help(context: SweepContext, ledger: Ledger) -> None:
     """Train cells that nobody else is at until all are done, and leave the rest to the sweep's owner."""
-    print_pairs(f"Helping with sweep {ledger.run_id}", context.outline(ledger.run_id))
+    print_pairs(f"Helping with sweep {ledger.run_id}", outline(context, ledger.run_id))
     cells = context.grid.cells()
     if context.settings.recipe == "tuned":
         cells = tuned_cells(cells, _choose_recipes(context, ledger))
@@ -187,7 +167,7 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     if n_there := len(images) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
-        context.say_forecast({cell: images[cell] for cell in todo})
+        say_forecast(context, {cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
     run_cells(
         ledger,

@@ -189,7 +189,8 @@ def _sweep(
     result = sweep_or_help(context, sweep_identity, reference)
     n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
     sources = n_more if settings.pretrain_replicates else 0  # each replicate needs one
-    more = command_line("sweeps.transfer", settings, replicates=n_more, pretrain_replicates=sources, json=None)
+    changes = {"model_uri": reference.pinned, "replicates": n_more, "pretrain_replicates": sources, "json": None}
+    more = command_line("sweeps.transfer", settings, **changes)
     print_pairs(
         "Look next",
         {

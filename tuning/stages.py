@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from fmnist_transfer.console import Stopwatch, about, counted, print_pairs, say
+from fmnist_transfer.console import Stopwatch, print_pairs, say
 from fmnist_transfer.data import Half
 from fmnist_transfer.errors import SAME_COMMAND, UserError
-from fmnist_transfer.forecast import seconds_per_pass, training_passes
 from fmnist_transfer.lease import own_or_help
 from fmnist_transfer.ownership import Owner, owning
 from fmnist_transfer.parallel import Workers
@@ -21,9 +20,10 @@ from fmnist_transfer.stopping import StopSignal
 from fmnist_transfer.tracking import Store
 from fmnist_transfer.ui import INLINE_DPI
 from tuning import description, promote
+from tuning.outline import outline
 from tuning.retraining import Candidate, RetrainingPlan, print_retrained, retrain
 from tuning.retraining_log import RetrainingLog
-from tuning.space import SPACE_VERSION, check_limit, first_trial, on_edge, suggest
+from tuning.space import SPACE_VERSION, check_limit, on_edge
 from tuning.storage import patient_storage
 from tuning.study import TrialPlan, find_study, finished, interrupt_dead, open_study, spec_and_recipe
 from tuning.study_log import PARENT, StudyLog
@@ -32,10 +32,6 @@ from tuning.trials import run_trials
 if TYPE_CHECKING:
     from tuning.fixed import FixedConfiguration
     from tuning.search import SearchSettings
-
-
-# Of the first, hand-made trial's seconds, what one takes on average: 54 of 79 s in a default search (10 of 24 pruned).
-TRIAL_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -117,33 +113,6 @@ def trial_plan(context: SearchContext, uri: str, study_name: str, *, is_owners: 
         is_owners,
         settings.trials,
     )
-
-
-def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
-    """What is about to run, and for about how long."""
-    settings, workers = context.settings, context.workers
-    limit = "" if settings.mflops_limit is None else f", networks of at most {settings.mflops_limit:g} MFLOPs an image"
-    n_done = len(finished(study))
-    n_open = max(0, settings.trials - n_done)
-    best = "the best" if settings.top == 1 else f"the best {settings.top}"
-    lines = {
-        "trials": f"{settings.trials} of up to {counted(settings.epochs, 'epoch')}{limit}"
-        + (f"; {n_done} done already" * bool(n_done)),
-        "then": f"{best} trained again, {counted(settings.retrain_seeds, 'seed')} each; the winner is registered",
-        "on": f"{counted(workers.n, 'worker')}, {context.device}" if workers.engine == "local" else "Ray",
-    }
-    if workers.engine != "local" or not n_open:
-        return lines
-    spec, recipe = suggest(
-        optuna.trial.FixedTrial(first_trial(settings.mflops_limit)),
-        epochs=settings.epochs,
-        max_mflops=settings.mflops_limit,
-    )
-    if (per_pass := seconds_per_pass(spec, recipe, context.device)) is not None:
-        one = per_pass * training_passes(recipe, len(context.half.train), len(context.half.val))
-        seconds = one * (TRIAL_SHARE * n_open + settings.top * settings.retrain_seeds) / workers.n
-        lines["takes"] = about(seconds)
-    return lines
 
 
 def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog | None, plan: TrialPlan) -> None:

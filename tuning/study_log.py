@@ -1,5 +1,6 @@
 """A study as MLflow runs: one parent for the study, one child for each finished trial, with its epoch curve."""
 
+import socket
 from typing import Any
 
 import optuna
@@ -92,7 +93,8 @@ class StudyLog:
             tags["optuna.pruned_step"] = len(epochs)
         tags |= {key: trial.user_attrs[key] for key in (REASON, HOST) if key in trial.user_attrs}
         name = f"trial {trial.number:03d}"
-        times = trial.datetime_start, trial.datetime_complete
+        is_here = trial.user_attrs.get(HOST, "") == socket.gethostname()  # another's clock may be of another time zone
+        times = (trial.datetime_start, trial.datetime_complete) if is_here else (None, None)
         start_ms, end_ms = (int(at.timestamp() * 1_000) if at else None for at in times)
         run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags, start_ms=start_ms)
         self._store.log_data(run_id, self._half, "source")
