@@ -353,6 +353,7 @@ def test_a_password_is_written_nowhere(site: Site, server: Server) -> None:
     assert [one.status for one in done[2:]] == [4, 4]
     for one in done:
         assert CANARY not in one.out + one.err
+    for one in done[1:]:  # the first has no reason to name the store
         assert "http://***@127.0.0.1" in one.out + one.err
     for file in site.folder.rglob("*"):
         assert not file.is_file() or CANARY.encode() not in file.read_bytes(), file
