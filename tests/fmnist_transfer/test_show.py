@@ -176,7 +176,7 @@ def answering(port: int, name: str = "ours") -> contextlib.AbstractContextManage
 
 def test_a_server_that_dies_at_once_says_why() -> None:
     port = any_port()
-    code = "import sys; print('first'); sys.exit('cannot open postgresql://me:secret@host/store')"
+    code = "import sys; print('first', flush=True); sys.exit('cannot open postgresql://me:secret@host/store')"
     with (
         pytest.raises(StoreError) as caught,
         contextlib.ExitStack() as stack,
