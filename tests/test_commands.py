@@ -248,6 +248,15 @@ def test_the_ui_is_told_what_there_is(project: Project) -> None:
     assert used.model_id == resolve(project.store, "models:/cnn2/1").model_id
 
 
+def test_a_search_too_small_for_figures_shows_none(store_path: Path, data_dir: Path) -> None:
+    project = Project(store_path, data_dir)
+    assert project.search("--trials", "2", "--top", "1")[0] == 0
+    (study,) = project.runs(TUNING, role="study")
+    assert "get-artifact" not in study.data.tags[NOTE]
+    for address in pages.addresses(study.data.tags[NOTE]):
+        pages.check(project.store, address)
+
+
 def test_every_column_of_a_view_is_filled(project: Project) -> None:
     project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
     for experiment, views in VIEWS.items():

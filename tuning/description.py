@@ -17,15 +17,20 @@ INLINE = "figures/history.png"  # which of the search's figures
 INLINE_COPY = "figures/inline.png"
 
 
-def of_search(context: "SearchContext", run_id: str, n_trials: int, result: dict[str, Any] | None = None) -> str:
-    """Of a search that is under way, or, with what it found, of a finished one; by then `n_trials` are those it had."""
+def of_search(context: "SearchContext", n_trials: int, result: dict[str, Any] | None = None, pictured: str = "") -> str:
+    """Of a search that is under way, or, with what it found, of a finished one.
+
+    Args:
+        n_trials: that it is to have, or that it had.
+        pictured: the run that has its picture, for which a few trials are too few.
+    """
     settings = context.settings
     limit = "of any size" if settings.mflops_limit is None else f"of at most {settings.mflops_limit:g} MFLOPs an image"
     what = (
         f"Search for a CNN {limit} on Fashion-MNIST classes {digits(context.split.source)}: "
         f"{counted(n_trials, 'trial')} of up to {counted(settings.epochs, 'epoch')}."
     )
-    shown = [picture(run_id, INLINE_COPY, "validation accuracy of each trial")] if result else []
+    shown = [picture(pictured, INLINE_COPY, "validation accuracy of each trial")] if pictured else []
     return "\n\n".join([f"{what} {_found(result)}", f"Look at: {_tables(context)}", *shown])
 
 

@@ -128,7 +128,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
     n_failed_before = sum(trial.state.name == "FAIL" for trial in finished(study))
     with store.ending(log.run_id, log.lease.is_owner):
         n_wanted = max(settings.trials, len(finished(study)))
-        store.describe(log.run_id, description.of_search(context, log.run_id, n_wanted))
+        store.describe(log.run_id, description.of_search(context, n_wanted))
         store.log_data(log.run_id, context.half, "source")
         print_pairs(f"Search for CNN2 on classes {digits(context.split.source)}", outline(context, study))
         if settings.reap:
@@ -155,10 +155,11 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
             say(f"note: the best trial lies on the edge of its range: {edge}")
         from tuning.figures import search_figures  # matplotlib: not before the first trial
 
-        for path, figure in search_figures(study).items():
+        figures = search_figures(study)
+        for path, figure in figures.items():
             store.log_figure(log.run_id, path, figure)
-            if path == description.INLINE:
-                store.log_figure(log.run_id, description.INLINE_COPY, figure, INLINE_DPI)
+        if description.INLINE in figures:
+            store.log_figure(log.run_id, description.INLINE_COPY, figures[description.INLINE], INLINE_DPI)
         context.stopwatch.lap("figures")
         candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
         result = register_best(
@@ -169,7 +170,8 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog, plan: Tria
             name=f"cnn2{context.split.suffix}",
             n_seeds=settings.retrain_seeds,
         )
-        store.describe(log.run_id, description.of_search(context, log.run_id, len(trials), result))
+        pictured = log.run_id if description.INLINE in figures else ""
+        store.describe(log.run_id, description.of_search(context, len(trials), result, pictured))
     n_failed = n["FAIL"] - n_failed_before + result["n_failed"]
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n_failed}
 
