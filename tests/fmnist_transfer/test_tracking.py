@@ -147,3 +147,14 @@ def test_user_information_is_masked() -> None:
     assert masked(text) == "cannot reach http://***@host/api nor 'postgresql://***@db'"
     assert masked("postgresql://db/x?user=me&password=canary&a=1") == "postgresql://db/x?user=me&password=***&a=1"
     assert short_name("http://me:secret@host") == short_name("http://host/") != short_name("http://host2")
+
+
+def test_opening_a_store_leaves_the_users_choice(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own call would make this store the default of the next one that is opened."""
+    for choice in ("sqlite:////elsewhere/mlflow.db", None):
+        if choice:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", choice)
+        else:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        assert open_store(str(store_path)).uri.endswith("/mlflow.db")
+        assert os.environ.get("MLFLOW_TRACKING_URI") == choice
