@@ -68,6 +68,12 @@ def default_folder() -> Path:
     return (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "mlruns"
 
 
+def study_uri(asked: str | None, folder: Path) -> str:
+    """Of the study database: what was asked for, a file's path too, else `optuna.db` in the tracking store's folder."""
+    uri = asked or str(folder / "optuna.db")
+    return uri if "://" in uri else sqlite_uri(Path(uri).absolute())
+
+
 def store_uri(asked: str | None) -> str:
     """The tracking store's URI: as asked for, else `MLFLOW_TRACKING_URI`, else sqlite under `mlruns/`.
 

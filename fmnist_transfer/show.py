@@ -16,11 +16,10 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_transfer.console import check_range, print_pairs, run_command, say, warn_of_password
-from fmnist_transfer.database import masked, sqlite_path, sqlite_uri, store_uri
+from fmnist_transfer.database import masked, sqlite_path, store_uri, study_uri
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.local_server import HOST, LocalServer, served, started
 from fmnist_transfer.stopping import SIGNALS
@@ -90,9 +89,7 @@ def mlflow_server(store: "Store", port: int) -> contextlib.AbstractContextManage
 
 def dashboard(storage: str | None, store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
     """Optuna's dashboard on the study database. Raises StoreError if there is none."""
-    uri = storage or sqlite_uri((store.folder / "optuna.db").absolute())
-    if "://" not in uri:
-        uri = sqlite_uri(Path(uri).absolute())
+    uri = study_uri(storage, store.folder)
     if (file := sqlite_path(uri)) is not None and not file.exists():
         raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
     return served([sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}, port)

@@ -8,10 +8,10 @@ from fmnist_transfer.tracking import Store
 from fmnist_transfer.ui import CELLS, MEANS, TRANSFER, curves_page, experiment_page, picture, run_page
 from sweeps.claims import CLAIMS
 from sweeps.findings import Findings
+from sweeps.report import INLINE_COPY, PAGE
 from sweeps.sections import effect_of, named
 
 INLINE = "losses"  # which of the report's figures
-FOLDER = "report"
 
 
 def begun(store: Store, split: Split) -> str:
@@ -33,7 +33,7 @@ def judged(store: Store, findings: Findings) -> str:
     missing = f" **{n_missing} of {n} cells are missing.**" if n_missing else ""
     has_curves = store.find(TRANSFER, role="curve", parent=run_id)  # they are made when the sweep ends
     curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
-    report = f"[the report]({run_page(experiment_id, run_id, f'{FOLDER}/report.html')})"
+    report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
     lines = [
         f"- {text}: **{one.verdict}** ({one.reason})" + (f"; {effect}" if (effect := effect_of(one)) else "")
         for text, one in claims
@@ -42,7 +42,7 @@ def judged(store: Store, findings: Findings) -> str:
         [
             f"{_question(source, target)} What the original report claims: {short}.{missing}",
             f"Look at: {curves}{report} · {_tables(experiment_id)}",
-            picture(run_id, f"{FOLDER}/inline.png", "losses against the share of the target's training images"),
+            picture(run_id, INLINE_COPY, "losses against the share of the target's training images"),
             "\n".join(lines),
             "Effects are random minus pretrained: a loss above 0 means that pretraining helps. With more replicates "
             "(`--replicates`, six or more for a verdict), fractions or inits the same command extends this sweep.",

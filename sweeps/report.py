@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.logged import LoggedSweep
 
 FOLDER = "report"  # of the artifacts of the sweep's parent run
+PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,15 @@ def main(settings: ReportSettings) -> int:
         say_heading("What was predicted before the first sweep")
         for name, one in findings.predictions.items():
             say(f"{name}: {one.verdict} ({one.reason})")
-        place = f"{FOLDER}/report.html among the artifacts of run {sweep.run_id}"
-        print_pairs("Look next", {"in a browser": store.show_command, "on paper": place})
+        print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})
         if settings.json:
             write_json(settings.json, findings.to_dict())
     return 0
+
+
+def place_of(run_id: str) -> str:
+    """Where the page is, in words."""
+    return f"{PAGE} among the artifacts of run {run_id}"
 
 
 def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]" = ()) -> "Findings":
@@ -91,10 +96,10 @@ def report(store: "Store", sweep: "LoggedSweep", others: "Sequence[LoggedSweep]"
         images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
         store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
         if name == INLINE:
-            store.log_figure(sweep.run_id, f"{FOLDER}/inline.png", figure, INLINE_DPI)
+            store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
     text = markdown_of(findings, captions)
     store.log_text(sweep.run_id, f"{FOLDER}/report.md", text)
-    store.log_text(sweep.run_id, f"{FOLDER}/report.html", html_of(text, images))
+    store.log_text(sweep.run_id, PAGE, html_of(text, images))
     store.log_text(sweep.run_id, f"{FOLDER}/report.csv", findings.to_csv())
     store.log_text(sweep.run_id, f"{FOLDER}/cells.csv", to_csv([*sweep.rows, *sweep.tuning_rows]))
     store.describe(sweep.run_id, judged(store, findings))

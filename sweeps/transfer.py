@@ -31,6 +31,7 @@ from fmnist_transfer.recipe import Precision, Recipe
 from fmnist_transfer.split import digits
 from fmnist_transfer.stopping import StopSignal
 from sweeps.grid import REPORTED, TUNING_REPLICATE, Grid, Init, by_fraction
+from sweeps.report import place_of
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _sweep(
         "Look next",
         {
             "in a browser": f"{store.show_command}  # curves, report, every run",
-            "on paper": f"report/report.html among the artifacts of run {result['sweep_run_id']}",
+            "on paper": place_of(result["sweep_run_id"]),
             "go on": f"{more}  # extends this sweep",
         },
     )

@@ -23,6 +23,7 @@ from fmnist_transfer.database import (
     open_server,
     sqlite_path,
     sqlite_uri,
+    study_uri,
 )
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.patience import Patience
@@ -42,9 +43,7 @@ SCHEMA = Schema(
 def storage_uri(asked: str | None, folder: Path, patience: Patience) -> str:
     """`--storage`, else `optuna.db` in `folder`; a sqlite file is created whole or not at all. Raises StoreError."""
     warn_of_password(asked, "a .pgpass file")
-    uri = asked or sqlite_uri((folder / "optuna.db").absolute())
-    if "://" not in uri:
-        uri = sqlite_uri(Path(uri).absolute())
+    uri = study_uri(asked, folder)
     if (database := sqlite_path(uri)) is not None:
         patience.call(open_file, database, SCHEMA, lambda path: _create(sqlite_uri(path)))
     elif uri.startswith(POSTGRESQL):
