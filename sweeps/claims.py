@@ -39,7 +39,7 @@ MAX_MULTIPLIER = 1.5  # of the effective data, up to which transfer is hardly ne
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a claim or a prediction."""
+    """What is said of a claim."""
 
     verdict: Answer
     reason: str

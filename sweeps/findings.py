@@ -1,4 +1,4 @@
-"""All that a report says, as plain data: claims, predictions, differences, effective data, controls, other sweeps.
+"""All that a report says, as plain data: claims, differences, effective data, controls, other sweeps.
 
 Logged sweeps in, one `Findings` out, which `page.py` puts into words and `figures.py` into pictures; `to_dict` is what
 `--json` writes, `to_csv` the same numbers as a table.
@@ -17,7 +17,6 @@ from sweeps.claims import Verdict, judge
 from sweeps.comparison import ACCURACY, BEST, SCALED, TRAIN, VAL, Comparison, compare
 from sweeps.grid import REPORTED, Init
 from sweeps.logged import LoggedSweep
-from sweeps.predictions import predict
 from sweeps.table import Row, by_replicate
 
 DIFFERENCES = {
@@ -97,7 +96,6 @@ class Findings:
 
     sweep: LoggedSweep
     claims: dict[str, Verdict]
-    predictions: dict[str, Verdict]
     differences: dict[str, tuple[Point, ...]]
     """Of pretrained and random."""
     family_p: dict[str, float]
@@ -147,7 +145,6 @@ class Findings:
             "sweep_run_id": self.sweep.run_id,
             "n_replicates": self.pair.n,
             "claims": {name: claim.to_dict() for name, claim in self.claims.items()},
-            "predictions": {name: one.to_dict() for name, one in self.predictions.items()},
             "crossover_percent": cross.percent if cross else None,
             "crossover": {
                 "percent": cross.percent if cross else None,
@@ -180,10 +177,9 @@ class Findings:
 
     def _lines(self) -> Iterator[tuple[str, str, int | None, tuple[float | None, ...], int, str]]:
         n = self.pair.n
-        for kind, verdicts in (("claim", self.claims), ("prediction", self.predictions)):
-            for name, one in verdicts.items():
-                interval = one.interval or (None, None)
-                yield f"{kind} {name}", "", one.percent, (one.effect, *interval, None), one.n_replicates, one.verdict
+        for name, one in self.claims.items():
+            interval = one.interval or (None, None)
+            yield f"claim {name}", "", one.percent, (one.effect, *interval, None), one.n_replicates, one.verdict
         of = "random - pretrained"
         for name, points in self.differences.items():
             for point in points:
@@ -224,7 +220,6 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     return Findings(
         sweep=sweep,
         claims=judge(pair),
-        predictions=predict(sweep, others),
         differences=differences,
         family_p={name: flip.family for name, flip in flips.items() if flip},
         inits=tuple(_init_lines(sweep)),

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.model import REFERENCE_SPEC
 from fmnist_transfer.lease import OWNER_PARAM
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.recipe import REFERENCE_RECIPE, Recipe
 from fmnist_transfer.tracking import Store
 from fmnist_transfer.ui import TRANSFER
 from sweeps.comparison import Comparison, compare
@@ -64,6 +65,13 @@ class LoggedSweep:
     @property
     def is_tuned(self) -> bool:
         return self.params.get("recipe_mode") == TUNED
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the sweep uses the original report's network, recipe and budget."""
+        wanted = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()} | {"budget": "epochs"}
+        same = all(self.params.get(key) == value for key, value in wanted.items())
+        return same and self.recipe == REFERENCE_RECIPE and not self.is_tuned
 
 
 def find_sweep(store: Store, asked: str) -> "Run":

@@ -64,9 +64,6 @@ def main(settings: ReportSettings) -> int:
         findings = report(store, sweep, others)
         say_heading(CLAIMS_HEAD)
         say(claims_text(findings))
-        say_heading("What was predicted before the first sweep")
-        for name, one in findings.predictions.items():
-            say(f"{name}: {one.verdict} ({one.reason})")
         print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})
         if settings.json:
             write_json(settings.json, findings.to_dict())

@@ -7,7 +7,6 @@ from sweeps.claims import CLAIMS, MAX_MULTIPLIER, Verdict
 from sweeps.comparison import ACCURACY_MARGIN, LOSS_MARGIN, VAL
 from sweeps.findings import DIAGNOSIS, Findings, Point, kind_of
 from sweeps.grid import PERTURB, PROBING_SHARE, SHRINK
-from sweeps.predictions import PREDICTIONS, is_reference
 from sweeps.statistics import MIN_REPLICATES
 from sweeps.tuned import PERCENTS as TUNED_PERCENTS
 from sweeps.tuned import is_on_edge
@@ -17,7 +16,7 @@ ACCURACIES = ("val_accuracy", "test_accuracy")  # of a diagnosis, in percent
 
 def sections(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     """Of the whole page, in order. figures: file -> caption."""
-    parts = [*_question(findings), *_claims(findings), *_predictions(findings)]
+    parts = [*_question(findings), *_claims(findings)]
     if figures:
         parts += ["## Figures", *(f"![{caption}]({path})\n\n*{caption}*" for path, caption in figures.items())]
     for section in (_differences, _crossover, _inits, _controls, _recipes, _beside, _protocol, _runs, _limits):
@@ -76,15 +75,6 @@ def _claims(findings: Findings) -> list[str]:
         ),
         _bullets(f"{text}: {one.observed}." for text, one in claims if one.observed),
     ]
-
-
-def _predictions(findings: Findings) -> list[str]:
-    rows = (
-        [name, PREDICTIONS[name], f"**{one.verdict}**", effect_of(one), one.reason, one.observed]
-        for name, one in findings.predictions.items()
-    )
-    header = ["", "prediction", "verdict", "effect [interval]", "why", "seen"]
-    return ["## The predictions written before the first sweep", _table(header, rows)]
 
 
 def _differences(findings: Findings) -> list[str]:
@@ -290,7 +280,7 @@ def _limits(findings: Findings) -> list[str]:
         limits.append(f"{_list(pair.left_out)} % are left out, for few replicates have them.")
     if pair.incomplete:
         limits.append(f"Replicates {_list(pair.incomplete)} are left out, for one of their cells is missing.")
-    if is_reference(sweep):
+    if sweep.is_reference:
         limits.append("The recipe is the original report's; nobody tuned it for either init here.")
     elif not sweep.is_tuned:
         limits.append("The recipe was tuned from random weights, which favours them; see `--recipe tuned`.")

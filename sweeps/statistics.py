@@ -185,17 +185,6 @@ def find_crossover(percents: Array, d: Array, seed: int = 0) -> Crossover:
     return Crossover(crossover(percents, d.mean(axis=0)), float(never), len(d))
 
 
-def share_moved_right(percents: Array, d: Array, other: Array, seed: int = 0) -> float:
-    """Share of resamples with a crossover of d in which that of `other` is further right, or beyond the range."""
-    moved = []
-    for sample in _resamples(np.stack([d, other], axis=1), seed):
-        means = sample.mean(axis=0)
-        one, two = (crossover(percents, mean) for mean in means)
-        if one is not None:  # none because random is better everywhere is a move to the left
-            moved.append(means[1][-1] > 0 if two is None else two > one)
-    return float(np.mean(moved)) if moved else 0.0
-
-
 def _resamples(d: Array, seed: int) -> list[Array]:
     rng = np.random.default_rng(seed)
     return [d[rng.integers(0, len(d), len(d))] for _ in range(N_BOOTSTRAP)]

@@ -172,7 +172,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     status, result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert status == 0
     assert set(result) == {
-        *("sweep_run_id", "model_uri", "split", "cells", "claims", "predictions", "missing", "recipes"),
+        *("sweep_run_id", "model_uri", "split", "cells", "claims", "missing", "recipes"),
         *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band", "family_p"),
         *("inits", "controls"),
         *("seconds", "stages", "first_step_seconds"),
@@ -471,7 +471,6 @@ def test_report_recomputes_everything_from_the_store(
         assert (claim["verdict"], claim["n_replicates"]) == ("cannot be told", 2)
         assert claim["interval"][0] <= claim["effect"] <= claim["interval"][1]
     assert result["claims"] == swept["claims"]
-    assert set(result["predictions"]) == {f"P{i}" for i in range(1, 8)}
     assert [point["percent"] for point in result["band"]["val_loss"]] == [20, 50, 100]
     assert len(result["effective_data"]) == 3
     assert "cannot be told (2 complete replicates, and 6 are the floor" in capsys.readouterr().out

@@ -11,13 +11,11 @@ import pytest
 
 COMMANDS = {
     "tuning.search": "SearchSettings",
-    "tuning.sampling": "SamplingSettings",
     "sweeps.transfer": "TransferSettings",
     "sweeps.report": "ReportSettings",
     "fmnist_transfer.show": "ShowSettings",
     "fmnist_transfer.repair": "RepairSettings",
     "fmnist_transfer.benchmark": "BenchmarkSettings",
-    "fmnist_transfer.scale": "ScaleSettings",
 }
 
 

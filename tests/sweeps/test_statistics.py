@@ -12,7 +12,6 @@ from sweeps.statistics import (
     equivalence_p,
     find_crossover,
     flip_test,
-    share_moved_right,
     simultaneous_band,
     t_interval,
 )
@@ -145,14 +144,6 @@ def test_crossover_by_chance_is_not() -> None:
     assert claimed <= 4
     few = find_crossover(percents, np.linspace(1, -1, 11) + rng.normal(0, 0.01, (5, 11)))
     assert (few.never, few.is_claimable) == (0.0, False)  # five replicates
-
-
-def test_a_crossover_that_moves_right() -> None:
-    percents = np.array([5.0, 20.0, 80.0])
-    d = np.array([1.0, 1.0, -1.0]) + np.random.default_rng(10).normal(0, 0.1, (8, 3))
-    assert share_moved_right(percents, d, d + 0.5) == 1.0
-    assert share_moved_right(percents, d, d + 5) == 1.0  # none any more
-    assert share_moved_right(percents, d, d - 0.5) == 0.0
 
 
 PERCENTS = np.array([5.0, 10.0, 20.0, 40.0, 80.0])
