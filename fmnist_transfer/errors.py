@@ -4,7 +4,22 @@ A `UserError` is printed as its message alone (no traceback without `--debug`). 
 which object, what survives, and what to do.
 """
 
+import errno
+import shutil
 import signal
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_problem(path: Path, error: OSError) -> str:
+    """`cannot write PATH: disk full (3 MB free)`, or what else the system says."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in FULL:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        reason = f"disk full ({shutil.disk_usage(there).free // 10**6} MB free)"
+    return f"cannot write {path}: {reason}"
+
 
 SAME_COMMAND = "run the same command to go on"  # in a message: which one, is printed below it
 

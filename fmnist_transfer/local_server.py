@@ -18,8 +18,8 @@ from typing import IO
 
 import psutil
 
-from fmnist_transfer.database import masked
 from fmnist_transfer.errors import StoreError, UsageError
+from fmnist_transfer.terminal.output import masked
 
 HOST = "127.0.0.1"
 START_SECONDS, END_SECONDS = 60.0, 10.0  # within which a server is to answer, and to end

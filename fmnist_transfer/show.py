@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fmnist_transfer.console import check_range, print_pairs, run_command, say, warn_of_password
-from fmnist_transfer.database import masked, sqlite_path, store_uri, study_uri
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.local_server import HOST, LocalServer, served, started
-from fmnist_transfer.stopping import SIGNALS
+from fmnist_transfer.store.places import sqlite_path, store_uri, study_uri
+from fmnist_transfer.terminal.command import check_range, run_command
+from fmnist_transfer.terminal.output import masked, print_pairs, say, warn_of_password
+from fmnist_transfer.workers.stop import SIGNALS
 
 if TYPE_CHECKING:
-    from fmnist_transfer.tracking import Store
+    from fmnist_transfer.store.runs import Store
+
 
 # A password in a database's URI is to be seen in no list of processes, so URIs pass through the environment.
 DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
@@ -77,7 +79,7 @@ def signals() -> Iterator[list[int]]:
 
 def mlflow_server(store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
     """MLflow's UI on the store, for this machine alone."""
-    from fmnist_transfer.repair import ARTIFACTS
+    from fmnist_transfer.store.places import ARTIFACTS
 
     hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default would take other names, too
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
@@ -97,21 +99,22 @@ def dashboard(storage: str | None, store: "Store", port: int) -> contextlib.Abst
 
 def pages(store: "Store", asked: str) -> dict[str, str]:
     """What there is to look at -> its address; the first is the one to open. Raises UserError for an unknown sweep."""
-    from fmnist_transfer.ui import TRANSFER, TUNING, curves_page, experiment_page, run_page
+    from fmnist_transfer.store.links import curves_page, experiment_page, run_page
+    from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 
     found: dict[str, str] = {}
-    sweeps = store.find(TRANSFER, role="sweep")
+    sweeps = store.find(TRANSFER, role=Role.SWEEP)
     if asked != "latest":
         sweeps = [run for run in sweeps if run.info.run_id == asked]
         if not sweeps:
             raise UsageError(f"--sweep {asked}: no sweep of this store; without the flag the latest is shown")
     if sweeps:
         experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
-        if store.find(TRANSFER, role="curve", parent=run_id):
+        if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
             found["the curves, compared"] = curves_page(experiment_id, run_id)
         found["the sweep, its answer"] = run_page(experiment_id, run_id)
         found["all sweeps"] = experiment_page(experiment_id)
-    if store.find(TUNING, role="study"):
+    if store.find(TUNING, role=Role.STUDY):
         found["searches"] = experiment_page(store.experiment(TUNING))
         found["models"] = "#/models"
     return found or {"an empty store": ""}
@@ -129,7 +132,7 @@ def main(settings: ShowSettings) -> int:
         raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
     warn_of_password(settings.storage, "a .pgpass file")
     say("Loading mlflow ...")
-    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.store.opening import open_store
 
     store = open_store(settings.tracking_uri)
     found = pages(store, settings.sweep)

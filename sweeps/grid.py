@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.training.recipe import Recipe
 
 Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
 INITS: tuple[Init, ...] = get_args(Init)
@@ -16,7 +16,7 @@ TUNING_REPLICATE = 1_000  # replicates from here on choose recipes and are not c
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
+class RecipeChange:
     """What a tuned cell trains by in place of the registered recipe's own values."""
 
     learning_rate: float
@@ -39,22 +39,22 @@ class Cell:
     percent: int
     init: Init
     replicate: int
-    setting: Setting | None = None
+    change: RecipeChange | None = None
     """None: the registered recipe as it is."""
 
     @property
     def name(self) -> str:
-        setting = "" if self.setting is None else f" {self.setting}"
-        return f"{self.init} {self.percent:03d}% r{self.replicate}{setting}"
+        change = "" if self.change is None else f" {self.change}"
+        return f"{self.init} {self.percent:03d}% r{self.replicate}{change}"
 
     @property
     def position(self) -> tuple[Any, ...]:
         """By which tables are sorted."""
-        return self.percent, self.init, self.replicate, dataclasses.astuple(self.setting) if self.setting else ()
+        return self.percent, self.init, self.replicate, dataclasses.astuple(self.change) if self.change else ()
 
     def recipe(self, registered: Recipe) -> Recipe:
         """What the cell trains by."""
-        return registered if self.setting is None else self.setting.applied_to(registered)
+        return registered if self.change is None else self.change.applied_to(registered)
 
 
 class Grid(NamedTuple):

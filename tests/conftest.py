@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 
 from fmnist_transfer import data, tracking
-from fmnist_transfer.training import prepare_process
+from fmnist_transfer.training.device import prepare_process
 
 prepare_process()
 

@@ -3,8 +3,8 @@
 import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import VIEW
+from fmnist_transfer.store.roles import VIEW
+from fmnist_transfer.store.runs import Store
 
 
 def addresses(markdown: str) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fmnist_transfer import data
-from fmnist_transfer.repair import repair
+from fmnist_transfer.store.moved_folder import repair
 
 PUBLISHED = data.FILES
 PER_CLASS = {"train": 60, "t10k": 20}

@@ -1,6 +1,7 @@
-"""The arrows between the packages, and that parsing flags imports nothing heavy."""
+"""The layers hold, no module is in a cycle, and parsing flags imports nothing heavy."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,158 +11,194 @@ import pytest
 import fmnist_transfer
 
 ROOT = Path(__file__).parents[1]
-ABOVE_TRAINING = ["tracking", "registry", "console", "parallel", "database", "patience", "spool", "ownership", "repair"]
-ABOVE_TRAINING += ["processes", "cluster", "ray_actor", "lease", "progress", "ui", "show"]
 OURS = ("fmnist_transfer", "tuning", "sweeps")
-MODULES = {
+LAYERS = [  # a module imports its own layer and earlier lines only
+    "fmnist_transfer.errors",
+    "fmnist_transfer.seeding",
+    "fmnist_transfer.identity",
+    "fmnist_transfer.data",
+    "fmnist_transfer.network",
+    "fmnist_transfer.terminal",
+    "fmnist_transfer.training",
+    "fmnist_transfer.workers",
+    "fmnist_transfer.store",
+    "fmnist_transfer.flags",
+    "fmnist_transfer.repair",
+    "fmnist_transfer.local_server",
+    "fmnist_transfer.show",
+    "fmnist_transfer.benchmark",
+    "tuning.settings",
+    "tuning.space",
+    "tuning.study",
+    "tuning.winner",
+    "tuning.figures",
+    "tuning.mlflow_text",
+    "tuning.without_search",
+    "tuning.steps",
+    "tuning.search",
+    "sweeps.grid",
+    "sweeps.rows",
+    "sweeps.settings",
+    "sweeps.training",
+    "sweeps.analysis",
+    "sweeps.results",
+    "sweeps.run_cells",
+    "sweeps.report",
+    "sweeps.steps",
+    "sweeps.transfer",
+]
+APART = {  # neither imports the other
+    ("tuning", "sweeps"),
+    ("fmnist_transfer.data", "fmnist_transfer.terminal"),
+    ("fmnist_transfer.network", "fmnist_transfer.data"),
+    ("fmnist_transfer.training", "fmnist_transfer.terminal"),
+    ("fmnist_transfer.workers", "fmnist_transfer.store"),
+}
+ONLY = {"mlflow": "fmnist_transfer.store", "ray": "fmnist_transfer.workers", "optuna": "tuning"}
+MODULES = {  # a folder's `__init__.py` is exempt: it is empty, or imports lazily
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for package in OURS
-    for path in (ROOT / package).glob("*.py")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that the file imports, at its top or later, but for types alone."""
-    found = set()
-    tree = ast.parse(path.read_text())
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
-    ]
-    for node in ast.walk(tree):
+def is_in(module: str, place: str) -> bool:
+    """Whether the module is `place` or lies in that folder."""
+    return module == place or module.startswith(f"{place}.")
+
+
+def layers_of(module: str) -> list[int]:
+    return [i for i, layer in enumerate(LAYERS) if is_in(module, layer)]
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Every module and name that the file imports: at its top, in functions, and for types alone."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
-def importers(of: str) -> set[str]:
-    return {
-        name for name, path in MODULES.items() if any(one == of or one.startswith(f"{of}.") for one in imports(path))
-    }
+def imported_modules(module: str) -> set[str]:
+    """Our own modules among them."""
+    return {name for name in imports(MODULES[module]) if name in MODULES}
 
 
-def test_the_library_knows_no_command() -> None:
-    for package in ("tuning", "sweeps"):
-        assert {name for name in importers(package) if not name.startswith(package)} == set()
+def importers(place: str) -> set[str]:
+    return {module for module, path in MODULES.items() if any(is_in(name, place) for name in imports(path))}
 
 
-def test_only_tracking_and_registry_import_mlflow() -> None:
-    assert importers("mlflow") == {"fmnist_transfer.tracking", "fmnist_transfer.registry"}
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Each cycle that a depth-first walk closes."""
+    closed, done, path = [], set[str](), list[str]()
+
+    def walk(module: str) -> None:
+        if module in path:
+            closed.append([*path[path.index(module) :], module])
+        elif module not in done:
+            path.append(module)
+            for imported in sorted(graph[module]):
+                walk(imported)
+            done.add(path.pop())
+
+    for module in sorted(graph):
+        walk(module)
+    return closed
 
 
-def test_only_tuning_imports_optuna() -> None:
-    assert {name.split(".")[0] for name in importers("optuna")} == {"tuning"}
+def test_every_module_is_in_exactly_one_layer() -> None:
+    assert {module: layers_of(module) for module in MODULES if len(layers_of(module)) != 1} == {}
+    assert [layer for layer in LAYERS if not any(is_in(module, layer) for module in MODULES)] == []
 
 
-def test_ray_is_imported_by_its_engine_alone() -> None:
-    assert importers("ray") == {"fmnist_transfer.cluster", "fmnist_transfer.ray_actor"}
+def test_a_module_imports_its_own_layer_and_earlier_ones_only() -> None:
+    upward = [
+        f"{module} imports {imported}"
+        for module in MODULES
+        for imported in imported_modules(module)
+        if layers_of(imported) > layers_of(module)
+    ]
+    assert upward == []
 
 
-def test_training_and_what_lies_below_it_know_no_store() -> None:
-    above = {f"fmnist_transfer.{name}" for name in ABOVE_TRAINING}
-    for name in (
-        "data",
-        "datasets",
-        "sources",
-        "split",
-        "model",
-        "recipe",
-        "seeding",
-        "augmentation",
-        "evaluation",
-        "training",
-        "stacked",
-        "forecast",
-    ):
-        assert not imports(MODULES[f"fmnist_transfer.{name}"]) & above
-    for name in ("data", "datasets", "model", "recipe", "seeding"):
-        assert "fmnist_transfer.training" not in imports(MODULES[f"fmnist_transfer.{name}"])
+def test_no_cycle() -> None:
+    assert cycles({module: imported_modules(module) for module in MODULES}) == []
 
 
-def test_what_the_ui_is_told_knows_nothing_of_ours() -> None:
-    assert imports(MODULES["fmnist_transfer.ui"]) == {
-        *("json", "typing", "typing.Any", "urllib.parse", "urllib.parse.quote")
-    }
+def test_a_cycle_would_be_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c", "b"]]
 
 
-def test_what_a_terminal_shows_needs_neither_torch_nor_mlflow() -> None:
-    for name in ("console", "progress", "errors", "database"):
-        found = imports(MODULES[f"fmnist_transfer.{name}"])
-        assert not {one.partition(".")[0] for one in found} & {"torch", "mlflow", "optuna", *OURS[1:]}
-        assert "fmnist_transfer.tracking" not in found
-    code = (
-        "import sys, fmnist_transfer.console, fmnist_transfer.progress, fmnist_transfer.ui\n"
-        "assert not {'torch', 'mlflow', 'optuna', 'rich', 'numpy'} & set(sys.modules)\n"
-    )
+@pytest.mark.parametrize(("one", "other"), sorted(APART))
+def test_these_are_apart(one: str, other: str) -> None:
+    for importer, imported in ((one, other), (other, one)):
+        assert {module for module in importers(imported) if is_in(module, importer)} == set()
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_a_library_is_imported_in_its_place_only(library: str) -> None:
+    assert {module for module in importers(library) if not is_in(module, ONLY[library])} == set()
+    assert importers(library)
+
+
+def test_our_own_code_imports_from_the_modules() -> None:
+    public = {f"fmnist_transfer.{name}" for name in fmnist_transfer.__all__}
+    assert {module for module, path in MODULES.items() if imports(path) & public} == set()
+
+
+def in_a_process_of_its_own(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_terminal_needs_nothing_heavy() -> None:
+    in_a_process_of_its_own(
+        "import sys, fmnist_transfer.terminal.command, fmnist_transfer.terminal.progress, fmnist_transfer.store.links\n"
+        "assert not {'torch', 'mlflow', 'optuna', 'rich', 'numpy'} & set(sys.modules)\n"
+    )
+
+
 def test_the_public_names_are_imported_when_asked_for() -> None:
-    assert imports(ROOT / "fmnist_transfer" / "__init__.py") == {
-        "importlib",
-        "importlib.import_module",
-        "typing",
-        "typing.TYPE_CHECKING",
-        "typing.Any",
-    }
-    for package in ("tuning", "sweeps"):
-        assert imports(ROOT / package / "__init__.py") == set()
-    code = (
+    in_a_process_of_its_own(
         "import sys, fmnist_transfer\n"
+        "assert 'torch' not in sys.modules\n"
         "from fmnist_transfer import Recipe, Streams, UserError, errors\n"
         "assert 'torch' in sys.modules, 'Streams needs it'\n"
         "from fmnist_transfer import *\n"
         "assert set(fmnist_transfer.__all__) <= set(dir(fmnist_transfer)) & set(globals())\n"
+        "assert len(fmnist_transfer.__all__) == 35\n"
         "assert not hasattr(fmnist_transfer, 'nonsense')\n"
         "assert not {'mlflow', 'optuna', 'matplotlib', 'sweeps'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_public_names_are_typed_where_they_are_at_home() -> None:
-    tree = ast.parse((ROOT / "fmnist_transfer" / "__init__.py").read_text())
-    typed = {
-        alias.asname: node.module
-        for block in tree.body
-        if isinstance(block, ast.If)
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert typed == {name: f"fmnist_transfer.{home}" for name, home in fmnist_transfer._HOMES.items()}
-
-
-def test_our_own_code_imports_from_the_modules() -> None:
-    for path in MODULES.values():
-        assert not imports(path) & {f"fmnist_transfer.{name}" for name in fmnist_transfer.__all__}
 
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("fmnist_transfer.benchmark", ["--help"]),
-        ("fmnist_transfer.benchmark", ["--workers", "0"]),
+        ("fmnist_transfer.benchmark.__main__", ["--help"]),
+        ("fmnist_transfer.benchmark.__main__", ["--workers", "0"]),
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
-        ("sweeps.report", ["--help"]),
+        ("sweeps.report.__main__", ["--help"]),
         ("fmnist_transfer.show", ["--help"]),
         ("fmnist_transfer.show", ["--port", "0"]),
         ("fmnist_transfer.show", ["--tracking-uri", "no such folder/mlflow.db"]),
-        ("sweeps.report", ["--store-timeout", "-1"]),
+        ("sweeps.report.__main__", ["--store-timeout", "-1"]),
         ("tuning.search", ["--trials", "0"]),
         ("sweeps.transfer", ["--model-uri", "models:/cnn2/best", "--fractions", "0"]),
     ],
 )
 def test_flags_are_parsed_before_torch_is_imported(module: str, arguments: list[str]) -> None:
-    code = (
+    in_a_process_of_its_own(
         f"import sys, {module} as command\n"
         f"try: command.command({arguments})\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'sqlalchemy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr

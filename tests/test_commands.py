@@ -13,10 +13,12 @@ import synthetic
 import sweeps.report
 import sweeps.transfer
 import tuning.search
-from fmnist_transfer.ownership import owning
-from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.tracking import TAG_LENGTH, Store, open_store
-from fmnist_transfer.ui import NOTE, TRANSFER, TUNING, VIEWS
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
+from fmnist_transfer.store.runs import TAG_LENGTH, Store
+from fmnist_transfer.store.views import VIEWS
 from sweeps.grid import INITS
 
 ROOT = Path(__file__).parents[1]
@@ -383,7 +385,7 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
 
     def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
         if len(train) == 50:
-            from fmnist_transfer.training import Diverged
+            from fmnist_transfer.training.fit import Diverged
 
             raise Diverged("training loss is nan at epoch 1, step 3")
         return train_arm(draw, train, *arguments, **options)
@@ -654,7 +656,7 @@ def test_altered_data_is_refused_before_any_run(
 
 
 def test_a_second_driver_of_the_same_study_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    with owning(f"sqlite:///{project.path.parent / 'optuna.db'}", "search", "study-cnn2"):
+    with locked(f"sqlite:///{project.path.parent / 'optuna.db'}", "search", "study-cnn2"):
         status, _ = project.search("--trials", "5")
     assert status == 5
     assert (

@@ -27,9 +27,9 @@ from fmnist_transfer import (
     train_on_half,
     weights_digest,
 )
-from sweeps.arms import train_arm
-from sweeps.cells import CellPlan, CellResult, train_cells
 from sweeps.grid import INITS, Cell, Init
+from sweeps.training.cells import CellPlan, CellResult, train_cells
+from sweeps.training.inits import train_arm
 
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)

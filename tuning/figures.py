@@ -4,15 +4,14 @@ import warnings
 from collections.abc import Sequence
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna.visualization.matplotlib as optuna_figures
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import TrialState
+
+matplotlib.use("Agg")
 
 FEWEST_TRIALS = 4  # completed ones, below which there is nothing to show
 

@@ -10,8 +10,9 @@ import synthetic
 
 import sweeps.transfer
 import tuning.search
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
 
 if has_playwright := find_spec("playwright") is not None:
     import tour

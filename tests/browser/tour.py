@@ -19,9 +19,10 @@ from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from fmnist_transfer import ui
 from fmnist_transfer.local_server import free_port
-from fmnist_transfer.registry import best_version
 from fmnist_transfer.show import mlflow_server
-from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.registry import best_version
+from fmnist_transfer.store.runs import Store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000

@@ -60,7 +60,7 @@ def before_training(act: Callable[[Any], None]) -> None:
 
 
 def diverge_in_a_trial(ordinal: str) -> None:
-    from fmnist_transfer.training import Diverged
+    from fmnist_transfer.training.fit import Diverged
 
     def act(trial: Any) -> None:
         if trial.user_attrs["ordinal"] == int(ordinal):

@@ -12,8 +12,9 @@ from typing import Any
 import sqlalchemy
 from proving import Process, Server, Site, free_port
 
-from fmnist_transfer.database import masked
-from fmnist_transfer.tracking import Store, open_store
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import masked
 
 PASSWORD = "canary-5e1f"  # which is to be found nowhere
 MODEL_DATABASE = "model"  # of the template: a store in which a small network is models:/cnn2/best

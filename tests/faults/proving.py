@@ -18,14 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmnist_transfer.database import default_folder, short_name
-from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.registry import TrainedModel, register, set_best
+from fmnist_transfer.data.split import DEFAULT_SPLIT
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.split import DEFAULT_SPLIT
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.places import default_folder, short_name
+from fmnist_transfer.store.registry import register, set_best
+from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model-uri", "models:/cnn2/best"]
@@ -290,7 +292,7 @@ class Server:
 
     def close(self) -> None:
         self.kill()
-        shutil.rmtree(self.spool, ignore_errors=True)
+        shutil.rmtree(self.pending, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import pytest
 from postgres import SharedSite
 from proving import Process, Site
 
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 pytestmark = pytest.mark.cluster
 

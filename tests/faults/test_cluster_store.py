@@ -14,8 +14,8 @@ import pytest
 from postgres import PostgreSQL, SharedSite, check_no_password
 from proving import ROOT, MakeSite, Site
 
-from fmnist_transfer.tracking import open_store
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 pytestmark = pytest.mark.cluster
 
@@ -25,11 +25,11 @@ ALPHA, BETA = "lease:3 host:alpha", "lease:3 host:beta"
 OPEN_BOTH = """
 import sys
 from pathlib import Path
-from fmnist_transfer.patience import Patience
+from fmnist_transfer.patience import RetryPolicy
 from fmnist_transfer.tracking import open_store
 from tuning.storage import patient_storage, storage_uri
 open_store(sys.argv[1]).client.search_experiments()
-patient_storage(storage_uri(sys.argv[2], Path(), Patience()), Patience())
+patient_storage(storage_uri(sys.argv[2], Path(), RetryPolicy()), RetryPolicy())
 """
 
 

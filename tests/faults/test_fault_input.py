@@ -16,17 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import SPEC, Site, register_model, remount, small_model
 
-from fmnist_transfer.database import file_path
+from fmnist_transfer.data.split import parse_split
 from fmnist_transfer.errors import ModelError, UsageError
-from fmnist_transfer.model import CNN2Spec, fresh_network
-from fmnist_transfer.registry import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, resolve
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.split import parse_split
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.model_format import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE
+from fmnist_transfer.store.places import file_path
+from fmnist_transfer.store.registry import resolve
+from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.runs import Store
 from sweeps.grid import INITS, coarse_to_fine, plan_cells
-from sweeps.transfer import TransferSettings
-from tuning.search import SearchSettings
+from sweeps.settings import TransferSettings
+from tuning.settings import SearchSettings
 
 SMALL = ["--fractions", "20", "--replicates", "1", "--epochs", "1"]
 LABELS, IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
@@ -208,7 +209,7 @@ def test_any_text_is_a_model_or_a_model_error(read_store: Store, start: str, tex
 
 @pytest.fixture(scope="module")
 def read_store(template: Path) -> Store:
-    from fmnist_transfer.tracking import open_store
+    from fmnist_transfer.store.opening import open_store
 
     return open_store(str(template / "mlflow.db"))
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import pytest
 from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
 
-from fmnist_transfer.ownership import Owner
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.training.recipe import Recipe
 
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]  # 4 cells
 ENDLESS = ["--fractions", "100", "--replicates", "1", "--epochs", "100000"]

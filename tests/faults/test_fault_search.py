@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 from proving import MakeSite, Site
 
-from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.ui import TUNING
+from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.roles import TUNING
 
 SMALL = ["--trials", "2", "--epochs", "1"]
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from proving import MakeSite, Site, is_alive
 
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 SLOW_SWEEP = ["--fractions", "20", "100", "--replicates", "2", "--epochs", "50"]  # 8 cells
 STATUS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]

@@ -15,7 +15,7 @@ import pytest
 import synthetic
 from proving import ROOT, MakeSite, Server, Site, proxy_that_loses_responses, remount
 
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]  # 4 cells
 SLOW = ["--fractions", "100", "--replicates", "5", "--epochs", "50"]  # 10 cells

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from proving import MakeSite, Process, Site
 
-from fmnist_transfer.model import weights_digest
-from fmnist_transfer.registry import load, resolve
-from fmnist_transfer.ui import TUNING
+from fmnist_transfer.network.weights import weights_digest
+from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.roles import TUNING
 
 SECONDS_OF_WORK = 2.5  # a kill comes this long after work began, at most
 STARTING_SHARE = 0.15  # of the kills: at any instant of the start, when stores are opened

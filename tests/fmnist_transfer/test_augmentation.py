@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fmnist_transfer.augmentation import augment, normalise
-from fmnist_transfer.data import PIXEL_MEAN, PIXEL_STD
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
+from fmnist_transfer.training.augmentation import augment, normalise
+from fmnist_transfer.training.recipe import Recipe
 
 BATCH = torch.arange(1, 28 * 28 + 1).remainder(200).add(20).to(torch.uint8).view(1, 1, 28, 28).repeat(400, 1, 1, 1)
 

@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from fmnist_transfer import benchmark, findings, overheads, speed
-from fmnist_transfer.augmentation import normalise
-from fmnist_transfer.data import Half, load_half
+from fmnist_transfer.benchmark.notebook_loop import NotebookPlan, notebook_data, notebook_epochs
+from fmnist_transfer.data.examples import Half, load_half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.model import CNN2Spec, training_mflops
-from fmnist_transfer.notebook_loop import NotebookPlan, notebook_data, notebook_epochs
-from fmnist_transfer.parallel import Workers
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.stopping import StopSignal
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.training import Epoch, History
-from fmnist_transfer.ui import BENCHMARK
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.network.cost import training_mflops
+from fmnist_transfer.store.roles import BENCHMARK
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.augmentation import normalise
+from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import Epoch, History
+from fmnist_transfer.workers.run import Workers
+from fmnist_transfer.workers.stop import StopSignal
 from tuning.space import first_trial, suggest
 
 SPEC = CNN2Spec(channels=(3, 4), fc1=8, fc2=6)

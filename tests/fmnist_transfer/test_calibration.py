@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fmnist_transfer.calibration import (
+from fmnist_transfer.training.calibration import (
     calibrate_test,
     cross_entropy,
     cross_fitted_loss,

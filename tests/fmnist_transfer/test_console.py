@@ -12,22 +12,21 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from fmnist_transfer.console import (
+from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError
+from fmnist_transfer.terminal.command import command_line, run_command
+from fmnist_transfer.terminal.output import (
     about,
-    command_line,
     counted,
     duration,
     print_pairs,
     print_table,
-    run_command,
     say_heading,
     warn,
     write_json,
 )
-from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError
 from sweeps.grid import INITS
-from sweeps.transfer import TransferSettings
-from tuning.search import SearchSettings
+from sweeps.settings import TransferSettings
+from tuning.settings import SearchSettings
 
 
 @pytest.mark.parametrize(

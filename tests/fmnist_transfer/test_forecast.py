@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from fmnist_transfer.data import Half, fraction
-from fmnist_transfer.forecast import seconds_per_pass, training_passes
-from fmnist_transfer.model import CNN2Spec, weights_digest
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.data.examples import Half, fraction
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import train_on_half
-from sweeps.cells import CellPlan, passes, train_cells
+from fmnist_transfer.training.fit import train_on_half
+from fmnist_transfer.training.forecast import seconds_per_pass, training_passes
+from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import INITS, Cell
+from sweeps.training.cells import CellPlan, passes, train_cells
 
 SPEC = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.5)
 RECIPE = Recipe(epochs=5, batch_size=32, shift=2)

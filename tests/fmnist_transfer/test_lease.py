@@ -8,11 +8,11 @@ import pytest
 
 from fmnist_transfer import lease as lease_module
 from fmnist_transfer.errors import BusyError, TakenOver
-from fmnist_transfer.lease import Lease, own_or_help
-from fmnist_transfer.ownership import Owner
-from fmnist_transfer.spool import Ending
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.store.lease import Lease, own_or_help
+from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.pending_results import PendingResult
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
 
 ALPHA = Owner("alpha", 4711, "boot", 100.0)
 
@@ -112,7 +112,7 @@ def test_a_run_that_another_has_ended_takes_no_result(shared: Store) -> None:
     run_id = shared.start(TRANSFER, "cell")
     shared.end(run_id, "KILLED")
     with pytest.raises(TakenOver, match="is KILLED: another process has taken it over"):
-        shared.conclude(Ending(run_id, "FINISHED", [("final/val_loss", 0.1, 0)]))
+        shared.conclude(PendingResult(run_id, "FINISHED", [("final/val_loss", 0.1, 0)]))
     assert shared.client.get_run(run_id).data.metrics == {}
     assert list(shared.spool.endings()) == []
 

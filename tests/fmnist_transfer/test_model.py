@@ -6,15 +6,9 @@ import json
 import pytest
 import torch
 
-from fmnist_transfer.model import (
-    CNN2,
-    REFERENCE_SPEC,
-    CNN2Spec,
-    forward_mflops,
-    fresh_network,
-    n_parameters,
-    weights_digest,
-)
+from fmnist_transfer.network.cnn2 import CNN2, REFERENCE_SPEC, CNN2Spec, fresh_network
+from fmnist_transfer.network.cost import forward_mflops, n_parameters
+from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
 
 

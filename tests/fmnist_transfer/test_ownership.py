@@ -8,9 +8,9 @@ import time
 
 import psutil
 
-from fmnist_transfer.ownership import Owner
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER, TUNING
+from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.runs import Store
 
 HERE = socket.gethostname()
 

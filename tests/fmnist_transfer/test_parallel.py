@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fmnist_transfer.errors import Interrupted, UsageError
-from fmnist_transfer.parallel import Workers, available_cores, count_workers, parse_workers
-from fmnist_transfer.stopping import StopSignal
+from fmnist_transfer.flags import count_workers, parse_workers
+from fmnist_transfer.workers.run import Workers, available_cores
+from fmnist_transfer.workers.stop import StopSignal
 
 
 def work(shared, task, report, should_stop):

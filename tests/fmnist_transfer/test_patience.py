@@ -9,7 +9,7 @@ import sqlalchemy.exc
 
 from fmnist_transfer import patience as module
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.patience import Patience, PatientClient, reason, trouble
+from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason, trouble
 
 LOCKED = sqlalchemy.exc.OperationalError("INSERT", {}, Exception("database is locked"))
 LOCKED.__cause__ = LOCKED.orig
@@ -63,35 +63,35 @@ def test_which_errors_are_the_stores(error: Exception, kind: str | None) -> None
 
 def test_a_call_is_retried_until_it_succeeds_and_that_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     flaky = Flaky(LOCKED, REFUSED, wrapped(LOCKED))
-    assert Patience().call(flaky.ask) == 4
+    assert RetryPolicy().call(flaky.ask) == 4
     first, second = capsys.readouterr().err.splitlines()
     assert first == "note: the store does not answer (database is locked); trying again for up to 5 min 00 s"
     assert second == "note: the store answers again, after 0 s"
 
 
 def test_it_gives_up_after_its_time_and_waits_for_nothing_then() -> None:
-    patience = Patience(timeout_seconds=0.05)
+    retry = RetryPolicy(timeout_seconds=0.05)
     endless = Flaky(*[REFUSED] * 100_000)
     with pytest.raises(StoreError, match=r"did not answer for 0 s \(Connection refused\)\. Finished work is kept"):
-        patience.call(endless.ask)
+        retry.call(endless.ask)
     assert endless.n_calls > 1
     again = Flaky(REFUSED)
     with pytest.raises(StoreError):
-        patience.call(again.ask)
+        retry.call(again.ask)
     assert again.n_calls == 1
 
 
 def test_it_gives_up_soon_once_the_command_is_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STOPPED_TIMEOUT_SECONDS", 0.05)
     with pytest.raises(StoreError):
-        Patience(timeout_seconds=1e9, should_stop=lambda: True).call(Flaky(*[LOCKED] * 100_000).ask)
+        RetryPolicy(timeout_seconds=1e9, should_stop=lambda: True).call(Flaky(*[LOCKED] * 100_000).ask)
 
 
 @pytest.mark.parametrize(("error", "kind"), [(ValueError("no"), ValueError), (READ_ONLY, StoreError)])
 def test_what_does_not_pass_is_not_retried(error: Exception, kind: type[Exception]) -> None:
     flaky = Flaky(error)
     with pytest.raises(kind):
-        Patience().call(flaky.ask)
+        RetryPolicy().call(flaky.ask)
     assert flaky.n_calls == 1
 
 
@@ -103,23 +103,23 @@ def test_after_a_lost_response_it_is_looked_for_before_it_is_created_again(found
         created.ask()
         return "new"
 
-    assert Patience().create(lambda: found, create) == (found or "new")
+    assert RetryPolicy().create(lambda: found, create) == (found or "new")
     assert created.n_calls == n_created
 
 
 def test_a_hook_runs_once_at_the_first_failure_within_its_block() -> None:
-    patience = Patience()
+    retry = RetryPolicy()
     calls: list[str] = []
-    with patience.on_trouble(lambda: calls.append("kept")):
-        patience.call(Flaky().ask)
+    with retry.on_trouble(lambda: calls.append("kept")):
+        retry.call(Flaky().ask)
         assert calls == []
-        patience.call(Flaky(LOCKED, LOCKED).ask)
-    patience.call(Flaky(LOCKED).ask)
+        retry.call(Flaky(LOCKED, LOCKED).ask)
+    retry.call(Flaky(LOCKED).ask)
     assert calls == ["kept"]
 
 
 def test_every_method_of_a_patient_client_is_retried() -> None:
-    client = PatientClient(Flaky(LOCKED), Patience())
+    client = RetryingClient(Flaky(LOCKED), RetryPolicy())
     assert client.ask() == 2
     assert client.n_calls == 2
 
@@ -138,8 +138,8 @@ def test_the_reason_is_the_innermost_errors_first_line(error: Exception, text: s
 
 
 def test_hooks_see_a_failure_even_if_nothing_is_waited_for() -> None:
-    patience = Patience(timeout_seconds=0)
+    retry = RetryPolicy(timeout_seconds=0)
     calls: list[Callable[[], None]] = []
-    with pytest.raises(StoreError), patience.on_trouble(lambda: calls.append(test_which_errors_are_the_stores)):
-        patience.call(Flaky(LOCKED).ask)
+    with pytest.raises(StoreError), retry.on_trouble(lambda: calls.append(test_which_errors_are_the_stores)):
+        retry.call(Flaky(LOCKED).ask)
     assert len(calls) == 1

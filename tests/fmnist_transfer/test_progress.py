@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_transfer.progress import Progress
+from fmnist_transfer.terminal.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 

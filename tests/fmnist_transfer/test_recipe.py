@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmnist_transfer.recipe import REFERENCE_RECIPE, Recipe
+from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 
 
 def test_reference_is_the_reports() -> None:

@@ -13,14 +13,17 @@ import synthetic
 import torch
 
 from fmnist_transfer import registry
+from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.errors import ModelError
-from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.registry import TrainedModel, best_version, check_state, load, register, resolve, set_best
+from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.split import DEFAULT_SPLIT
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TUNING
+from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.registry import best_version, load, register, resolve, set_best
+from fmnist_transfer.store.roles import TUNING
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.recipe import Recipe
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 

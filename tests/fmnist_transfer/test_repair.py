@@ -8,9 +8,11 @@ import synthetic
 
 from fmnist_transfer import repair as module
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.repair import RepairSettings, main, moved_from, repair
-from fmnist_transfer.tracking import EXPERIMENTS, Store, open_store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.repair import RepairSettings, main
+from fmnist_transfer.store.moved_folder import moved_from, repair
+from fmnist_transfer.store.opening import EXPERIMENTS, open_store
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
 
 
 @pytest.fixture

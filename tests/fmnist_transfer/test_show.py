@@ -21,8 +21,9 @@ from fmnist_transfer import local_server, show, tracking
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.local_server import LocalServer, free_port, served, started
 from fmnist_transfer.show import ShowSettings, main, pages
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER, TUNING, curves_page, experiment_page, run_page
+from fmnist_transfer.store.links import curves_page, experiment_page, run_page
+from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.runs import Store
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0  # of the tests; a slow machine is no failure

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fmnist_transfer.data.split import DEFAULT_SPLIT, Split, parse_split
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.split import DEFAULT_SPLIT, Split, parse_split
 
 
 @pytest.mark.parametrize(

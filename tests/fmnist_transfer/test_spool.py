@@ -6,18 +6,19 @@ import pytest
 import requests
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.patience import Patience
-from fmnist_transfer.spool import Ending, Spool
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.pending_results import PendingResult, PendingResults
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
 
-ENDING = Ending(
+ENDING = PendingResult(
     "r1", "FINISHED", [("val/loss", 0.25, 1)], {"weights_digest": "d"}, {"weights.safetensors": b"\x00\x01"}
 )
 
 
 def test_an_ending_comes_back_as_it_was(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool", tmp_path / "fallback")
+    spool = PendingResults(tmp_path / "spool", tmp_path / "fallback")
     assert list(spool.endings()) == []
     spool.keep(ENDING)
     spool.keep(ENDING)
@@ -29,7 +30,7 @@ def test_an_ending_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_is_set_aside_is_kept_and_not_sent_again(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, tmp_path / "fallback")
+    spool = PendingResults(tmp_path, tmp_path / "fallback")
     spool.keep(ENDING)
     spool.set_aside("r1", "gone")
     assert (tmp_path / "r1.rejected" / "ending.json").exists()
@@ -37,7 +38,7 @@ def test_what_is_set_aside_is_kept_and_not_sent_again(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_set_aside_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spool = Spool(tmp_path / "spool", tmp_path / "fallback")
+    spool = PendingResults(tmp_path / "spool", tmp_path / "fallback")
     spool.keep(ENDING)
     for run_id, text in (("r0", "{"), ("r2", '{"unknown": 1}')):
         (tmp_path / "spool" / run_id).mkdir()
@@ -50,11 +51,11 @@ def test_where_it_cannot_be_written_it_goes_elsewhere_or_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    spool = Spool(tmp_path / "file", tmp_path / "fallback")
+    spool = PendingResults(tmp_path / "file", tmp_path / "fallback")
     spool.keep(ENDING)
     assert list(spool.endings()) == [ENDING]
     assert capsys.readouterr().err == ""
-    Spool(tmp_path / "file", tmp_path / "file").keep(ENDING)
+    PendingResults(tmp_path / "file", tmp_path / "file").keep(ENDING)
     assert "note: a result that waits for the store is in memory alone: cannot write" in capsys.readouterr().err
 
 
@@ -62,7 +63,7 @@ def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twice the same: the metric is there once. A run that is gone by then does not stop the others."""
-    store.patience.timeout_seconds = 0
+    store.retry.timeout_seconds = 0
     run_id, gone, taken = (store.start(TRANSFER, name) for name in ("a run", "gone", "taken over"))
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -71,11 +72,11 @@ def test_what_the_store_did_not_take_is_logged_when_it_is_opened_again(
     monkeypatch.setattr(store.once, "set_terminated", refuse)
     for one in (run_id, gone, taken):
         with pytest.raises(StoreError):
-            store.conclude(Ending(one, "FINISHED", [("val/loss", 0.25, 1)], {"a": "b"}, {"note.txt": b"hello"}))
+            store.conclude(PendingResult(one, "FINISHED", [("val/loss", 0.25, 1)], {"a": "b"}, {"note.txt": b"hello"}))
     monkeypatch.undo()
     store.client.delete_run(gone)
     store.end(taken, "KILLED")
-    opened = open_store(store.uri, Patience())
+    opened = open_store(store.uri, RetryPolicy())
     run = opened.client.get_run(run_id)
     assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
     assert len(opened.client.get_metric_history(run_id, "val/loss")) == 1

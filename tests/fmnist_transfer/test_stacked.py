@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from fmnist_transfer.data import Examples, Half, nested_order
+from fmnist_transfer.data.examples import Examples, Half, nested_order
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.stacked import Group, StackedCNN2, fit_stacked
-from fmnist_transfer.training import Diverged, History, fit
+from fmnist_transfer.training.fit import Diverged, fit
+from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import History
+from fmnist_transfer.training.stacked import fit_stacked
+from fmnist_transfer.training.stacked_network import Group, StackedCNN2
 
 DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=0.2)
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
@@ -156,7 +158,7 @@ def test_bfloat16_scores_agree_within_the_noise_of_replicates(stacked: bool, hal
 
 def test_a_step_reads_its_number_from_the_device(half: Half) -> None:
     """What a CUDA graph needs: the same call, again and again, is one step after the other."""
-    from fmnist_transfer.stacked import _StackedFit
+    from fmnist_transfer.training.stacked import _StackedFit
 
     one = _StackedFit(make_groups(DROPPING, half), half.val, dataclasses.replace(ADAMW, epochs=1), None, "float32")
     one._draw_orders()

@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.parallel import Workers
-from fmnist_transfer.stopping import Outage, StopSignal
+from fmnist_transfer.workers.run import Workers
+from fmnist_transfer.workers.stop import Outage, StopSignal
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])

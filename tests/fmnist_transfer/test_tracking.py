@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from fmnist_transfer import database
-from fmnist_transfer.data import Half
-from fmnist_transfer.database import create_once, masked, short_name, sqlite_uri
+from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import BusyError, Interrupted, StoreError
-from fmnist_transfer.ownership import owning
-from fmnist_transfer.tracking import Store, open_store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.store.database import create_once
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.places import short_name, sqlite_uri
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import masked
 
 
 def test_artifacts_lie_beside_a_users_own_database(
@@ -79,10 +82,10 @@ def test_find_reads_every_page(store: Store, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_second_owner_is_refused_and_told_who_the_first_is(store: Store) -> None:
-    first, other, second = (owning(store.uri, "sweep", key) for key in "aba")
+    first, other, second = (locked(store.uri, "sweep", key) for key in "aba")
     with first, other, pytest.raises(BusyError, match=f"pid {os.getpid()}"), second:
         pass
-    with owning(store.uri, "sweep", "a"):
+    with locked(store.uri, "sweep", "a"):
         pass
 
 

@@ -8,23 +8,16 @@ import torch
 from torch import Tensor
 
 from fmnist_transfer import evaluation, training
-from fmnist_transfer.augmentation import normalise
-from fmnist_transfer.data import Examples, Half
+from fmnist_transfer.data.examples import Examples, Half
 from fmnist_transfer.errors import Interrupted, UsageError
-from fmnist_transfer.evaluation import copy_state
-from fmnist_transfer.model import CNN2, CNN2Spec, fresh_network, weights_digest
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.network.weights import copy_state, distances, weights_digest
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import (
-    Diverged,
-    Epoch,
-    choose_device,
-    distances,
-    evaluate,
-    fit,
-    fit_and_score,
-    fit_classifier,
-)
+from fmnist_transfer.training.augmentation import normalise
+from fmnist_transfer.training.device import choose_device
+from fmnist_transfer.training.fit import Diverged, evaluate, fit, fit_and_score, fit_classifier
+from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import Epoch
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
 RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5, label_smoothing=0.1)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fmnist_transfer.model import CNN2Spec
-from fmnist_transfer.recipe import Recipe
-from fmnist_transfer.tracking import settings_params
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import Cell, Init
-from sweeps.logged import LoggedSweep
-from sweeps.table import Row
+from sweeps.results.read import LoggedSweep
+from sweeps.rows import Row
 
 PERCENTS = (5, 10, 25, 50, 100)
 BASE = {

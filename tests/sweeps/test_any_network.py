@@ -8,15 +8,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fmnist_transfer.data import Examples, Half, fraction, half_of
+from fmnist_transfer.data.examples import Examples, Half, fraction, half_of
 from fmnist_transfer.errors import ModelError, UsageError
-from fmnist_transfer.evaluation import copy_state, evaluate, features, predict, re_estimate_batch_norm
-from fmnist_transfer.model import fresh, weights_digest
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.network.cnn2 import fresh
+from fmnist_transfer.network.weights import copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import fit, fit_and_score, fit_classifier
-from sweeps.arms import fit_arm, starting_network, train_arm
+from fmnist_transfer.training.evaluation import evaluate, features, predict, re_estimate_batch_norm
+from fmnist_transfer.training.fit import fit, fit_and_score, fit_classifier
+from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import INITS, Init
+from sweeps.training.inits import fit_arm, starting_network, train_arm
 
 RECIPE = Recipe(learning_rate=1e-2, epochs=5, batch_size=16, flip=True, shift=1, erase=0.3)
 TARGET = Streams(0, 1, stage="target")

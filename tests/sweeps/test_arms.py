@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from fmnist_transfer import training
-from fmnist_transfer.data import Half
+from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.evaluation import copy_state
-from fmnist_transfer.model import CNN2Spec, fresh_network, weights_digest
-from fmnist_transfer.recipe import Recipe
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
+from fmnist_transfer.network.weights import copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import Epoch
-from sweeps.arms import fit_arm, probing_epochs, starting_network
-from sweeps.cells import CellPlan, CellResult, train_cells
-from sweeps.grid import INITS, Cell, Init, Setting
+from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import Epoch
+from sweeps.grid import INITS, Cell, Init, RecipeChange
+from sweeps.training.cells import CellPlan, CellResult, train_cells
+from sweeps.training.inits import fit_arm, probing_epochs, starting_network
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 DRAW = partial(fresh_network, SPEC)
@@ -141,7 +141,7 @@ def test_each_replicate_may_have_its_own_source(half: Half, registered: dict[str
 
 def test_a_cell_trains_by_its_setting(half: Half, registered: dict[str, torch.Tensor]) -> None:
     plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
-    setting = Setting(RECIPE.learning_rate / 10, 0.1, 0.0)
+    setting = RecipeChange(RECIPE.learning_rate / 10, 0.1, 0.0)
     plain, tuned = (train_cell(plan, Cell(40, "pretrained", 0, one)).result for one in (None, setting))
     assert tuned.distances["fc3"] < 0.5 * plain.distances["fc3"]
     assert tuned.distances["fc1"] < 0.1 * plain.distances["fc1"]

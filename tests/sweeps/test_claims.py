@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from constructed import rows
 
-from sweeps.claims import CLAIMS, Verdict
-from sweeps.claims import judge as judge_pair
-from sweeps.comparison import compare
+from sweeps.analysis.claims import CLAIMS, Verdict
+from sweeps.analysis.claims import judge as judge_pair
+from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
-from sweeps.table import Row
+from sweeps.rows import Row
 
 
 def judge(table: list[Row]) -> dict[str, Verdict]:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from constructed import PERCENTS, rows
 
-from sweeps.claims import judge
-from sweeps.comparison import compare
+from sweeps.analysis.claims import judge
+from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
-from sweeps.table import Row
+from sweeps.rows import Row
 
 
 def without(table: list[Row], is_missing: Callable[[Cell], bool]) -> list[Row]:

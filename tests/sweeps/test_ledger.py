@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from fmnist_transfer.data import Half
-from fmnist_transfer.tracking import Store
-from fmnist_transfer.ui import TRANSFER
+from fmnist_transfer.data.examples import Half
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
 from sweeps.grid import Cell
-from sweeps.ledger import Ledger, identity_key
+from sweeps.results.ledger import Ledger, identity_key
 
 IDENTITY: Mapping[str, Any] = {"weights_digest": "d", "seed": 0}
 CELL, N = Cell(20, "random", 0), 50

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 from constructed import rows, sweep
 
-from sweeps.figures import report_figures
-from sweeps.findings import find
-from sweeps.grid import Cell, Setting
-from sweeps.logged import LoggedSweep
-from sweeps.page import claims_text, html_of, markdown_of
-from sweeps.table import Row
+from sweeps.grid import Cell, RecipeChange
+from sweeps.report.figures import report_figures
+from sweeps.report.findings import find
+from sweeps.report.render import claims_text, html_of, markdown_of
+from sweeps.results.read import LoggedSweep
+from sweeps.rows import Row
 
 CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)
 
@@ -95,7 +95,7 @@ def test_sweeps_side_by_side() -> None:
 def test_tuned_recipes_and_their_edges() -> None:
     tuned = dataclasses.replace(
         sweep(rows(6, {}), recipe_mode="tuned"),
-        chosen={"random": {5: Setting(3e-3, 1.0, 0.25), 100: Setting(3 * 3e-3, 1.0, 0.25)}},
+        chosen={"random": {5: RecipeChange(3e-3, 1.0, 0.25), 100: RecipeChange(3 * 3e-3, 1.0, 0.25)}},
         n_tuning=(108, 3, 108),
     )
     text = page(tuned)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.statistics import (
+from sweeps.analysis.statistics import (
     crossover,
     effective_data,
     equivalence_p,

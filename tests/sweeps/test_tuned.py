@@ -5,10 +5,10 @@ import math
 import pytest
 
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.recipe import Recipe
-from sweeps.grid import INITS, Cell, Init, Setting
-from sweeps.table import Row
-from sweeps.tuned import PERCENTS, REPLICATES, SCORE, choose, setting_at, settings, tuned_cells, tuning_cells
+from fmnist_transfer.training.recipe import Recipe
+from sweeps.grid import INITS, Cell, Init, RecipeChange
+from sweeps.rows import Row
+from sweeps.training.recipes import PERCENTS, REPLICATES, SCORE, choose, setting_at, settings, tuned_cells, tuning_cells
 
 RECIPE = Recipe(learning_rate=3e-3)
 
@@ -16,7 +16,7 @@ RECIPE = Recipe(learning_rate=3e-3)
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_grids_are_of_equal_size_and_hold_the_registered_recipe(schedule: str) -> None:
     recipe = Recipe(learning_rate=3e-3, schedule=schedule)
-    own = Setting(recipe.learning_rate, 1.0, recipe.warm_up_share)
+    own = RecipeChange(recipe.learning_rate, 1.0, recipe.warm_up_share)
     for init in INITS:
         grid = settings(init, recipe)
         assert len(set(grid)) == 9
@@ -27,12 +27,12 @@ def test_grids_are_of_equal_size_and_hold_the_registered_recipe(schedule: str) -
     ]
 
 
-def rows(best: dict[Init, dict[int, Setting]], inits: tuple[Init, ...]) -> list[Row]:
+def rows(best: dict[Init, dict[int, RecipeChange]], inits: tuple[Init, ...]) -> list[Row]:
     found = []
     for cell in tuning_cells(inits, RECIPE):
         # The first replicate alone would choose another one: the mean counts.
-        loss = 0.5 if cell.setting == best[cell.init][cell.percent] else 0.6
-        luck = -0.15 if cell.replicate == REPLICATES[0] and cell.setting == settings(cell.init, RECIPE)[0] else 0.0
+        loss = 0.5 if cell.change == best[cell.init][cell.percent] else 0.6
+        luck = -0.15 if cell.replicate == REPLICATES[0] and cell.change == settings(cell.init, RECIPE)[0] else 0.0
         found.append(Row(cell, 1, "id", "finished", {SCORE: loss + luck}))
     return found
 
@@ -56,7 +56,7 @@ def test_a_setting_that_failed_once_is_out() -> None:
 
 
 def test_between_the_fractions_it_is_interpolated_in_log() -> None:
-    chosen = {5: Setting(1e-2, 1.0, 0.1), 25: Setting(1e-3, 0.1, 0.5), 100: Setting(1e-3, 0.1, 0.5)}
+    chosen = {5: RecipeChange(1e-2, 1.0, 0.1), 25: RecipeChange(1e-3, 0.1, 0.5), 100: RecipeChange(1e-3, 0.1, 0.5)}
     assert setting_at(chosen, 25) == chosen[25]
     between = setting_at(chosen, 10)
     share = math.log(2) / math.log(5)
@@ -71,5 +71,5 @@ def test_a_setting_is_not_judged_by_the_draws_that_chose_it() -> None:
     chosen = choose(rows(best, ("pretrained",)), ["pretrained"], RECIPE)
     cells = tuned_cells([Cell(25, "pretrained", 0), Cell(25, "pretrained", 7), Cell(25, "random", 0)], chosen)
     assert len(cells) == 2
-    assert {cell.setting for cell in cells} == {best["pretrained"][25]}
+    assert {cell.change for cell in cells} == {best["pretrained"][25]}
     assert not {cell.replicate for cell in cells} & {cell.replicate for cell in tuning_cells(["pretrained"], RECIPE)}

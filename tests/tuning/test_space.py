@@ -7,11 +7,12 @@ import optuna
 import pytest
 import torch
 
-from fmnist_transfer.data import Half
+from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.model import forward_mflops, fresh_network
+from fmnist_transfer.network.cnn2 import fresh_network
+from fmnist_transfer.network.cost import forward_mflops
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training import fit
+from fmnist_transfer.training.fit import fit
 from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, on_edge, suggest
 
 LOW = {"fc1": 64, "fc2": 32, "conv_dropout": 0.0, "fc_dropout": 0.0, "label_smoothing": 0.0}

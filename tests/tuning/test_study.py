@@ -15,11 +15,11 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.ownership import Owner
-from fmnist_transfer.patience import Patience
+from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.retry import RetryPolicy
 from tuning.space import first_trial
-from tuning.storage import NoRoom, PatientStorage, patient_storage, storage_uri
-from tuning.study import (
+from tuning.study.storage import NoRoom, PatientStorage, patient_storage, storage_uri
+from tuning.study.study import (
     DRIVER,
     FIXED,
     INTERRUPTED,
@@ -38,7 +38,7 @@ SETTINGS = {"max_mflops": 4.0, "epochs": 2}
 
 @pytest.fixture
 def storage(tmp_path: Path) -> PatientStorage:
-    return patient_storage(storage_uri(None, tmp_path, Patience()), Patience())
+    return patient_storage(storage_uri(None, tmp_path, RetryPolicy()), RetryPolicy())
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_waiting_trial_is_begun_by_one_worker_alone(
         return found
 
     monkeypatch.setattr(optuna.storages._rdb.models.TrialModel, "find_or_raise_by_id", slow)
-    workers = [patient_storage(storage_uri(None, tmp_path, Patience()), Patience()) for _ in range(2)]
+    workers = [patient_storage(storage_uri(None, tmp_path, RetryPolicy()), RetryPolicy()) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         begun = pool.map(lambda one: one.set_trial_state_values(trial._trial_id, TrialState.RUNNING), workers)
     assert sorted(begun) == [False, True]
@@ -152,7 +152,7 @@ def test_a_locked_database_is_waited_for(
 
 
 def test_a_database_that_stays_locked_is_given_up(study: optuna.Study, storage: PatientStorage, lock: object) -> None:
-    storage.patience = Patience(timeout_seconds=0.2)
+    storage.retry = RetryPolicy(timeout_seconds=0.2)
     with pytest.raises(StoreError, match="database is locked"):
         study.ask()
 

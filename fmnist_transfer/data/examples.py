@@ -1,0 +1,177 @@
+"""Verified Fashion-MNIST files in, uint8 tensors out: the class halves, train/val/test, and nested fractions.
+
+    half = load_half(Path("data"), split.target)      # fetches what is missing, checks size and sha256
+    train = fraction(half.train, percent, streams)
+
+Pixels stay uint8 until a batch is on its device. Other data sets: `datasets.examples_of`, then `half_of`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmnist_transfer.data.files import FILES, _read_idx, ensure_files
+from fmnist_transfer.errors import DataError, UsageError
+from fmnist_transfer.seeding import Streams
+
+# Of the 60,000 training images, pixels scaled to [0, 1].
+PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
+VALIDATION_SEED = 20_170_825  # which images validate: depends on no flag and no split
+
+
+@dataclass(frozen=True)
+class Examples:
+    """images: uint8 [n, 1, 28, 28], or standardised float32 [n, c, h, w]; labels: int64 [n], 0 ... n_classes - 1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Self:
+        return type(self)(self.images[indices], self.labels[indices])
+
+    def first(self, n: int) -> Self:
+        return type(self)(self.images[:n], self.labels[:n])
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.images.to(device), self.labels.to(device))
+
+    def share_memory(self) -> Self:
+        """Move the tensors where worker processes can read them without a copy."""
+        self.images.share_memory_()
+        self.labels.share_memory_()
+        return self
+
+
+@dataclass(frozen=True)
+class Half:
+    """Some classes of a data set. Of Fashion-MNIST: per class 5,000 train, 1,000 validation and 1,000 test images."""
+
+    classes: tuple[int, ...]
+    train: Examples
+    val: Examples
+    test: Examples
+    data_sha256: str = ""
+    """Of Fashion-MNIST's four files together."""
+
+    def to(self, device: torch.device | str) -> Self:
+        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return dataclasses.replace(self, **parts)
+
+    def share_memory(self) -> Self:
+        for examples in (self.train, self.val, self.test):
+            examples.share_memory()
+        return self
+
+
+def load_half(data_dir: Path, classes: tuple[int, ...]) -> Half:
+    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError."""
+    raw = ensure_files(data_dir)
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(_read_idx(raw / f.name)) for f in FILES)
+    half = half_of(
+        Examples(train_images.unsqueeze(1), train_labels.long()),
+        Examples(test_images.unsqueeze(1), test_labels.long()),
+        classes,
+    )
+    sha256 = hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
+    return dataclasses.replace(half, data_sha256=sha256)
+
+
+def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
+    """The images of `classes`, labels renumbered 0 ... in ascending order of class.
+
+    Of the training images a constant chooses one in six of each class for validation, whatever the other classes are.
+
+    Args:
+        train, test: of a whole data set, labels as it has them.
+
+    Raises:
+        DataError: a class has fewer than six training images, or no test image.
+    """
+    classes = tuple(sorted(set(classes)))
+    for c in classes:
+        n_train, n_test = (int((examples.labels == c).sum()) for examples in (train, test))
+        if n_train < 6 or n_test < 1:
+            raise DataError(f"class {c} has {n_train} training and {n_test} test images; it needs six and one")
+    kept = torch.tensor(classes)
+
+    def cut(examples: Examples, indices: Tensor) -> Examples:
+        return Examples(examples.images[indices], torch.searchsorted(kept, examples.labels[indices]))
+
+    trains, validates = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
+    tests = torch.isin(test.labels, kept)
+    return Half(classes, cut(train, trains), cut(train, validates), cut(test, tests))
+
+
+def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which training images, ascending, train and which validate for these classes.
+
+    labels: [n] of all training images. A constant chooses one image in six of each class for validation.
+    """
+    train: list[np.ndarray] = []
+    val: list[np.ndarray] = []
+    for c in classes:
+        shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c))
+        n_val = len(shuffled) // 6
+        val.append(shuffled[:n_val])
+        train.append(shuffled[n_val:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
+
+
+@functools.lru_cache(maxsize=1)
+def on_device(half: Half, device: str) -> Half:
+    """The half on `device`, where it stays for the next task that asks."""
+    return half.to(device)
+
+
+def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
+    """`percent` of each class, chosen by the stream `subset`: a smaller fraction is a prefix of a larger one.
+
+    Errors as those of `n_train`.
+    """
+    order = nested_order(train.labels.cpu(), streams.generator("subset"))
+    return train.take(order[: n_train(train, percent)].to(train.labels.device))
+
+
+def n_train(train: Examples, percent: int) -> int:
+    """Number of training images at `percent`: 50 a class and percent point for a half of Fashion-MNIST.
+
+    Of each class `percent` of its images, rounded down. Raises DataError for a class without an image, and UsageError
+    where a class would get none, with the smallest percent that works.
+    """
+    counts = _images_per_class(train.labels)
+    fewest = int(counts.min())
+    if fewest * percent < 100:
+        smallest = -(-100 // fewest)
+        raise UsageError(f"--fractions {percent}: leaves no image per class of {fewest}; use {smallest} or more")
+    return int((counts * percent // 100).sum())
+
+
+def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Indices [n] of which the first `n_train` at any percent hold that percent of each class, so that fractions nest.
+
+    Each class is permuted by `generator`; then its images are spread evenly over the order, so that classes of one size
+    take turns. Raises DataError for a class without an image.
+    """
+    indices, shares = [], []
+    for c, n in enumerate(_images_per_class(labels).tolist()):
+        indices.append(torch.nonzero(labels == c).flatten()[torch.randperm(n, generator=generator)])
+        shares.append(torch.arange(1, n + 1, dtype=torch.float64) / n)  # of the class, up to and with each image
+    return torch.cat(indices)[torch.cat(shares).argsort(stable=True)]
+
+
+def _images_per_class(labels: Tensor) -> Tensor:
+    counts = torch.bincount(labels)
+    if not bool(counts.all()):
+        raise DataError(f"there are classes without an image: {counts.tolist()}")
+    return counts

@@ -1,0 +1,185 @@
+"""Where missing Fashion-MNIST files come from: each source puts the decompressed IDX files into a folder.
+
+A source raises with its reason if it cannot; `data.py` verifies whatever it delivers. Files already in the data
+directory come before all of these.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fmnist_transfer.errors import DataError
+
+
+class IdxFile(NamedTuple):
+    """One decompressed IDX file. Archives differ between packagings; these bytes do not."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+
+
+FILES: tuple[IdxFile, ...] = (
+    IdxFile("train-images-idx3-ubyte", 47_040_016, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+    IdxFile("train-labels-idx1-ubyte", 60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+    IdxFile("t10k-images-idx3-ubyte", 7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+    IdxFile("t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+)
+
+
+def default_data_dir() -> Path:
+    """`FMNIST_DATA_DIR`, else the user's cache directory."""
+    import platformdirs
+
+    return Path(os.environ.get("FMNIST_DATA_DIR") or platformdirs.user_cache_dir("fmnist-transfer"))
+
+
+def ensure_files(data_dir: Path) -> Path:
+    """The folder `data_dir/FashionMNIST/raw` with the four files, verified; missing ones are fetched.
+
+    A file that is there is never replaced: if its size or sha256 is wrong, DataError says so. Files are put in place
+    by renaming, so a killed download never looks finished and two processes may fetch at once.
+    """
+    raw = data_dir / "FashionMNIST" / "raw"
+    missing = [file for file in FILES if not (raw / file.name).exists()]
+    for file in FILES:
+        if file not in missing:
+            _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
+    if missing:
+        _fetch(raw, missing)
+    return raw
+
+
+def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes != file.n_bytes:
+            raise DataError(
+                f"{path}: expected {file.n_bytes} bytes, found {n_bytes}: truncated or altered. {advice}".rstrip()
+            )
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if found != file.sha256:
+        raise DataError(
+            f"{path}: expected sha256 {file.sha256}, found {found}: altered or mislabelled. {advice}".rstrip()
+        )
+
+
+def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
+
+    reasons = []
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        for name, fetch in SOURCES:
+            with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch-") as folder:
+                try:
+                    found = fetch(Path(folder))
+                    for file in missing:
+                        _verify(found / file.name, file)
+                except Exception as error:  # any failure of a source is its reason in the one message below
+                    reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
+                    continue
+                for file in missing:
+                    _put_in_place(found / file.name, raw / file.name)
+                return
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {raw}: {error.strerror}; choose another folder with --data-dir or FMNIST_DATA_DIR"
+        ) from error
+    listing = "".join(f"\n  {reason}" for reason in reasons)
+    raise DataError(
+        f"no source has Fashion-MNIST ({', '.join(file.name for file in missing)}). Tried:\n  files in {raw}: "
+        f"not there{listing}\nPut the four decompressed files there, or give --data-dir."
+    )
+
+
+def _put_in_place(path: Path, destination: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(path, destination)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read a verified IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes, data."""
+    content = bytearray(path.read_bytes())  # writable, as torch wants its arrays
+    n_dimensions = content[3]
+    shape = struct.unpack_from(f">{n_dimensions}I", content, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)
+
+
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+MIRROR_TIMEOUT_SECONDS = 10.0
+
+
+def from_system(folder: Path) -> Path:
+    """An installed data set, such as Debian's package."""
+    if not SYSTEM_FOLDER.is_dir():
+        raise FileNotFoundError(f"{SYSTEM_FOLDER} is not there")
+    return _decompress(SYSTEM_FOLDER, folder)
+
+
+def from_mirrors(folder: Path) -> Path:
+    """torchvision's mirrors."""
+    import torchvision
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(MIRROR_TIMEOUT_SECONDS)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            torchvision.datasets.FashionMNIST(str(folder), download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    return folder / "FashionMNIST" / "raw"
+
+
+def from_debian(folder: Path) -> Path:
+    """Debian's package, downloaded and unpacked without root and without touching the system's package lists."""
+    if not shutil.which("apt-get"):
+        raise FileNotFoundError("apt-get is not there")
+    lists, cache = folder / "lists", folder / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
+    apt += ["-o", "APT::Sandbox::User=", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::Retries=0"]
+    _run([*apt, "update"], folder)
+    _run([*apt, "download", DEBIAN_PACKAGE], folder)
+    (package,) = folder.glob(f"{DEBIAN_PACKAGE}*.deb")
+    _run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], folder)
+    return _decompress(folder / "unpacked" / SYSTEM_FOLDER.relative_to("/"), folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        raise OSError(f"{command[0]} {command[-1]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+
+
+def _decompress(archives: Path, folder: Path) -> Path:
+    for archive in sorted(archives.glob("*-ubyte.gz")):
+        with gzip.open(archive) as packed, (folder / archive.stem).open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+    return folder
+
+
+SOURCES: tuple[tuple[str, Callable[[Path], Path]], ...] = (
+    (f"system data set {SYSTEM_FOLDER}", from_system),
+    ("torchvision's mirrors", from_mirrors),
+    (f"Debian package {DEBIAN_PACKAGE}", from_debian),
+)

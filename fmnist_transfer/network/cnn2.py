@@ -1,0 +1,190 @@
+"""CNN2: two (or more) convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`.
+
+`CNN2Spec` says what the network is, is stored with its weights, and rebuilds it anywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_transfer.errors import UsageError
+from fmnist_transfer.seeding import Streams
+
+IMAGE_SIZE = 28
+CLASSIFIER = "fc3"
+
+
+@dataclass(frozen=True)
+class CNN2Spec:
+    """What the network is. Raises ValueError for a value that cannot be built."""
+
+    channels: tuple[int, ...] = (16, 32)
+    """Output channels of each block; every block halves the image (28 -> 14 -> 7)."""
+    convs_per_block: int = 1
+    kernel_size: int = 3
+    normalisation: Literal["none", "batch"] = "batch"
+    pooling: Literal["max", "avg"] = "max"
+    conv_dropout: float = 0.0
+    """Dropout of whole channels after each block."""
+    fc1: int = 256
+    fc2: int = 128
+    fc_dropout: float = 0.25
+    """Dropout after fc1 and after fc2."""
+    n_classes: int = 5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        allowed = {
+            "channels": 1 <= len(self.channels) <= 4 and min(self.channels) >= 1,
+            "convs_per_block": self.convs_per_block in (1, 2),
+            "kernel_size": self.kernel_size in (1, 3, 5, 7),
+            "normalisation": self.normalisation in ("none", "batch"),
+            "pooling": self.pooling in ("max", "avg"),
+            "conv_dropout": 0 <= self.conv_dropout < 1,
+            "fc1": self.fc1 >= 1,
+            "fc2": self.fc2 >= 1,
+            "fc_dropout": 0 <= self.fc_dropout < 1,
+            "n_classes": self.n_classes >= 2,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`, also after JSON. Raises TypeError for an unknown field, ValueError for a bad value."""
+        return cls(**fields)
+
+
+# The original report gives dropout 0.5 and no normalisation; 16/32 channels of 5x5 and fc 256/128 reach its 93.33 %.
+REFERENCE_SPEC = CNN2Spec(channels=(16, 32), kernel_size=5, normalisation="none", fc_dropout=0.5)
+
+# The search's first trial at its default limit of 4 MFLOPs; about 94.8 % validation accuracy on classes 0-4 after 10 to
+# 12 epochs of `recipe.HAND_MADE_RECIPE`.
+HAND_MADE_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, fc_dropout=0.3)
+
+
+class CNN2(nn.Module):
+    """The network of a spec: normalised float images [n, 1, 28, 28] -> logits [n, n_classes].
+
+    `trunk` is everything but the classifier. Parameters are drawn anew by `reset_trunk` and `reset_classifier`; what
+    the constructor leaves in them is not meant to be used.
+    """
+
+    def __init__(self, spec: CNN2Spec):
+        super().__init__()
+        self.spec = spec
+        with torch.random.fork_rng([]):  # torch's own initialisation is to be replaced: it moves no global state
+            self._build(spec)
+        # One-channel 3x3 convolutions are up to ten times slower in the default layout on a CPU.
+        self.to(memory_format=torch.channels_last)
+
+    def _build(self, spec: CNN2Spec) -> None:
+        side, in_channels = IMAGE_SIZE, 1
+        blocks: list[nn.Module] = []
+        for channels in spec.channels:
+            blocks.append(_block(spec, in_channels, channels))
+            side, in_channels = side // 2, channels
+        self.blocks = nn.Sequential(*blocks)
+        self.fc1 = nn.Linear(in_channels * side * side, spec.fc1)
+        self.fc2 = nn.Linear(spec.fc1, spec.fc2)
+        self.fc3 = nn.Linear(spec.fc2, spec.n_classes)
+        self.dropout = nn.Dropout(spec.fc_dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.blocks(images).flatten(1)
+        hidden = self.dropout(torch.relu(self.fc1(hidden)))
+        hidden = self.dropout(torch.relu(self.fc2(hidden)))
+        return self.fc3(hidden)
+
+    def reset_trunk(self, generator: torch.Generator) -> None:
+        """Draw every layer but the classifier anew, batch-norm buffers included."""
+        for name, module in self.named_modules():
+            if name != CLASSIFIER:
+                _reset(module, generator)
+
+    def reset_classifier(self, generator: torch.Generator) -> None:
+        """Draw the classifier anew and leave everything else, buffers included, as it is."""
+        _reset(self.get_submodule(CLASSIFIER), generator)
+
+
+def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
+    """A network drawn from the streams `trunk` and `classifier`."""
+    network = CNN2(spec)
+    network.reset_trunk(streams.generator("trunk"))
+    network.reset_classifier(streams.generator("classifier"))
+    return network
+
+
+def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CLASSIFIER) -> nn.Module:
+    """Any other network, on the CPU, drawn from the streams `trunk` and `classifier` by its own initialisation.
+
+    Args:
+        build: makes the network, and draws from torch's global CPU generator alone, which is seeded meanwhile and
+            left as it was. It is called twice, for the classifier is another build's: each stream alone decides
+            what is drawn from it.
+        classifier: name of the module whose output the logits are. Raises UsageError if there is none.
+    """
+
+    def built(purpose: Literal["trunk", "classifier"]) -> nn.Module:
+        torch.default_generator.manual_seed(streams.seed(purpose))
+        return build()
+
+    with torch.random.fork_rng([]):
+        network, other = built("trunk"), built("classifier")
+    find_classifier(network, classifier).load_state_dict(find_classifier(other, classifier).state_dict())
+    return network
+
+
+def find_classifier(network: nn.Module, name: str) -> nn.Module:
+    """The module of that name. Raises UsageError if there is none, or if it has no parameters."""
+    found = dict(network.named_modules()).get(name) if name else None
+    if found is None or not list(found.parameters()):
+        children = ", ".join(child for child, _ in network.named_children())
+        raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
+    return found
+
+
+def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
+    """convs_per_block x (convolution, normalisation, ReLU), pooled once.
+
+    A maximum commutes with ReLU, so max-pooling comes first and the layers after it see a quarter of the values; for
+    `none` this is the same function, for `batch` the normalisation is of the pooled values. An average comes last.
+    """
+    layers: list[nn.Module] = []
+    for i in range(spec.convs_per_block):
+        last = i == spec.convs_per_block - 1
+        layers.append(nn.Conv2d(in_channels, channels, spec.kernel_size, padding=spec.kernel_size // 2))
+        if last and spec.pooling == "max":
+            layers.append(nn.MaxPool2d(2))
+        if spec.normalisation == "batch":
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(nn.ReLU(inplace=True))
+        if last and spec.pooling == "avg":
+            layers.append(nn.AvgPool2d(2))
+        in_channels = channels
+    if spec.conv_dropout:
+        layers.append(nn.Dropout2d(spec.conv_dropout))
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _reset(module: nn.Module, generator: torch.Generator) -> None:
+    """torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from an explicit generator."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        for parameter in (module.weight, module.bias):
+            if parameter is not None:
+                # Drawn in the default layout: channels_last would spread the same draws differently.
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                parameter.copy_(drawn)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()

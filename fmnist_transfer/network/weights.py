@@ -1,0 +1,61 @@
+"""State dicts: copy, digest, compare, and fit strictly."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_transfer.errors import ModelError
+from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec
+
+State = dict[str, Tensor]
+
+
+def copy_state(network: nn.Module) -> State:
+    """A copy of the weights and buffers, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def distances(start: State, end: State) -> dict[str, float]:
+    """L2 distance of each layer's parameters (`blocks.0.0`, `fc1` ...) from `start`, and of `all` together."""
+    squares: dict[str, float] = {}
+    for name in start:
+        layer = name.rpartition(".")[0] or name
+        square = float((end[name].double() - start[name].double()).square().sum())
+        squares[layer] = squares.get(layer, 0.0) + square
+    return {layer: math.sqrt(square) for layer, square in (squares | {"all": sum(squares.values())}).items()}
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes, types and bytes in order of name: equal if and only if the weights are."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Raise ModelError, listing what is missing (-) and extra (+), unless names, shapes and types are as wanted."""
+    found, expected = _described(state), _described(wanted)
+    if found != expected:
+        missing = [f"- {name} {kind}" for name, kind in expected.items() if found.get(name) != kind]
+        extra = [f"+ {name} {kind}" for name, kind in found.items() if expected.get(name) != kind]
+        raise ModelError(f"the weights of {what} do not fit its network:\n" + "\n".join(missing + extra))
+
+
+def _described(state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in state.items()}
+
+
+def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
+    """Raise ModelError, listing what is missing (-) and extra (+), unless `state` fits the spec's network exactly."""
+    with torch.device("meta"):
+        wanted = CNN2(spec).state_dict()
+    check_fit(state, wanted, what)
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{what}: {name} holds NaN or infinite values")

@@ -1,0 +1,156 @@
+"""The two files of a stored model, `weights.safetensors` and `cnn2.json` with the spec, checked when they are read.
+
+Nothing is ever unpickled, imported or run.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import safetensors.torch
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from safetensors import SafetensorError
+
+from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
+from fmnist_transfer.data.split import Split
+from fmnist_transfer.errors import ModelError, UsageError
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.network.cost import n_parameters
+from fmnist_transfer.network.weights import check_state, weights_digest
+from fmnist_transfer.store.metric_rows import result_rows
+from fmnist_transfer.store.pending_results import PendingResult
+from fmnist_transfer.store.places import file_path
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.training.device import numerics
+from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import Result
+
+FORMAT = 1
+WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
+MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network as it passes from the search to the sweep."""
+
+    spec: CNN2Spec
+    recipe: Recipe
+    split: Split
+    """The network was trained on `split.source`."""
+    state: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+    """Where it comes from and how good it is: study, scores, seed, data sha256. Plain JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "spec": self.spec.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "split": str(self.split),
+            "source_classes": list(self.split.source),
+            "pixel_mean": PIXEL_MEAN,
+            "pixel_std": PIXEL_STD,
+            "weights_digest": weights_digest(self.state),
+            "facts": self.facts,
+        }
+
+
+def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
+    """Weights and buffers in the safetensors format."""
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
+
+
+def finished_with_weights(run_id: str, result: Result) -> PendingResult:
+    """All of a training of this process, FINISHED, with its weights as `load_weights` finds them."""
+    tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
+    files = {WEIGHTS_FILE: pack_weights(result.final_state)}
+    return PendingResult(run_id, "FINISHED", result_rows(result), tags, files)
+
+
+def unpack_weights(content: bytes, spec: CNN2Spec, what: str) -> dict[str, torch.Tensor]:
+    """Inverse of `pack_weights`. Raises ModelError unless it holds exactly the weights of the spec's network."""
+    try:
+        state = safetensors.torch.load(content)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
+    check_state(state, spec, what)
+    return state
+
+
+def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.Tensor]:
+    """What a run logged as `weights.safetensors`. Raises ModelError."""
+    location = str(store.client.get_run(run_id).info.artifact_uri)
+    return unpack_weights(_fetch(store, location, WEIGHTS_FILE, f"run {run_id}"), spec, f"run {run_id}")
+
+
+def _fetch(store: Store, location: str, path: str, what: str) -> bytes:
+    """The artifact `path` below `location`, if it is a plain file within its limit. Raises ModelError."""
+    limit = MAX_BYTES[Path(path).name]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            repository = get_artifact_repository(location)
+            listed = store.retry.call(repository.list_artifacts, str(Path(path).parent) if "/" in path else None)
+            sizes = {file.path: file.file_size for file in listed}
+            if path not in sizes:
+                raise ModelError(
+                    f"{what} has no {path} in {masked(location)}: it was not registered by this package, or its files "
+                    "were moved or deleted"
+                )
+            size = sizes[path]
+            if size is None or size > limit:
+                raise ModelError(f"{what}: {path} has {size} bytes, more than {limit}")
+            if _has_link(location, path):
+                raise ModelError(f"{what}: {path} is a link; only a plain file is read")
+            return Path(store.retry.call(repository.download_artifacts, path, folder)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise ModelError(f"cannot read {path} of {what}: {error}") from error
+
+
+def _has_link(location: str, path: str) -> bool:
+    """Whether the file, or its folder, is a symbolic link; of a place that is not local it cannot be one."""
+    if urlsplit(location).scheme not in ("", "file"):
+        return False
+    file = file_path(location) / path
+    return file.is_symlink() or file.parent.is_symlink()
+
+
+def _read_json(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{what}: {SPEC_FILE} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{what}: {SPEC_FILE} holds no object")
+    return content
+
+
+def read_model(store: Store, location: str, what: str) -> TrainedModel:
+    """Read the two files of the model at `location`, and check size, digests, names, shapes, types and finiteness.
+
+    Raises ModelError, which calls the model `what`, for anything that `register` would not write.
+    """
+    content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", what), what)
+    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", what)
+    try:
+        if content["format"] != FORMAT:
+            raise ModelError(f"{what} has format {content['format']!r}; this version reads {FORMAT}")
+        found = hashlib.sha256(weights).hexdigest()
+        if found != content["weights_sha256"]:
+            raise ModelError(f"{what}: {WEIGHTS_FILE} has sha256 {found}, expected {content['weights_sha256']}")
+        spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
+        split = Split(tuple(content["source_classes"]))
+        if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
+            raise ModelError(f"{what}: its network would not fit into {WEIGHTS_FILE}'s limit")
+        facts = dict(content["facts"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
+    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, what), facts)

@@ -1,0 +1,176 @@
+"""One policy for every call of a store that may be away for a while: say so, try again, and at last give up.
+
+    retry = RetryPolicy(timeout_seconds=300, should_stop=stop.is_set)
+    retry.call(client.log_batch, run_id, metrics)
+
+What a store may recover from is retried: no connection, a time-out, a server's error, a locked or full database. All
+else is raised at once. Imports neither mlflow nor optuna.
+"""
+
+import contextlib
+import errno
+import functools
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from fmnist_transfer.errors import FULL, SAME_COMMAND, StoreError, UserError
+from fmnist_transfer.terminal.output import duration, masked, warn
+
+T = TypeVar("T")
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
+TIMEOUT_SECONDS, LONGEST_TIMEOUT_SECONDS = 300.0, 86_400.0
+STOPPED_TIMEOUT_SECONDS = 5.0  # for the last words of a command that is to end
+# What sqlite and PostgreSQL say as they say what passes.
+LASTING = ("readonly database", "does not exist", "authentication failed", "no password supplied")
+
+
+@dataclass
+class RetryPolicy:
+    """How long calls are retried.
+
+    Args:
+        timeout_seconds: after the first failure of a call.
+        should_stop: asked while waiting; from the first True on a few seconds are left.
+    """
+
+    timeout_seconds: float = TIMEOUT_SECONDS
+    should_stop: Callable[[], bool] = lambda: False
+    gave_up: bool = field(default=False, init=False)
+    """Once it did, it waits for nothing any more: the command is ending."""
+    _stopped_at: float | None = field(default=None, init=False)
+    _hooks: list[Callable[[], None]] = field(default_factory=list, init=False)
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """`function(*args, **kwargs)`, tried until it succeeds. Raises StoreError when it gives up."""
+        import tenacity
+
+        start = time.monotonic()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: trouble(error) == "passing"),
+            stop=lambda state: self._is_over(start),
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
+            sleep=self._sleep,
+            before_sleep=self._notice,
+            reraise=True,
+        )
+        try:
+            result = retrying(function, *args, **kwargs)
+        except Exception as error:
+            kind = trouble(error)
+            if kind is None:
+                raise
+            self._run_hooks()
+            if kind == "lasting":
+                raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
+            self.gave_up = True
+            raise StoreError(
+                f"the store did not answer for {duration(time.monotonic() - start)} ({reason(error)}). Finished work "
+                f"is kept; {SAME_COMMAND}"
+            ) from error
+        if retrying.statistics["attempt_number"] > 1:
+            warn(f"the store answers again, after {duration(time.monotonic() - start)}")
+        return result
+
+    def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
+        """`create()`, but after a failure first `find()`: the response may have been lost, and not the request."""
+        tried = False
+
+        def attempt() -> T:
+            nonlocal tried
+            found = find() if tried else None
+            tried = True
+            return create() if found is None else found
+
+        return self.call(attempt)
+
+    @contextlib.contextmanager
+    def on_trouble(self, hook: Callable[[], None]) -> Iterator[None]:
+        """Within the block, call `hook` when a call fails for the first time."""
+        self._hooks.append(hook)
+        try:
+            yield
+        finally:
+            if hook in self._hooks:
+                self._hooks.remove(hook)
+
+    def _run_hooks(self) -> None:
+        while self._hooks:
+            self._hooks.pop()()
+
+    def _is_over(self, start: float) -> bool:
+        now = time.monotonic()
+        if self.should_stop() and self._stopped_at is None:
+            self._stopped_at = now
+        if self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS:
+            return True
+        return self.gave_up or now - start >= self.timeout_seconds
+
+    def _sleep(self, seconds: float) -> None:
+        """Until the time is over, or the command is to stop."""
+        end, stopped = time.monotonic() + seconds, self.should_stop()
+        while time.monotonic() < end and self.should_stop() == stopped:
+            time.sleep(0.05)
+
+    def _notice(self, state: Any) -> None:
+        if state.attempt_number == 1:
+            self._run_hooks()
+            warn(
+                f"the store does not answer ({reason(state.outcome.exception())}); trying again for up to "
+                f"{duration(self.timeout_seconds)}"
+            )
+
+
+class RetryingClient:
+    """Any client, every method of which is called with retry."""
+
+    def __init__(self, client: Any, retry: RetryPolicy):
+        self._client, self._retry = client, retry
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        return functools.partial(self._retry.call, value) if callable(value) else value
+
+
+def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
+    """Whether the error is the store's own: `passing` if it may take the same call later, None if it is not."""
+    import requests
+    import sqlalchemy.exc
+
+    if isinstance(error, UserError):
+        return None
+    of_the_store = (
+        requests.exceptions.ConnectionError,
+        requests.exceptions.Timeout,
+        requests.exceptions.RetryError,
+        requests.exceptions.ChunkedEncodingError,
+        sqlalchemy.exc.OperationalError,
+        sqlalchemy.exc.InterfaceError,
+        sqlite3.OperationalError,
+    )
+    for one in _chain(error):
+        if isinstance(one, of_the_store):
+            return "lasting" if any(words in str(one) for words in LASTING) else "passing"
+        if isinstance(one, OSError) and one.errno in FULL:
+            return "passing"
+        if isinstance(one, OSError) and one.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return "lasting"
+    return None
+
+
+def reason(error: BaseException | None) -> str:
+    """The innermost error in a line: `Connection refused`, `database is locked`, `disk full`."""
+    *_, innermost = _chain(error)
+    while innermost.args and isinstance(innermost.args[-1], BaseException):
+        innermost = innermost.args[-1]
+    text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
+    return masked(str(text).strip().splitlines()[0])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that ..."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

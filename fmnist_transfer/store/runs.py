@@ -1,0 +1,326 @@
+"""The one door to MLflow: where the store is, runs, logging. `registry.py` adds models.
+
+    store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
+    run_id = store.start(TRANSFER, "sweep", params={...})
+    with store.ending(run_id):                   # FINISHED, FAILED or KILLED, truthfully
+        store.log(run_id, metrics=[("val_loss", 0.2, 5)])
+
+One process writes: workers return arrays, and the command logs them in batches.
+"""
+
+import contextlib
+import hashlib
+import io
+import secrets
+import shlex
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from fmnist_transfer.errors import Interrupted, StoreError, TakenOver
+from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.pending_results import MetricRow, PendingResult, PendingResults
+from fmnist_transfer.store.places import ARTIFACTS, SQLITE
+from fmnist_transfer.store.provenance import provenance
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import NOTE
+from fmnist_transfer.store.views import experiment_tags
+from fmnist_transfer.terminal.output import masked, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fmnist_transfer.data.examples import Half
+
+__all__ = ["Run", "Store", "already_there"]
+METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
+TAG_LENGTH = 5_000  # characters, which MLflow's tags hold
+OUR_NOTE = "described"  # tag: sha256 of the description that a command wrote, by which it knows its own
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open tracking store. Make it with `open_store`."""
+
+    uri: str
+    folder: Path
+    """Beside the database; where the study database is by default."""
+    client: MlflowClient
+    """Every call of which is retried with `retry`."""
+    once: MlflowClient
+    """The same, whose calls are tried once: for what must not be done twice."""
+    retry: RetryPolicy
+    pending: PendingResults
+    is_asked_for: bool = False
+    """Whether a flag named it; a command without that flag would find another."""
+    _experiments: dict[str, str] = field(default_factory=dict)
+    _described: set[str] = field(default_factory=set)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may use it."""
+        return not self.uri.startswith(SQLITE)
+
+    @property
+    def show_command(self) -> str:
+        """What the user runs to see the store in a browser."""
+        command = "python -m fmnist_transfer.show"
+        if not self.is_asked_for:
+            return command
+        if masked(self.uri) != self.uri:
+            return f"MLFLOW_TRACKING_URI=... {command}"  # with the password, which is not printed
+        return f"{command} --tracking-uri {shlex.quote(self.uri)}"
+
+    def experiment(self, name: str) -> str:
+        """Id of the experiment, created if it is not there, with what the UI shows of it."""
+        if self._known_experiment(name) is None:
+            location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
+            with already_there():  # another command was quicker
+                self.client.create_experiment(name, artifact_location=location)
+        experiment_id = str(self._known_experiment(name))
+        if name not in self._described:
+            self._described.add(name)
+            self._describe_experiment(name, experiment_id)
+        return experiment_id
+
+    def _describe_experiment(self, name: str, experiment_id: str) -> None:
+        """Set those of its tags that are not there; what the user has changed stays."""
+        there = self.client.get_experiment(experiment_id).tags
+        for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
+            if key not in there:
+                # Another command set it between MLflow's look and its insert, or this user may only read.
+                with contextlib.suppress(MlflowException):
+                    self.client.set_experiment_tag(experiment_id, key, text)
+
+    def _known_experiment(self, name: str) -> str | None:
+        if name not in self._experiments and (found := self.client.get_experiment_by_name(name)):
+            self._experiments[name] = str(found.experiment_id)
+        return self._experiments.get(name)
+
+    def start(
+        self,
+        experiment: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        start_ms: int | None = None,
+    ) -> str:
+        """Create a RUNNING run with its provenance and return its id; `start_ms`: since the epoch, default now."""
+        creation = secrets.token_hex(8)  # by which a run is found whose request arrived and whose response was lost
+        all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
+        if parent:
+            all_tags["mlflow.parentRunId"] = parent
+        experiment_id = self.experiment(experiment)
+        run = self.retry.create(
+            lambda: next(iter(self.find(experiment, creation=creation)), None),
+            lambda: self.once.create_run(experiment_id, start_ms, run_name=name, tags=all_tags),
+        )
+        self.log(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[MetricRow] = (),
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        time_ms: int | None = None,
+    ) -> None:
+        """Log everything in as few calls as MLflow allows; `time_ms` of the metrics is now, unless it is given."""
+        time_ms = time_ms or int(time.time() * 1_000)
+        values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
+        texts = [Param(key, str(value)) for key, value in (params or {}).items()]
+        labels = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in (tags or {}).items()]
+        while values or texts or labels:
+            last = len(values) <= METRICS_PER_CALL and len(texts) <= TEXTS_PER_CALL  # tags may say that all is there
+            now = labels[:TEXTS_PER_CALL] if last else []
+            self.client.log_batch(run_id, values[:METRICS_PER_CALL], texts[:TEXTS_PER_CALL], now)
+            values, texts, labels = values[METRICS_PER_CALL:], texts[TEXTS_PER_CALL:], labels[len(now) :]
+
+    def log_once(self, run_id: str, key: str, value: str) -> str:
+        """Log a param unless it is there; the value that it has then. Of racing processes one wins."""
+        try:
+            self.log(run_id, params={key: value})
+        except MlflowException:  # params are write-once
+            there = self.client.get_run(run_id).data.params.get(key)
+            if there is None:
+                raise
+            return str(there)
+        return value
+
+    def log_data(self, run_id: str, half: "Half", role: str) -> None:
+        """Name the half of Fashion-MNIST that the run used; `role` is `source` or `target`."""
+        name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
+        source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
+        dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
+        tag = InputTag("mlflow.data.context", role)
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), [tag])]
+        try:
+            self.client.log_inputs(run_id, inputs)
+        except MlflowException:  # another command named the same data between MLflow's look and its insert
+            self.client.log_inputs(run_id, inputs)
+
+    def log_hosts(self, run_id: str, hosts: Iterable[str], what: str) -> None:
+        """Tag a parent with how many of its parts each host did; `hosts` has a name for each part."""
+        counts = sorted(Counter(hosts).items())
+        self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {what}" for host, n in counts)})
+
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the run's description, Markdown, unless the user has written one."""
+        tags = self.client.get_run(run_id).data.tags
+        digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
+        there = tags.get(NOTE, "")
+        if not there or hashlib.sha256(there.encode()).hexdigest() == tags.get(OUR_NOTE):
+            self.log(run_id, tags={NOTE: text, OUR_NOTE: digest})
+
+    def log_text(self, run_id: str, path: str, text: str) -> None:
+        self.client.log_text(run_id, text, path)
+
+    def log_figure(self, run_id: str, path: str, figure: "Figure", dpi: int = 150) -> None:
+        """Log the figure under `path` (.png); the figure stays open."""
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=dpi)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(path).name
+            file.write_bytes(content.getvalue())
+            self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
+
+    def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
+        """Make a run RUNNING again, this process its owner. The caller owns what it stands for.
+
+        Those of its `params` that are not there yet are logged: whoever created it may have died before.
+        """
+        missing = {key: value for key, value in params.items() if key not in run.data.params}
+        # The owner first: RUNNING under the old name would be nobody's.
+        self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
+        self.client.update_run(run.info.run_id, status="RUNNING")
+
+    def end(self, run_id: str, status: str = "FINISHED", end_ms: int | None = None) -> None:
+        self.client.set_terminated(run_id, status, end_ms)
+
+    def conclude(self, ending: PendingResult) -> None:
+        """Log all that is left of a run, and end it; after a first failure a copy waits among the pending results.
+
+        Raises TakenOver if another machine has ended the run meanwhile.
+        """
+        try:
+            with self.retry.on_trouble(lambda: self.pending.keep(ending)):
+                self.retry.call(self._send, ending)
+        except TakenOver:
+            self.pending.drop(ending.run_id)
+            raise
+        except BaseException:
+            self.pending.keep(ending)  # anew: there may be room by now
+            raise
+        self.pending.drop(ending.run_id)
+
+    def _send(self, ending: PendingResult) -> None:
+        if self.is_shared and (status := self.once.get_run(ending.run_id).info.status) != "RUNNING":
+            if status == ending.status:  # the response of the last try was lost
+                return
+            raise TakenOver(f"run {ending.run_id} is {status}: another process has taken it over")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in ending.files.items():
+                file = Path(folder) / name
+                file.write_bytes(content)
+                self.client.log_artifact(ending.run_id, str(file))
+        self.log(ending.run_id, metrics=ending.metrics, tags=ending.tags, time_ms=ending.time_ms)
+        self.end(ending.run_id, ending.status)
+
+    def send_pending(self) -> None:
+        """Log what an earlier command could not."""
+        n_sent = 0
+        for ending in self.pending.endings():
+            try:
+                status = self.client.get_run(ending.run_id).info.status
+                if status == "RUNNING":
+                    self._send(ending)
+                    n_sent += 1
+                elif status != ending.status:
+                    self.pending.set_aside(ending.run_id, f"its run is {status} by now")
+            except StoreError:
+                raise
+            except Exception as error:  # the run is gone, say
+                self.pending.set_aside(ending.run_id, str(error))
+            else:
+                self.pending.drop(ending.run_id)
+        if n_sent:
+            say(f"{n_sent} results that the store could not take before are in it now")
+
+    def reap(self, experiment: str) -> int:
+        """End as KILLED what processes left RUNNING that are certainly dead; how many it was."""
+        dead = [run for run in self.find(experiment, status="RUNNING") if Owner.from_tags(run.data.tags).is_dead()]
+        for run in dead:
+            self.end(run.info.run_id, "KILLED")
+        return len(dead)
+
+    @contextlib.contextmanager
+    def ending(self, run_id: str, is_owner: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception.
+
+        Args:
+            is_owner: asked before the last two; what another process owns by now is left to it.
+        """
+        try:
+            yield
+        except TakenOver:  # it is another's to end
+            raise
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            with contextlib.suppress(StoreError):  # the error itself says more
+                if is_owner():
+                    self.end(run_id, "KILLED" if stopped else "FAILED")
+            raise
+        self.end(run_id)
+
+    def get(self, run_id: str) -> Run | None:
+        """The run; None if there is none of this id."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether there is such a run, and it is not deleted."""
+        run = self.get(run_id)
+        return run is not None and run.info.lifecycle_stage == "active"
+
+    def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
+        """Runs of the experiment with this status and these tags, the newest first."""
+        conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
+        conditions += [f"attributes.status = '{status}'"] if status else []
+        condition = " and ".join(conditions)
+        runs: list[Run] = []
+        token = None
+        if (experiment_id := self._known_experiment(experiment)) is None:
+            return runs
+        while True:
+            page = self.client.search_runs([experiment_id], condition, page_token=token)
+            runs += page
+            if not (token := page.token):
+                return runs
+
+
+@contextlib.contextmanager
+def already_there() -> Iterator[None]:
+    """Within the block, creating what is there already is no error."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -1,0 +1,110 @@
+"""The frame that every command runs in: flags, help, exit status. Imports no torch and no mlflow.
+
+A command is `run_command(Settings, main)`: parse the flags of a dataclass, call `main(settings)`, turn a `UserError`
+into its one line and its exit status.
+"""
+
+import dataclasses
+import inspect
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from fmnist_transfer.errors import SAME_COMMAND, UsageError, UserError
+from fmnist_transfer.terminal.output import RED, masked, styled
+
+
+class CommandSettings(Protocol):
+    """What every command's settings hold."""
+
+    @property
+    def debug(self) -> bool: ...
+
+
+S = TypeVar("S", bound=CommandSettings)
+
+
+def run_command(
+    settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None
+) -> int:
+    """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
+
+    Args:
+        settings_type: a dataclass whose fields are the flags and whose docstrings, its own and those of its fields, are
+            the help; it checks its values in `__post_init__` by raising UsageError.
+        module: what the user calls after `python -m`.
+    """
+    import tyro
+
+    given = sys.argv[1:] if args is None else list(args)
+    debug = "--debug" in given
+    again = shlex.join(["python", "-m", module, *given])
+    try:
+        description = inspect.cleandoc(settings_type.__doc__ or "")
+        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=description, args=args)
+        _quiet_libraries()
+        if args is None and not sys.warnoptions:  # from a program, its own filters count
+            warnings.simplefilter("ignore")
+        return main(settings)
+    except UserError as error:
+        return _report(str(error), error.exit_status, debug, again if SAME_COMMAND in str(error) else "")
+    except KeyboardInterrupt:  # before or after the command saw to signals itself
+        return _report("stopped; what was finished is kept", 128 + signal.SIGINT, debug)
+    except Exception as error:  # whatever else went wrong is one line too
+        text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
+        return _report(text, UserError.exit_status, debug)
+
+
+def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:
+    if debug:
+        print(masked(traceback.format_exc()), file=sys.stderr)
+    print(f"{styled('error:', RED, sys.stderr)} {masked(text)}", file=sys.stderr)
+    if again:
+        print(f"  {masked(again)}", file=sys.stderr)
+    return exit_status
+
+
+def _quiet_libraries() -> None:
+    """Before mlflow is imported: no telemetry unless the user turned it on, and no word of its internals."""
+    if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+
+def command_line(module: str, settings: Any, **changes: Any) -> str:
+    """The command that has these settings with these changes: every flag that is not at its default."""
+    words = ["python", "-m", module]
+    for field in dataclasses.fields(settings):
+        value = changes.get(field.name, getattr(settings, field.name))
+        if value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def check_range(flag: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise UsageError unless low <= value <= high (NaN never is)."""
+    if not low <= value <= high:
+        allowed = f"{low} or more" if high == float("inf") else f"{low} to {high}"
+        raise UsageError(f"{flag} {value}: must be {allowed}")
+
+
+def check_distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raise UsageError for an empty or a repeating list."""
+    if not values:
+        raise UsageError(f"{flag}: give at least one value")
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise UsageError(f"{flag}: {', '.join(repeated)} is given twice")

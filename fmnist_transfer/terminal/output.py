@@ -1,0 +1,122 @@
+"""What a user sees in the terminal: notes, tables, durations, JSON; user information in URIs masked."""
+
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from fmnist_transfer.errors import StoreError, write_problem
+
+BOLD, RED, YELLOW = "1", "1;31", "1;33"  # of ANSI terminals
+FEW_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    print(masked(text), flush=True)
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """Bold or coloured on a terminal; plain where it is piped, or by NO_COLOR (no-color.org) or TERM=dumb."""
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"
+
+
+def say_heading(text: str) -> None:
+    """What the lines below are about, after an empty one."""
+    print(f"\n{styled(masked(text), BOLD, sys.stdout)}", flush=True)
+
+
+def warn_of_password(uri: str | None, instead: str) -> None:
+    """Say so if a URI that was given as a flag has a password; `instead` is the better place for it."""
+    if uri and masked(uri) != uri and re.search(r"://[^/@]*:[^@]+@|\bpassword=", uri):
+        warn(f"a password on a command line is seen by every user of the machine; {instead} hides it")
+
+
+def warn(text: str) -> None:
+    """A line that is no result: on the error stream."""
+    print(f"{styled('note:', YELLOW, sys.stderr)} {masked(text)}", file=sys.stderr, flush=True)
+
+
+def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
+    """A heading, and below it a line for each pair, aligned."""
+    say_heading(title)
+    width = max(map(len, pairs))
+    for key, value in pairs.items():
+        say(f"  {key.ljust(width)}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Mapping[str, int] | None = None) -> None:
+    """Plain aligned columns, the first to the left and the others to the right.
+
+    groups: titles above the columns after the first -> how many columns each is of.
+    """
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    if groups:
+        line, column = " " * widths[0], 1
+        for title, n in groups.items():
+            room = sum(widths[column : column + n]) + 2 * (n - 1)
+            widths[column] += max(0, len(title) - room)
+            line += "  " + title.rjust(max(room, len(title)))
+            column += n
+        print(styled(line, BOLD, sys.stdout))
+    for i, row in enumerate([columns, *rows]):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        line = masked("  ".join(cells).rstrip())
+        print(line if i else styled(line, BOLD, sys.stdout), flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 05 s`, `1 h 02 min`."""
+    minutes, s = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+def about(seconds: float) -> str:
+    """`about 3 min 05 s`, `about 56 min`; less than a look at the clock is worth is `a few seconds`."""
+    if seconds < FEW_SECONDS:
+        return "a few seconds"
+    return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write `result` atomically. Numbers that are not finite become null. Raises StoreError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            temporary = Path(folder) / path.name
+            with temporary.open("w") as stream:
+                json.dump(_finite(result), stream, indent=2, allow_nan=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"{write_problem(path, error)}; the runs themselves are in the store") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)|(\bpassword=)[^\s'\"&]+", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The URI, or any text with URIs in it, without their user information and passwords."""
+    return _SECRETS.sub(r"\1\2***", text)

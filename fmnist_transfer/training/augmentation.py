@@ -1,0 +1,73 @@
+"""Batches, augmented image by image on their device, then normalised.
+
+torchvision's v2 transforms draw one set of parameters per call, so that a whole batch would share them. kornia draws
+for each image, but on batches of 128 on one CPU thread took 2.3 ms for flip and shift where indexing by image, row and
+column took 0.4, and 1.1 ms for flip and erase where that took 0.6 (normalising included; three interleaved rounds of 50
+calls). The gather below takes half and two thirds of that (nine interleaved rounds of 100 calls).
+"""
+
+import torch
+from torch import Tensor
+
+from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
+from fmnist_transfer.training.recipe import Recipe
+
+ERASED_AREA = (0.02, 0.33)  # share of the image; this and the ratio as Zhong et al. 2017
+ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
+BACKGROUND = 0  # of standardised images their mean
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 [n, 1, h, w] -> float32, zero mean and unit variance over Fashion-MNIST's training pixels.
+
+    What is float already (another data set's images, features of a frozen trunk) is left as it is.
+    """
+    if images.is_floating_point():
+        return images
+    return images.float().sub_(255 * PIXEL_MEAN).mul_(1 / (255 * PIXEL_STD))
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Flip, shift and erase each image of [n, c, h, w] by its own draws from `generator` (on the same device)."""
+    if recipe.flip or recipe.shift:
+        images = _flip_and_shift(images, recipe, generator)
+    if recipe.erase:
+        images = _erase(images, recipe.erase, generator)
+    return images
+
+
+def _flip_and_shift(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """One gather: row and column of the source of every pixel; what comes from outside is background."""
+    n, channels, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device).expand(n, height)
+    columns = torch.arange(width, device=device).expand(n, width)
+    if recipe.flip:
+        flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(flipped, width - 1 - columns, columns)
+    if recipe.shift:
+        s = recipe.shift
+        images = torch.nn.functional.pad(images, (s, s, s, s), value=BACKGROUND)
+        offsets = torch.randint(0, 2 * s + 1, (2, n, 1), generator=generator, device=device)
+        rows, columns = rows + offsets[0], columns + offsets[1]
+    sources = rows[:, :, None] * images.shape[-1] + columns[:, None, :]  # positions in a flat image
+    gathered = images.flatten(2).gather(2, sources.flatten(1)[:, None].expand(-1, channels, -1))
+    return gathered.view(n, channels, height, width)
+
+
+def _erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    device = images.device
+    u = torch.rand(5, n, 1, generator=generator, device=device)
+    area = (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * u[0]) * height * width
+    ratio = ERASED_RATIO[0] * (ERASED_RATIO[1] / ERASED_RATIO[0]) ** u[1]
+    h = (area * ratio).sqrt().round().clamp(1, height)
+    w = (area / ratio).sqrt().round().clamp(1, width)
+    top, left = (u[2] * (height - h + 1)).floor(), (u[3] * (width - w + 1)).floor()
+    rows = torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
+    inside_rows = (rows >= top) & (rows < top + h)  # [n, height]
+    inside_columns = (columns >= left) & (columns < left + w)
+    erased = inside_rows[:, :, None] & inside_columns[:, None, :] & (u[4] < probability)[:, :, None]
+    mean = 0.0 if images.is_floating_point() else round(255 * PIXEL_MEAN)
+    return images.masked_fill(erased.unsqueeze(1), mean)

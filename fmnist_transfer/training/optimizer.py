@@ -1,0 +1,45 @@
+"""A recipe's optimizer, the trunk's learning rate apart from the classifier's."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmnist_transfer.training.recipe import Recipe
+
+FACTOR = "learning_rate_factor"  # of a parameter group
+
+
+def make_optimizer(
+    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer.
+
+    Args:
+        classifier: how the names of the classifier's parameters begin.
+        recorded: for steps in a CUDA graph, the learning rate a tensor on the device.
+    """
+    parameters = _parameter_groups(network, recipe.trunk_factor, classifier)
+    device = next(network.parameters()).device
+    learning_rate: float | Tensor = recipe.learning_rate
+    if recorded:
+        learning_rate = torch.tensor(recipe.learning_rate, device=device)
+        parameters = [group | {"lr": learning_rate.clone()} for group in parameters]  # each is written by itself
+    weight_decay = recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    capturable = recorded and device.type == "cuda"
+    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=True, capturable=capturable)
+
+
+def _parameter_groups(network: nn.Module, trunk_factor: float, classifier: str) -> list[dict[str, Any]]:
+    """One group with factor 1, or the classifier's and the trunk's."""
+    if trunk_factor == 1:
+        return [{"params": list(network.parameters()), FACTOR: 1.0}]
+    groups: dict[float, list[nn.Parameter]] = {1.0: [], trunk_factor: []}
+    for name, parameter in network.named_parameters():
+        groups[1.0 if name.startswith(classifier) else trunk_factor].append(parameter)
+    return [{"params": group, FACTOR: factor} for factor, group in groups.items()]

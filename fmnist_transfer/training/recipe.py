@@ -1,0 +1,109 @@
+"""How a network is trained: a frozen `Recipe`, and the learning rate as a pure function of it. Imports no torch."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+WARM_UP = 0.25  # share of the steps in which one-cycle climbs
+START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
+
+LATER = ("trunk_factor", "warm_up")  # fields that recipes of before have not
+
+Precision = Literal["float32", "tf32", "bf16"]  # of the arithmetic; weights, optimizer and losses stay float32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that training does to a network but is not the network (dropout belongs to `CNN2Spec`)."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    """`sgd` is with Nesterov momentum 0.9."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule."""
+    weight_decay: float = 1e-2
+    """Decoupled for adamw, an L2 penalty for adam and sgd."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
+    batch_size: int = 128
+    epochs: int = 8
+    label_smoothing: float = 0.0
+    flip: bool = False
+    """Mirror each training image left-right with probability 1/2."""
+    shift: int = 0
+    """Move each training image by up to this many pixels on both axes, uniformly."""
+    erase: float = 0.0
+    """Probability of blanking one random rectangle of a training image (Zhong et al. 2017)."""
+    trunk_factor: float = 1.0
+    """Learning rate of every layer but the classifier, as a multiple of the classifier's."""
+    warm_up: float | None = None
+    """Share of the steps in which the learning rate climbs; None: a quarter for one-cycle, none for the others."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "optimizer": self.optimizer in ("adam", "adamw", "sgd"),
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "schedule": self.schedule in ("constant", "cosine", "one-cycle"),
+            "batch_size": self.batch_size >= 2,  # one image has no batch statistics
+            "epochs": self.epochs >= 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "shift": 0 <= self.shift < 28,
+            "erase": 0 <= self.erase <= 1,
+            "trunk_factor": 0 < self.trunk_factor < math.inf,
+            "warm_up": self.warm_up is None or 0 <= self.warm_up < 1,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
+
+    def steps_per_epoch(self, n_train: int) -> int:
+        """max(1, floor(n/B)): the remainder of an epoch is dropped; fewer images than a batch are one batch."""
+        return max(1, n_train // self.batch_size)
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of step `step` (0-based) of `total_steps`; defined for a single step too.
+
+        The position is taken at the middle of the step, so that neither the first nor the last is wasted.
+        one-cycle: Smith & Topin 2019, with cosine climbs. The others climb in a straight line, if they are to.
+        """
+        position, warm_up = (step + 0.5) / total_steps, self.warm_up_share
+        one_cycle = self.schedule == "one-cycle"
+        if position < warm_up:
+            climbed = position / warm_up
+            return self.learning_rate * (_cosine(1 / START_DIVISOR, 1.0, climbed) if one_cycle else climbed)
+        if self.schedule == "constant":
+            return self.learning_rate
+        end = 1 / END_DIVISOR if one_cycle else 0.0
+        return self.learning_rate * _cosine(1.0, end, (position - warm_up) / (1 - warm_up))
+
+    @property
+    def warm_up_share(self) -> float:
+        """`warm_up`, or the schedule's own."""
+        own = WARM_UP if self.schedule == "one-cycle" else 0.0
+        return own if self.warm_up is None else self.warm_up
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, but for those of `LATER` at their default: what is identified by a recipe stays the same."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in LATER or value != getattr(Recipe, name)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises TypeError for an unknown field, ValueError for a value out of range."""
+        return cls(**fields)
+
+
+def _cosine(start: float, end: float, position: float) -> float:
+    """Half a cosine from `start` at position 0 to `end` at position 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * position)) / 2
+
+
+# The original report's: batch 256, learning rate 1e-4, 100 epochs; 93.33 % validation accuracy on FMNIST-2.
+REFERENCE_RECIPE = Recipe(
+    optimizer="adam", learning_rate=1e-4, weight_decay=0.0, schedule="constant", batch_size=256, epochs=100
+)
+
+# Trains `cnn2.HAND_MADE_SPEC`, the search's first trial.
+HAND_MADE_RECIPE = Recipe(
+    learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, batch_size=128, epochs=10
+)

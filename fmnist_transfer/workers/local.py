@@ -1,0 +1,131 @@
+"""Worker processes of this machine, one torch thread each.
+
+They are started before this process imports torch, which they do meanwhile; tensors in shared memory are not copied.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.workers.stop import SIGNALS, StopSignal
+from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, attempt, died
+
+
+class ProcessPool:
+    """`n` processes; one that dies is replaced."""
+
+    def __init__(self, n: int, stop: StopSignal, prepare: bool):
+        self._stop, self._prepare = stop, prepare
+        self._workers = [_Process(stop, prepare) for _ in range(n)]
+
+    def idle(self) -> list["_Process"]:
+        return [worker for worker in self._workers if worker.task is None]
+
+    def wait(self, busy: Sequence[Worker]) -> list["_Process"]:
+        by_connection = {process.connection: process for process in cast(Sequence[_Process], busy)}
+        return [by_connection[cast(Any, one)] for one in wait(list(by_connection), POLL_SECONDS)]
+
+    def remove(self, worker: Worker) -> None:
+        self._workers[self._workers.index(cast(_Process, worker))] = _Process(self._stop, self._prepare)
+
+    def stop_tasks(self) -> None:
+        """They see the flag themselves."""
+
+    def close(self) -> None:
+        for process in self._workers:
+            process.leave()
+        for process in self._workers:
+            process.wait()
+
+
+class _Process:
+    """A worker and our end of its pipe; `task` is what it works on, None while it is idle."""
+
+    def __init__(self, stop: StopSignal, prepare: bool):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.task: Any = None
+        self._again = False  # whether another worker died of it
+        self._job: Job | None = None  # what it knows of
+        self._process = context.Process(target=_work, args=(theirs, stop.flag, prepare), daemon=True)
+        # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        theirs.close()  # so that its death is the end of the pipe
+
+    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
+        self.task, self._again = task, again
+        with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
+            if self._job is not job:
+                self.connection.send(("job", job.function, job.shared))
+                self._job = job
+            self.connection.send(("task", task))
+
+    def receive(self, job: Job) -> Outcome[Any, Any] | None:
+        """The outcome of the task, or None after a mere report. A dead worker's task is lost, or at last has failed."""
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, OSError):  # also in the midst of a message
+            self._process.kill()  # if it is the pipe that failed
+            self._process.join()
+            return died(self.task, _death(self._process.exitcode or 0), again=self._again)
+        if kind == "report":
+            job.on_report(self.task, content)
+            return None
+        self.task = None
+        return cast(Outcome[Any, Any], content)
+
+    def leave(self) -> None:
+        """End it at once: it is idle, or something went wrong."""
+        self.connection.close()
+        self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def _death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
+
+
+def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
+    """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    from fmnist_transfer.training.device import prepare_process
+
+    if prepare:
+        prepare_process()
+    parent = multiprocessing.parent_process()
+
+    def should_stop() -> bool:
+        return bool(stop_flag.value) or (parent is not None and os.getppid() != parent.pid)
+
+    def report(news: Any) -> None:
+        try:
+            connection.send(("report", news))
+        except OSError as error:
+            raise Interrupted("the parent process is gone") from error
+
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            match connection.recv():
+                case ("job", function, shared):
+                    pass
+                case ("task", task):
+                    if should_stop():  # as an orphan, say, which is to begin nothing any more
+                        outcome = Outcome[Any, Any](task, "interrupted", reason="it was not begun")
+                    else:
+                        outcome = attempt(function, shared, task, report, should_stop)
+                    # By value: sent otherwise, each tensor of a result would hold a file descriptor of the parent.
+                    connection.send_bytes(pickle.dumps(("outcome", outcome)))

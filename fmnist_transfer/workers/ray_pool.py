@@ -1,0 +1,223 @@
+"""Workers on a Ray cluster: plain actors, one for each CPU or share of a GPU.
+
+    with Workers(100, stop, engine="ray", gpus_per_task=0.25) as workers: ...
+
+Ray places the actors and carries what they are sent; it retries and restarts nothing. An actor imports torch once and
+takes what the tasks of a job share from the object store once. Nodes that join later are used, those that leave take
+only their own tasks with them. Which cluster: `RAY_ADDRESS`, else one that runs on this machine, else a new one here.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayError
+
+from fmnist_transfer.errors import UsageError
+from fmnist_transfer.terminal.output import say, warn
+from fmnist_transfer.workers.ray_actor import RayActor
+from fmnist_transfer.workers.stop import SIGNALS
+from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, died
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default: zero GPUs hide none
+
+CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 2.0  # between looks at the cluster for room
+MAILS = 2  # calls that an actor answers while it works: its next message, and the order to stop
+
+
+class RayPool:
+    """At most `n` actors, as many as there is room for at the time.
+
+    Raises UsageError if the cluster cannot be reached, or if no node has what a task needs.
+    """
+
+    def __init__(self, n: int, gpus_per_task: float):
+        self._n, self._gpus = n, gpus_per_task
+        self._workers: list[_Actor] = []
+        self._looked_at = -math.inf
+        self._is_stopping = False
+        self._shared = _Shared()
+        self._has_warned = False
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _connect()
+        options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
+        remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
+        self._make = remote(RayActor).options(**options)
+        if not self._room():
+            there = ", ".join(_resources(node) for node in _nodes()) or "no node is alive"
+            needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
+            self.close()
+            raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({there})")
+        say(f"Ray: room for {self._room()} tasks at once on {len(_nodes())} nodes")
+        self._look()
+
+    def idle(self) -> list["_Actor"]:
+        self._look()
+        return [worker for worker in self._workers if worker.task is None and worker.is_ready()]
+
+    def wait(self, busy: Sequence[Worker]) -> Iterator["_Actor"]:
+        by_mail = {worker.mail: worker for worker in cast("Sequence[_Actor]", busy)}
+        if not by_mail:
+            time.sleep(POLL_SECONDS / 5)
+            return
+        ready, _ = ray.wait(list(by_mail), timeout=POLL_SECONDS)
+        if ready:  # and who else has something to say
+            ready, _ = ray.wait(list(by_mail), num_returns=len(by_mail), timeout=0)
+        yield from (by_mail[mail] for mail in ready)
+
+    def remove(self, worker: Worker) -> None:
+        self._workers.remove(cast(_Actor, worker))
+        self._looked_at = -math.inf
+
+    def stop_tasks(self) -> None:
+        if not self._is_stopping:
+            self._is_stopping = True
+            for worker in self._workers:
+                worker.stop()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.leave()
+        self._workers = []
+        if self._is_ours:
+            ray.shutdown()
+
+    def _look(self) -> None:
+        """Forget idle actors of nodes that are gone, and start actors where there is room."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        alive = {node["NodeID"] for node in _nodes()}
+        self._workers = [one for one in self._workers if one.task is not None or one.node in (None, *alive)]
+        room = self._room()
+        if not room and not self._has_warned:
+            warn("the Ray cluster has no room for a task any more; waiting for a node")
+        self._has_warned = not room
+        while len(self._workers) < min(self._n, room):
+            self._workers.append(_Actor(self._make.remote(), self._shared))
+
+    def _room(self) -> int:
+        """How many tasks the nodes hold at once, if nobody else uses them."""
+        return sum(self._room_of(node["Resources"]) for node in _nodes())
+
+    def _room_of(self, resources: dict[str, float]) -> int:
+        cpus = int(resources.get("CPU", 0))
+        return min(cpus, int(resources.get("GPU", 0) / self._gpus + 1e-9)) if self._gpus else cpus
+
+
+class _Shared:
+    """What the tasks of the present job share, in the object store once for all actors."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._reference: Any = None
+
+    def reference(self, job: Job) -> Any:
+        """Of (function, shared)."""
+        if self._job is not job:
+            self._job, self._reference = job, ray.put((job.function, job.shared))
+        return self._reference
+
+
+class _Actor:
+    """An actor and the next message from it; `task` is what it works on."""
+
+    def __init__(self, handle: Any, shared: "_Shared"):
+        self.task: Any = None
+        self.mail: Any = None
+        self.node: str | None = None
+        self._handle, self._shared = handle, shared
+        self._ready = handle.node.remote()
+        self._again = False
+        self._job: Job | None = None  # what it knows of
+
+    def is_ready(self) -> bool:
+        """Whether it has started."""
+        if self.node is None and ray.wait([self._ready], timeout=0)[0]:
+            with contextlib.suppress(RayError):  # it died: `receive` finds it
+                self.node = ""
+                self.node = ray.get(self._ready)
+        return self.node is not None
+
+    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
+        self.task, self._again = task, again
+        if self._job is not job:
+            self._handle.begin.remote([self._shared.reference(job)])  # in a list: it is fetched there, once
+            self._job = job
+        self._handle.work.remote(task)
+        self.mail = self._handle.message.remote()
+
+    def receive(self, job: Job) -> Outcome[Any, Any] | None:
+        try:
+            kind, content = ray.get(self.mail)
+        except RayError as error:
+            self.leave()
+            return died(self.task, _reason(error), again=self._again)
+        if kind == "report":
+            self.mail = self._handle.message.remote()
+            job.on_report(self.task, content)
+            return None
+        self.task = None
+        return cast(Outcome[Any, Any], content)
+
+    def stop(self) -> None:
+        with contextlib.suppress(RayError):
+            self._handle.stop.remote()
+
+    def leave(self) -> None:
+        with contextlib.suppress(RayError):
+            ray.kill(self._handle)
+
+
+def _connect() -> None:
+    """To the cluster of `RAY_ADDRESS`, else to one on this machine, else to a new one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.partition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"cannot reach the Ray cluster at {address} ({error.strerror or error})") from error
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its FutureWarnings are about its own defaults
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+    except (RayError, RuntimeError, OSError, ValueError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise UsageError(f"cannot use the Ray cluster at {address or 'this machine'} ({text})") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray takes SIGTERM for itself
+    with contextlib.suppress(ImportError):  # it prints a paragraph for each actor that dies; we say so in a line
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(node: dict[str, Any]) -> str:
+    there = node["Resources"]
+    return f"{node['NodeManagerHostname']}: {there.get('CPU', 0):g} CPU, {there.get('GPU', 0):g} GPU"
+
+
+def _reason(error: RayError) -> str:
+    """`the actor is dead because its worker process has died`: Ray's first sentence, which is followed by many."""
+    text = str(error).strip().splitlines()[-1].strip() or type(error).__name__
+    first = text.split(". ")[0].rstrip(".")
+    return first[:1].lower() + first[1:]

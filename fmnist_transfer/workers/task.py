@@ -1,0 +1,103 @@
+"""The vocabulary of workers: a task, its outcome, an attempt at it, and what an engine must offer."""
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from fmnist_transfer.errors import Interrupted, StoreError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Report = Callable[[Any], None]
+# (shared, task, report, should_stop) -> result; must be importable by name in a worker.
+TaskFunction = Callable[[Any, Any, Report, Callable[[], bool]], Any]
+Engine = Literal["local", "ray"]
+
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Task, Result]):
+    """How a task, or one attempt at it, ended.
+
+    `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died, and it is
+    tried again, unless the caller sees to that.
+    """
+
+    task: Task
+    status: Literal["done", "failed", "interrupted", "lost"]
+    result: Result | None = None
+    reason: str = ""
+    details: str = ""
+    """Traceback of an unexpected failure."""
+    outage: StoreError | None = None
+    """Of an interrupted task that lost its store."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a `Workers.run` share."""
+
+    function: TaskFunction
+    shared: Any
+    on_report: Callable[[Any, Any], None]
+    on_start: Callable[[Any], None]
+    retry_lost: bool
+
+
+class Worker(Protocol):
+    """A process that runs one task at a time; `task` is None while it is idle."""
+
+    task: Any
+
+    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
+        """Start the task; `again`: another worker died of it."""
+
+    def receive(self, job: Job) -> Outcome[Any, Any] | None:
+        """The outcome of the task, or None after a mere report. A dead worker keeps its task."""
+
+
+class Pool(Protocol):
+    """The workers of an engine."""
+
+    def idle(self) -> Sequence[Worker]:
+        """Those that a task can be handed to; none, perhaps, while they start."""
+
+    def wait(self, busy: Sequence[Worker]) -> Iterable[Worker]:
+        """Those of the busy ones that have something to `receive`, after a while at the latest."""
+
+    def remove(self, worker: Worker) -> None:
+        """It died."""
+
+    def stop_tasks(self) -> None:
+        """Tell running tasks that they are to stop."""
+
+    def close(self) -> None:
+        """End all of them at once."""
+
+
+def attempt(
+    function: TaskFunction, shared: Any, task: Any, report: Report, should_stop: Callable[[], bool]
+) -> Outcome[Any, Any]:
+    """Run the task in this process."""
+    try:
+        return Outcome(task, "done", function(shared, task, report, should_stop))
+    except Interrupted as error:
+        return Outcome(task, "interrupted", reason=str(error))
+    except StoreError as error:  # without its store a task has not failed: it is still to be done
+        return Outcome(task, "interrupted", reason=str(error), outage=error)
+    except Exception as error:  # one task's failure is its own; the caller sees the reason
+        outcome = Outcome[Any, Any](
+            task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc()
+        )
+    from fmnist_transfer.training.device import free_memory
+
+    free_memory()  # now that the error's frames are gone
+    return outcome
+
+
+def died(task: Any, how: str, *, again: bool) -> Outcome[Any, Any]:
+    """The outcome of a task whose worker died; `again`: it is the second one."""
+    reason = f"the worker process died ({how})"
+    return Outcome(task, "failed", reason=f"{reason}, twice") if again else Outcome(task, "lost", reason=reason)

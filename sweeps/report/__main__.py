@@ -1,0 +1,64 @@
+"""The answer of a sweep: a verdict on each claim, with effects, intervals and the runs behind it.
+
+    python -m sweeps.report                                  # of the latest sweep
+    python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with others beside it
+
+Logged runs in, and nothing else: it works on a sweep that was run elsewhere or is still running. On the sweep's parent
+run it leaves `report/report.html` (one page, needs nothing else), `report.md`, `report.csv`, `cells.csv` with the run
+of each cell, and the figures.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmnist_transfer.flags import CommandFlags, Flags, OutputFlags, StoreFlags
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.terminal.command import check_distinct, run_command
+from fmnist_transfer.terminal.output import print_pairs, say, say_heading, write_json
+from fmnist_transfer.workers.stop import StopSignal
+from sweeps.report.files import place_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags(Flags):
+    sweep: str = "latest"
+    """Which sweep: the id of its run, or latest."""
+    vs: tuple[str, ...] = ()
+    """Ids of sweeps to lay beside it, which differ in recipe, budget, augmentation or split; default: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(CommandFlags, OutputFlags, StoreFlags, ReportFlags):
+    """Say of each of the original report's claims whether a sweep shows it, from its logged runs alone, with effects
+    and intervals; leave the report as a page among the sweep's artifacts. The sweep may be unfinished."""
+
+
+def main(settings: ReportSettings) -> int:
+    """Make the report; 0, whatever the verdicts."""
+    say("Loading mlflow ...")
+    with StopSignal() as stop:
+        from fmnist_transfer.store.opening import open_store
+        from sweeps.report.render import CLAIMS_HEAD, claims_text
+        from sweeps.report.write import write_report
+        from sweeps.results.read import find_sweep, read_sweep
+
+        store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout, stop.is_set))
+        sweep, *others = (read_sweep(store, find_sweep(store, asked)) for asked in (settings.sweep, *settings.vs))
+        check_distinct("--vs", [logged.run_id for logged in (sweep, *others)])
+        findings = write_report(store, sweep, others, stop=stop)
+        say_heading(CLAIMS_HEAD)
+        say(claims_text(findings))
+        print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})
+        if settings.json:
+            write_json(settings.json, findings.to_dict())
+    return 0
+
+
+def command(args: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(ReportSettings, main, "sweeps.report", args)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,216 @@
+"""A sweep as the store has it: its rows, and what they depend on. Whatever made it, and wherever.
+
+logged = read_sweep(store, find_sweep(store, "latest"))
+"""
+
+import ast
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
+from fmnist_transfer.store.lease import OWNER_PARAM
+from fmnist_transfer.store.roles import TRANSFER, Role
+from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
+from sweeps.analysis.comparison import Comparison, compare
+from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
+from sweeps.rows import GROUPS, Row, Status
+from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
+
+GRIDS = "grids"  # tag of the parent: every grid that was asked for, as JSON
+CELL_PARAM = "cell."  # of the parent: cell.KEY.ATTEMPT = run id
+TUNED = "tuned"
+PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
+
+
+@dataclass(frozen=True)
+class LoggedSweep:
+    """One sweep of the store."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    """Its identity: spec, recipe, split, budget, seed ..."""
+    tags: Mapping[str, str]
+    rows: tuple[Row, ...]
+    """Of every cell of its grid, those that are not finished too."""
+    recipe: Recipe
+    """The registered one, with the sweep's epochs."""
+    chosen: Chosen
+    """Of `--recipe tuned`; empty without it, or before its grid is finished."""
+    n_tuning: tuple[int, int, int]
+    """Cells of the recipes' grid that are done, those of them that failed, and all."""
+    tuning_rows: tuple[Row, ...]
+    """Of the finished and failed cells that chose recipes."""
+    provenance: Mapping[str, tuple[str, ...]]
+    """Versions, commits and kinds of processor of the finished cells."""
+
+    @functools.cached_property
+    def pair(self) -> Comparison:
+        """Pretrained beside random."""
+        return compare(self.rows)
+
+    @property
+    def inits(self) -> tuple[Init, ...]:
+        return tuple(dict.fromkeys(row.cell.init for row in self.rows))
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.params.get("recipe_mode") == TUNED
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the sweep uses the original report's network, recipe and budget."""
+        wanted = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()} | {"budget": "epochs"}
+        same = all(self.params.get(key) == value for key, value in wanted.items())
+        return same and self.recipe == REFERENCE_RECIPE and not self.is_tuned
+
+
+def find_sweep(store: Store, asked: str) -> "Run":
+    """The sweep's parent run by its id; `latest`: the one that was begun last. Raises UserError, UsageError."""
+    if asked == "latest":
+        sweeps = store.find(TRANSFER, role=Role.SWEEP)
+        if not sweeps:
+            raise UserError("there is no sweep in this store; python -m sweeps.transfer makes one")
+        return sweeps[0]
+    run = store.get(asked)
+    if run is None:
+        raise UsageError(f"no run {asked} in this store; {_known_sweeps(store)}")
+    if run.data.tags.get("role") != Role.SWEEP:
+        raise UsageError(f"run {asked} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
+    return run
+
+
+def _known_sweeps(store: Store) -> str:
+    known = [f"{run.info.run_id} ({run.info.run_name})" for run in store.find(TRANSFER, role=Role.SWEEP)[:5]]
+    return f"the latest sweeps are {', '.join(known)}" if known else "there is no sweep yet"
+
+
+def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
+    """The sweep as it is now, finished or not."""
+    params = {key: value for key, value in parent.data.params.items() if not key.startswith((CELL_PARAM, OWNER_PARAM))}
+    children = {str(run.info.run_id): run for run in store.find(TRANSFER, role=Role.CELL, parent=parent.info.run_id)}
+    runs = {cell_of(run): run for run in counted_runs(attempts_of(parent), children)}
+    rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
+    recipe = _recipe_of(params)
+    asked = asked_cells(grids_of(parent.data.tags))
+    cells = list(dict.fromkeys([*asked, *runs]))
+    chosen: Chosen = {}
+    n_tuning = (0, 0, 0)
+    if params.get("recipe_mode") == TUNED:
+        cells, chosen, n_tuning = _tuned_grid(asked, rows, recipe)
+    n_images = {cell.percent: row.n_train for cell, row in rows.items()}
+    of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
+    finished = [runs[row.cell] for row in of_grid if row.status == "finished"]
+    return LoggedSweep(
+        run_id=str(parent.info.run_id),
+        name=str(parent.info.run_name),
+        params=params,
+        tags=dict(parent.data.tags),
+        rows=tuple(sorted(of_grid, key=lambda row: row.cell.position)),
+        recipe=recipe,
+        chosen=chosen,
+        n_tuning=n_tuning,
+        tuning_rows=tuple(row for cell, row in rows.items() if cell.replicate >= TUNING_REPLICATE),
+        provenance={
+            key: tuple(sorted({run.data.tags[key] for run in finished if key in run.data.tags})) for key in PROVENANCE
+        },
+    )
+
+
+def attempts_of(parent: "Run") -> dict[str, tuple[int, str]]:
+    """Cell key -> its highest attempt, and the run that this names."""
+    attempts: dict[str, tuple[int, str]] = {}
+    for param, run_id in parent.data.params.items():
+        if param.startswith(CELL_PARAM):
+            _, key, number = param.split(".")
+            attempts[key] = max(attempts.get(key, (0, "")), (int(number), run_id))
+    return attempts
+
+
+def counted_runs(attempts: Mapping[str, tuple[int, str]], runs: Mapping[str, "Run"]) -> list["Run"]:
+    """The runs that count, one for each cell that was ever claimed (a run without its params has just been created)."""
+    named = [runs[run_id] for _, run_id in attempts.values() if run_id in runs]
+    return [run for run in named if "n_train" in run.data.params]
+
+
+def cell_of(run: "Run") -> Cell:
+    """The cell that a run is of."""
+    params = run.data.params
+    change = None
+    if params.get("recipe_mode") == TUNED:
+        recipe = _recipe_of(params)
+        change = RecipeChange(recipe.learning_rate, recipe.trunk_factor, recipe.warm_up_share)
+    return Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]), change)
+
+
+def row_of(cell: Cell, n_train: int, run: "Run | None") -> Row:
+    """What is known of the cell, whose highest attempt is `run`; `open` if that came to no end of its own."""
+    statuses: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}
+    status = statuses.get(run.info.status, "open") if run else "open"
+    scores = run.data.metrics if run and status == "finished" else {}
+    run_id = str(run.info.run_id) if run else ""
+    return Row(cell, n_train, run_id, status, {key: scores[key] for key in scores if key.split("/")[0] in GROUPS})
+
+
+def _recipe_of(params: Mapping[str, str]) -> Recipe:
+    """Inverse of `tracking.settings_params`, of the recipe."""
+    fields: dict[str, Any] = {}
+    for key, text in params.items():
+        if key.startswith("recipe."):
+            try:
+                fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):  # a word
+                fields[key.removeprefix("recipe.")] = text
+    return Recipe.from_dict(fields)
+
+
+def grids_of(tags: Mapping[str, str]) -> list[Grid]:
+    """What was asked for so far, as the parent's tags have it."""
+    return [Grid(tuple(percents), tuple(inits), n) for percents, inits, n in json.loads(tags.get(GRIDS, "[]"))]
+
+
+def add_grid(store: Store, run_id: str, grid: Grid) -> list[Grid]:
+    """Write the grid into the tags of the sweep's parent; all that were asked for so far."""
+    before = grids_of(store.client.get_run(run_id).data.tags)
+    grids = before if grid in before else [*before, grid]
+    cells = asked_cells(grids)
+    tags = {
+        GRIDS: json.dumps(grids),
+        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
+        "inits": " ".join(sorted({cell.init for cell in cells})),
+        "replicates": str(max(grid.n_replicates for grid in grids)),
+    }
+    store.log(run_id, tags=tags)
+    return grids
+
+
+def asked_cells(grids: Iterable[Grid]) -> list[Cell]:
+    """The cells of all of them, each once."""
+    return list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
+
+
+def _tuned_grid(
+    cells: Sequence[Cell], rows: Mapping[Cell, Row], recipe: Recipe
+) -> tuple[list[Cell], Chosen, tuple[int, int, int]]:
+    """The cells with their settings, these settings, and of the recipes' grid how many cells are done, failed, and all.
+
+    Cells of an init whose grid is not done yet have no setting.
+    """
+    chosen: Chosen = {}
+    n_done, n_failed, n = 0, 0, 0
+    for init in dict.fromkeys(cell.init for cell in cells):
+        tried = tuning_cells([init], recipe)
+        done = [rows[cell] for cell in tried if cell in rows and rows[cell].status != "open"]
+        n_done, n = n_done + len(done), n + len(tried)
+        n_failed += sum(row.status == "failed" for row in done)
+        if len(done) == len(tried):
+            with contextlib.suppress(UserError):  # none of its settings was trained to its end
+                chosen |= choose(done, [init], recipe)
+    without = [cell for cell in cells if cell.init not in chosen]
+    return tuned_cells(cells, chosen) + without, chosen, (n_done, n_failed, n)

@@ -1,0 +1,259 @@
+"""The steps of a sweep: source networks, recipes, cells, curves, report.
+
+Imported when torch and mlflow are to be loaded, which the command's flags need not.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fmnist_transfer.data.examples import load_half, n_train
+from fmnist_transfer.data.files import default_data_dir
+from fmnist_transfer.errors import SAME_COMMAND, UsageError
+from fmnist_transfer.identity import Identity
+from fmnist_transfer.store.lease import own_or_help
+from fmnist_transfer.store.lock import Owner, locked
+from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.registry import PinnedModel
+from fmnist_transfer.store.roles import NOTE, TRANSFER
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.store.sweep_links import note_sweep
+from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.training.forecast import seconds_per_pass
+from fmnist_transfer.workers.run import Workers
+from sweeps.grid import Cell, Grid
+from sweeps.report.mlflow_text import begun
+from sweeps.report.render import CLAIMS_HEAD, claims_text
+from sweeps.report.write import write_report
+from sweeps.results.curves import SweepFigures, log_curves, print_plan, print_summary
+from sweeps.results.ledger import Ledger
+from sweeps.results.read import add_grid, asked_cells, read_sweep
+from sweeps.run_cells import run_cells
+from sweeps.settings import TransferSettings
+from sweeps.training.cells import CellPlan, passes
+from sweeps.training.recipes import Chosen, choose, print_chosen, tuned_cells, tuning_cells
+from sweeps.training.source_networks import PretrainingPlan, source_networks
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """What every stage of the command needs."""
+
+    settings: TransferSettings
+    store: Store
+    model: TrainedModel
+    plan: CellPlan
+    grid: Grid
+    name: str
+    workers: Workers
+    stopwatch: Stopwatch
+
+    def with_images(self, cells: Iterable[Cell]) -> dict[Cell, int]:
+        """The cells with their numbers of training images."""
+        return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
+
+
+def sweep_or_help(context: SweepContext, work: Identity, pinned_model: PinnedModel) -> dict[str, Any]:
+    """Own the sweep and do all of it; with `--join` help whoever owns it. Raises BusyError without."""
+    store, should_stop = context.store, context.workers.stop.is_set
+    tags = {"model_uri": pinned_model.asked, "model_uri_pinned": pinned_model.pinned}
+
+    def open_ledger() -> Ledger:
+        ledger = Ledger(store, work, context.plan.half)
+        ledger.create(context.name, tags, pinned_model.run_id)
+        return ledger
+
+    def own() -> dict[str, Any]:
+        with locked(store.uri, "sweep", f"sweep-{work.key}"):
+            ledger = open_ledger()
+            with ledger.lease.owned("sweep", should_stop):
+                ledger.open(tags)
+                return run_sweep(context, ledger, pinned_model)
+
+    def help_owner() -> None:
+        ledger = open_ledger()
+        with ledger.lease.alive():
+            _help(context, ledger)
+
+    def leave() -> dict[str, Any]:
+        ledger = open_ledger()
+        cells = context.grid.cells()
+        if context.settings.recipe == "tuned":
+            cells = tuned_cells(cells, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
+        rows = ledger.rows(context.with_images(cells))
+        return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in rows]}
+
+    def is_finished() -> bool:
+        return store.client.get_run(open_ledger().run_id).info.status == "FINISHED"
+
+    return own_or_help(own, help_owner if context.settings.join else None, leave, is_finished)
+
+
+def run_sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> dict[str, Any]:
+    """Everything that is not done yet, by whoever owns the sweep."""
+    settings, store, stopwatch = context.settings, context.store, context.stopwatch
+    with store.ending(ledger.run_id, ledger.lease.is_owner):
+        _introduce(context, ledger, pinned_model)
+        if settings.pretrain_replicates:
+            context = _with_sources(context, ledger.run_id)
+        so_far = add_grid(store, ledger.run_id, context.grid)
+        cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the figures of a larger whole
+        if settings.recipe == "tuned":
+            cells = tuned_cells(cells, _choose_recipes(context, ledger))
+            shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
+        if ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed):
+            store.describe(ledger.run_id, begun(store, context.model.split))
+        figures = SweepFigures(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
+        _run(context, ledger, cells, figures.refresh)
+        stopwatch.lap("cells")
+        rows = figures.draw()
+        asked = ledger.rows(context.with_images(cells))
+        n_done = sum(row.status != "open" for row in asked)
+        context.workers.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; {SAME_COMMAND}")
+        ledger.lease.check_owner(f"sweep {ledger.run_id}", "cells")
+        store.log_hosts(ledger.run_id, ledger.hosts(asked), "cells")
+        log_curves(store, ledger.run_id, rows)
+        print_summary(rows)
+        logged = read_sweep(store, store.client.get_run(ledger.run_id))
+        findings = write_report(store, logged, stop=context.workers.stop)
+        say_heading(CLAIMS_HEAD)
+        say(claims_text(findings))
+    stopwatch.lap("figures and curves")
+    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
+
+
+def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> None:
+    """What is done before anything is trained: the sweep's run gets its data, its model and a description."""
+    store, run_id = context.store, ledger.run_id
+    note_sweep(store, pinned_model, run_id, context.name)
+    store.log_data(run_id, context.plan.half, "target")
+    if NOTE not in store.client.get_run(run_id).data.tags:
+        store.describe(run_id, begun(store, context.model.split))
+    if context.settings.reap:
+        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
+        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
+    print_pairs(f"Sweep of {context.name}", outline(context, run_id))
+
+
+def _help(context: SweepContext, ledger: Ledger) -> None:
+    """Train cells that nobody else is at until all are done, and leave the rest to the sweep's owner."""
+    print_pairs(f"Helping with sweep {ledger.run_id}", outline(context, ledger.run_id))
+    cells = context.grid.cells()
+    if context.settings.recipe == "tuned":
+        cells = tuned_cells(cells, _choose_recipes(context, ledger))
+    _run(context, ledger, cells, lambda: None)
+    context.stopwatch.lap("cells")
+    rows = ledger.rows(context.with_images(cells))
+    n_done = sum(row.status != "open" for row in rows)
+    context.workers.stop.raise_if_set(f"{n_done} of {len(rows)} cells done; {SAME_COMMAND}")
+
+
+def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
+    """A source network for each replicate in place of the registered one."""
+    settings, model, plan = context.settings, context.model, context.plan
+    half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
+    pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
+    sources = source_networks(context.store, run_id, pretraining, settings.pretrain_replicates, context.workers)
+    context.stopwatch.lap("source networks")
+    return replace(context, plan=replace(plan, sources=sources))
+
+
+def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
+    """Train those of the cells that are not done."""
+    images = context.with_images(cells)
+    todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
+    if context.settings.join:  # in an order of its own, so that it seldom wants what others are about to take
+        random.Random(Owner.this_process().name).shuffle(todo)
+    if n_there := len(images) - len(todo):
+        say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
+    if todo:
+        say_forecast(context, {cell: images[cell] for cell in todo})
+    context.stopwatch.lap("resume check")
+    run_cells(
+        ledger,
+        {cell: images[cell] for cell in todo},
+        context.plan,
+        workers=context.workers,
+        stopwatch=context.stopwatch,
+        on_finished=on_finished,
+        debug=context.settings.debug,
+    )
+
+
+def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
+    """Run the recipes' grid of every init, and say which settings won."""
+    asked = context.grid.inits
+    tried = tuning_cells(asked, context.plan.recipe)
+    say(f"A recipe for each init: {len(tried)} cells")
+    _run(context, ledger, tried, lambda: None)
+    rows = ledger.rows(context.with_images(tried))
+    n_done = sum(row.status != "open" for row in rows)
+    context.workers.stop.raise_if_set(f"{n_done} of {len(tried)} cells of the recipes' grid done; {SAME_COMMAND}")
+    chosen = choose(rows, asked, context.plan.recipe)
+    print_chosen(chosen)
+    if n_failed := sum(row.status == "failed" for row in rows):
+        say(f"{n_failed} of {len(rows)} of these cells failed, which leaves their settings out")
+    context.stopwatch.lap("recipes")
+    return chosen
+
+
+def dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
+    """Say what is done and what would run; no run is made or changed."""
+    settings, store, cells = context.settings, context.store, context.grid.cells()
+    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
+    if settings.recipe == "tuned":
+        tried = context.with_images(tuning_cells(settings.inits, context.plan.recipe))
+        n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))
+        say(f"A recipe for each init: {n_open} of {len(tried)} cells would run")
+        if ledger.run_id and not n_open:
+            chosen = read_sweep(store, store.client.get_run(ledger.run_id)).chosen
+            cells = tuned_cells(cells, chosen)
+    rows = ledger.rows(context.with_images(cells))
+    todo = ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed)
+    print_plan(rows, todo)
+    say(f"{len(rows) - len(todo)} of {len(rows)} cells would be left as they are, {len(todo)} would run")
+    return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
+
+
+def outline(context: SweepContext, run_id: str) -> dict[str, str]:
+    """What is about to run."""
+    grid, recipe = context.grid, context.plan.recipe
+    inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
+    percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
+    if len(grid.percents) == 1:
+        percents = f"{grid.percents[0]} %"
+    budget = ", as many steps at each fraction" if context.plan.budget == "steps" else ""
+    workers = counted(context.workers.n, "worker")
+    own = ", a recipe of its own for each init" if context.settings.recipe == "tuned" else ""
+    return {
+        "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
+        "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
+        "on": f"{workers}, {context.plan.device}" if context.workers.engine == "local" else "Ray",
+        "run": run_id,
+    }
+
+
+def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
+    """For how long; of a cluster, a stack or a GPU it is seen once the first cells are done."""
+    plan, head = context.plan, f"{counted(len(todo), 'cell')} to train"
+    per_pass = None
+    if context.workers.engine == "local" and not plan.stack:
+        per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device, plan.precision)
+    if per_pass is None:
+        say(f"{head}; the time left shows once the first are done")
+        return
+    total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
+    head += ", without help" if context.settings.join else ""
+    say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")
+
+
+def check_inits(settings: TransferSettings, epochs: int) -> None:
+    """Raise UsageError for an init that these settings leave no room for."""
+    from sweeps.training.inits import STACKABLE, probing_epochs
+
+    if "lp-ft" in settings.inits:
+        probing_epochs(epochs)
+    if settings.stack and (apart := [init for init in settings.inits if init not in STACKABLE]):
+        raise UsageError(f"--stack trains whole networks, once each: leave it out with --inits {' '.join(apart)}")

@@ -1,0 +1,124 @@
+"""A recipe for each init, tuned with equal effort: which settings are tried, and which one a cell trains by.
+
+The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
+nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Their
+replicates are others than those that are compared afterwards: a setting is not judged by the draws that chose it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fmnist_transfer.errors import UserError
+from fmnist_transfer.terminal.output import print_table, say
+from fmnist_transfer.training.recipe import Recipe
+from sweeps.grid import TUNING_REPLICATE, Cell, Init, RecipeChange
+from sweeps.rows import VAL_LOSS, Row
+
+PERCENTS = (100, 5, 25)
+REPLICATES = (TUNING_REPLICATE, TUNING_REPLICATE + 1)
+LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered one
+TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers and train them
+WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for the others
+# Inits that copy trained layers and train them (`frozen` does not).
+COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
+
+_FIELDS = ("learning_rate", "trunk_factor", "warm_up")
+
+Chosen = dict[Init, dict[int, RecipeChange]]  # init -> percent -> setting
+
+
+def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
+    """Nine for every init; the registered recipe is among them."""
+    rates = [recipe.learning_rate * multiple for multiple in LEARNING_RATES]
+    own = recipe.warm_up_share
+    if init in COPYING:
+        return [RecipeChange(rate, factor, own) for rate in rates for factor in TRUNK_FACTORS]
+    return [RecipeChange(rate, 1.0, warm_up) for rate in rates for warm_up in WARM_UPS[recipe.schedule]]
+
+
+def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
+    """A replicate of everything before the next; the long ones first."""
+    return [
+        Cell(percent, init, replicate, change)
+        for replicate in REPLICATES
+        for percent in PERCENTS
+        for init in inits
+        for change in recipe_grid(init, recipe)
+    ]
+
+
+def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
+    """The setting with the lowest mean validation loss at each percent of the grid.
+
+    Only settings count all of whose replicates are finished. Raises UserError where there is none.
+    """
+    losses = {row.cell: row.scores[VAL_LOSS.key] for row in rows if VAL_LOSS.key in row.scores}
+    chosen: Chosen = {}
+    for init in inits:
+        for percent in sorted(PERCENTS):
+            means = {}
+            for change in recipe_grid(init, recipe):
+                cells = [Cell(percent, init, replicate, change) for replicate in REPLICATES]
+                if all(cell in losses for cell in cells):
+                    means[change] = float(np.mean([losses[cell] for cell in cells]))
+            if not means:
+                raise UserError(f"no setting of init {init} at {percent} % was trained to its end; its cells say why")
+            chosen.setdefault(init, {})[percent] = min(means, key=lambda change: means[change])
+    return chosen
+
+
+def is_on_edge(change: RecipeChange, init: Init, recipe: Recipe) -> bool:
+    """Whether a value that was tried has none beyond it: a wider grid might have found a better one."""
+    grid = recipe_grid(init, recipe)
+    rates, factors, warm_ups = ({getattr(one, field) for one in grid} for field in _FIELDS)
+    return (
+        change.learning_rate in (min(rates), max(rates))
+        or (len(factors) > 1 and change.trunk_factor == min(factors))  # a factor above 1 makes no sense
+        or (len(warm_ups) > 1 and change.warm_up in {min(warm_ups), max(warm_ups)} - {0.0})
+    )
+
+
+def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
+    """Interpolated in the logarithm of the number of images; outside of the grid the nearest one's."""
+    if percent in chosen:
+        return chosen[percent]  # exactly: logarithm and exponential would round it
+    known = sorted(chosen)
+
+    def at(values: Sequence[float]) -> float:
+        return float(np.interp(math.log(percent), np.log(known), values))
+
+    found = [chosen[one] for one in known]
+    return RecipeChange(
+        _rounded(math.exp(at([math.log(one.learning_rate) for one in found]))),
+        _rounded(math.exp(at([math.log(one.trunk_factor) for one in found]))),
+        _rounded(at([one.warm_up for one in found])),
+    )
+
+
+def _rounded(value: float) -> float:
+    """To six digits: a cell is found again by its setting, also where logarithms round otherwise."""
+    return float(f"{value:.6g}")
+
+
+def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
+    """The cells of a sweep, each with its init's setting; those of inits without one are left out."""
+    return [
+        Cell(cell.percent, cell.init, cell.replicate, change_at(chosen[cell.init], cell.percent))
+        for cell in cells
+        if cell.init in chosen
+    ]
+
+
+def print_chosen(chosen: Chosen) -> None:
+    """A line for each init and percent."""
+    say("The setting of each init with the lowest mean validation loss:")
+    print_table(
+        ["init", "percent", "learning rate", "trunk factor", "warm-up"],
+        [
+            [init, str(percent), f"{one.learning_rate:.3g}", f"{one.trunk_factor:.2g}", f"{one.warm_up:.2g}"]
+            for init, of_init in chosen.items()
+            for percent, one in sorted(of_init.items())
+        ],
+    )

@@ -1,0 +1,91 @@
+"""Flags of `tuning.search`."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fmnist_transfer.data.split import parse_split
+from fmnist_transfer.errors import UsageError
+from fmnist_transfer.flags import Flags, TrainingSettings, check_driver
+from fmnist_transfer.store.places import POSTGRESQL
+from fmnist_transfer.terminal.command import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags(Flags):
+    trials: int = 24
+    """How many networks to try in all; a search that has fewer is topped up to it."""
+    epochs: int = 10
+    """Passes over the training images in each trial; poor ones are stopped earlier."""
+    max_mflops: float | Literal["none"] = 4.0
+    """Largest network to try: millions of floating-point operations for one image, forward; none: no limit."""
+    split: str = "0-4/5-9"
+    """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
+    top: int = 2
+    """How many of the best trials are trained again before one is registered, since the best score is partly luck."""
+    retrain_seeds: int = 3
+    """How often each of them is trained again, by other random draws (--reference: once)."""
+    reference: bool = False
+    """Do not search: train the original report's network as it was (100 epochs), and register it as cnn2-reference."""
+    like: str | None = None
+    """Do not search: train the network of this model (models:/cnn2/best) anew, on the source half of --split."""
+    promote: bool = False
+    """Move alias best to the new model even if its score is lower."""
+    study_name: str | None = None
+    """Name under which the trials are kept; default: cnn2, and the source classes if --split is given."""
+    storage: str | None = None
+    """Where the trials are kept; default: optuna.db beside the runs. On postgresql:// several machines may share it."""
+    timeout: float | None = None
+    """Seconds after which no further trial begins; default: no limit."""
+
+    def __post_init__(self) -> None:
+        for flag, count in (
+            ("--trials", self.trials),
+            ("--epochs", self.epochs),
+            ("--top", self.top),
+            ("--retrain-seeds", self.retrain_seeds),
+        ):
+            check_range(flag, count, 1)
+        if self.max_mflops != "none":
+            check_range("--max-mflops", self.max_mflops, 0)
+        if self.timeout is not None:
+            check_range("--timeout", self.timeout, 0)
+        if not self.is_search:
+            self._check_no_search()
+        if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
+            raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
+        check_driver("--storage", self.storage)
+        parse_split(self.split)
+        super().__post_init__()
+
+    def _check_no_search(self) -> None:
+        """Raise UsageError for a flag of a search where there is none."""
+        flag = "--reference" if self.reference else "--like"
+        search_only = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
+        search_only += ["retrain_seeds", "like"] if self.reference else []
+        given = [name for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {flags}")
+
+    @property
+    def is_search(self) -> bool:
+        return not self.reference and self.like is None
+
+    @property
+    def mflops_limit(self) -> float | None:
+        return None if self.max_mflops == "none" else self.max_mflops
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(TrainingSettings, SearchFlags):
+    """Look for the network and the training that do best on the source half of Fashion-MNIST, train the best again, and
+    register the winner for the sweep. A search that was stopped goes on by the same command."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "ray" and self.is_search and not (self.storage or "").startswith(POSTGRESQL):
+            raise UsageError(
+                "--engine ray: trials on other machines cannot use a study in a sqlite file; give --storage "
+                "postgresql://... (docs/cluster.md says how)"
+            )

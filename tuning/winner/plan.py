@@ -1,0 +1,79 @@
+"""Which configurations are trained again, and how well they do."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fmnist_transfer.data.examples import Half
+from fmnist_transfer.data.split import Split
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.training.recipe import Precision, Recipe
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration to train again. `trial` and `search_score` are None where there was no search."""
+
+    spec: CNN2Spec
+    recipe: Recipe
+    trial: int | None = None
+    search_score: float | None = None
+    origin: str = "reference"
+    """What it is where there was no search."""
+
+    @property
+    def name(self) -> str:
+        return self.origin if self.trial is None else f"trial {self.trial:03d}"
+
+
+class Retraining(NamedTuple):
+    """One task: a candidate with a fresh seed. Replicate 0 is the search's own, so fresh ones start at 1."""
+
+    candidate: Candidate
+    replicate: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.candidate.name} seed {self.replicate}"
+
+
+@dataclass(frozen=True)
+class RetrainingPlan:
+    """What all re-trainings share; sent to each worker once."""
+
+    half: Half
+    """The source half."""
+    split: Split
+    seed: int
+    n_seeds: int
+    """Trainings per candidate, replicates 1 ... n_seeds."""
+    device: str
+    precision: Precision
+
+    def facts(self) -> dict[str, Any]:
+        """What a re-training's result depends on besides its candidate, replicate and device."""
+        return {
+            "seed": self.seed,
+            "split": str(self.split),
+            "data_sha256": self.half.data_sha256,
+            "precision": self.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A candidate's scores over its fresh seeds, and the run, the test accuracy and the seconds of the first."""
+
+    candidate: Candidate
+    val_accuracies: tuple[float, ...]
+    run_id: str
+    test_accuracy: float
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.val_accuracies)
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.val_accuracies) if len(self.val_accuracies) > 1 else None

@@ -1,0 +1,164 @@
+"""Train the best again, register the winner, and move alias `best` to it if it is better.
+
+Three figures stay apart: best of N in the search, mean and standard deviation of the re-trained, and test accuracy of
+the registered network.
+"""
+
+from typing import Any
+
+from fmnist_transfer.data.split import Split, digits
+from fmnist_transfer.identity import identity
+from fmnist_transfer.store.links import run_page
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.model_format import TrainedModel, load_weights
+from fmnist_transfer.store.register import register
+from fmnist_transfer.store.registry import ModelVersion, best_version, set_best
+from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import counted, say
+from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.workers.run import Workers
+from tuning.winner.plan import Candidate, Retrained, RetrainingPlan
+from tuning.winner.retraining import print_retrained, retrain
+from tuning.winner.retraining_log import RetrainingLog
+
+
+def retrain_and_register(
+    store: Store,
+    plan: RetrainingPlan,
+    candidates: list[Candidate],
+    *,
+    run_id: str,
+    study: str,
+    name: str,
+    force: bool,
+    workers: Workers,
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
+    """Train the candidates again, register the winner as `name`, and move `best`.
+
+    What was trained or registered before is found again; re-trainings that failed are tried again. Returns what
+    `--json` says of the winner, and `n_failed`, the number of failed re-trainings.
+
+    Args:
+        run_id: of the search's parent.
+        force: move `best` even if the new score is lower.
+    """
+    retrained = retrain(RetrainingLog(store, run_id, plan), candidates, plan, workers=workers)
+    stopwatch.lap("training the best again")
+    print_retrained(retrained)
+    key = winner_key(retrained, plan)
+    version = registered_before(store, name, key)
+    if version is None:
+        facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256, "winner_key": key}
+        version = register_winner(store, name, retrained[0], plan.split, facts, run_id=run_id)
+    promoted, message = move_best(store, version, force=force)
+    say(message)
+    result = result_of(study, version, promoted)
+    scores = {key: result[key] for key in ("best_of_n", "retrained_mean", "retrained_sd", "test_accuracy")}
+    metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
+    store.log(run_id, metrics=metrics, tags={"registered": result["model_uri"]})
+    n_trained = sum(len(configuration.val_accuracies) for configuration in retrained)
+    return result | {"n_failed": len(candidates) * plan.n_seeds - n_trained}
+
+
+def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
+    """Equal for equal work with equal results, so that a command that is run again finds what it registered."""
+    configurations = [
+        [one.candidate.spec.to_dict(), one.candidate.recipe.to_dict(), one.val_accuracies] for one in retrained
+    ]
+    return identity(device=plan.device, n_seeds=plan.n_seeds, retrained=configurations, **plan.facts()).key
+
+
+def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
+    """The version of `name` that the same work registered."""
+    versions = store.client.search_model_versions(f"name = '{name}'")
+    return next((version for version in versions if version.tags.get("winner_key") == key), None)
+
+
+def register_winner(
+    store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any], *, run_id: str
+) -> ModelVersion:
+    """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair.
+
+    `facts` (study, seed, data sha256, winner key) and the scores become tags of the version.
+
+    Args:
+        run_id: of the search's parent, to which the version links back.
+    """
+    facts = facts | {
+        "trial": winner.candidate.trial,
+        "best_of_n": winner.candidate.search_score,
+        "retrained_mean": winner.mean,
+        "retrained_sd": winner.sd,
+        "n_seeds": len(winner.val_accuracies),
+        "test_accuracy": winner.test_accuracy,
+    }
+    spec = winner.candidate.spec
+    state = load_weights(store, winner.run_id, spec)
+    model = TrainedModel(spec, winner.candidate.recipe, split, state, facts)
+    sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
+    experiment_id = store.experiment(TUNING)
+    made = []
+    if winner.candidate.trial is not None:  # a run whose logging was cut off has the same trial and times
+        made = store.find(TUNING, status="FINISHED", role=Role.TRIAL, parent=run_id, trial=str(winner.candidate.trial))
+    origin = [f"[{run.info.run_name}]({run_page(experiment_id, run.info.run_id)})" for run in made[:1]]
+    description = (
+        f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}; configuration: "
+        f"{''.join(origin) or winner.candidate.name}, run [{facts['study']}]({run_page(experiment_id, run_id)}). "
+        f"Validation accuracy {winner.mean:.2%}{sd} over {counted(len(winner.val_accuracies), 'fresh seed')}; "
+        f"[this network]({run_page(experiment_id, winner.run_id)}), the first of them, has test accuracy "
+        f"{winner.test_accuracy:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "
+        "0.3530. Output: logits of the classes in ascending order."
+    )
+    return register(store, winner.run_id, name, model, tags=facts | {"split": split}, description=description)
+
+
+def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
+    """Point alias `best` to `version` if it is better by the same measure on the same split, or by `force`.
+
+    Returns whether `best` points to it now, and a sentence that says so and why.
+    """
+    with locked(store.uri, "model", f"model-{version.name}", wait_seconds=60):  # another search may have a better one
+        return _move_best(store, version, force=force)
+
+
+def _move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
+    new = f"{version.name} version {version.version}"
+    current = best_version(store, version.name)
+    if current is not None and str(current.version) == str(version.version):
+        return True, f"best already points to {new}"
+    if current is None:
+        set_best(store, version)
+        return True, f"best -> {new}"
+    old = f"version {current.version}"
+    same = all(current.tags.get(key) == version.tags.get(key) for key in ("split", "data_sha256"))
+    means = (float(version.tags.get("retrained_mean", "nan")), float(current.tags.get("retrained_mean", "nan")))
+    if not same:
+        better, why = False, f"{old} was measured on another split or data"
+    else:
+        better = means[0] > means[1]
+        why = f"re-trained validation accuracy {means[0]:.2%} against {means[1]:.2%} of {old}"
+    if better or force:
+        set_best(store, version)
+        return True, f"best -> {new}: {why}" + ("" if better else ", by --promote")
+    return False, f"best stays at {old}, {new} is registered: {why}. --promote moves it all the same"
+
+
+def result_of(study_name: str, version: ModelVersion, promoted: bool) -> dict[str, Any]:
+    """What `--json` says of a registered version."""
+
+    def number(key: str) -> float | None:
+        text = version.tags.get(key, "None")
+        return None if text == "None" else float(text)
+
+    return {
+        "study": study_name,
+        "model_uri": f"models:/{version.name}/{version.version}",
+        "version": int(version.version),
+        "promoted": promoted,
+        "best_of_n": number("best_of_n"),
+        "retrained_mean": number("retrained_mean"),
+        "retrained_sd": number("retrained_sd"),
+        "test_accuracy": number("test_accuracy"),
+    }

@@ -1,0 +1,98 @@
+"""A configuration that is trained without a search: the original report's, or a registered one on another half."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fmnist_transfer.data.split import Split
+from fmnist_transfer.errors import UsageError
+from fmnist_transfer.identity import identity
+from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
+from fmnist_transfer.store.lease import Lease
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.training.recipe import REFERENCE_RECIPE
+from fmnist_transfer.workers.run import Workers
+from tuning.mlflow_text import describe_training
+from tuning.winner.plan import Candidate, RetrainingPlan
+from tuning.winner.register import retrain_and_register
+
+
+@dataclass(frozen=True)
+class FixedConfiguration:
+    """What is trained without a search."""
+
+    candidate: Candidate
+    study: str
+    """Name of its run, and of its lock."""
+    name: str
+    """Of the registered model."""
+    like: str = ""
+    """The pinned URI of the model that it is taken from."""
+
+
+def reference_configuration(split: Split) -> FixedConfiguration:
+    """The original report's network and recipe."""
+    name = f"cnn2-reference{split.suffix}"
+    return FixedConfiguration(Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name)
+
+
+def registered_configuration(store: Store, uri: str, split: Split) -> FixedConfiguration:
+    """Network and recipe of a registered model, for the source half of another split. Raises UsageError, ModelError."""
+    pinned_model = resolve(store, uri)
+    model = load(store, pinned_model)
+    if model.split.source == split.source:
+        raise UsageError(
+            f"--like {uri}: it was trained on classes {model.split.source} already; give another half with --split"
+        )
+    if pinned_model.version is None:
+        raise UsageError(f"--like {uri}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
+    name = pinned_model.version[0].removesuffix(model.split.suffix) + split.suffix
+    spec = replace(model.spec, n_classes=len(split.source))
+    candidate = Candidate(spec, model.recipe, origin=f"like {pinned_model.pinned.removeprefix('models:/')}")
+    return FixedConfiguration(candidate, f"{name}-like", name, pinned_model.pinned)
+
+
+def train_fixed(
+    store: Store,
+    fixed: FixedConfiguration,
+    plan: RetrainingPlan,
+    *,
+    force: bool,
+    workers: Workers,
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
+    """Train one configuration without a search, and register it; arguments as those of `retrain_and_register`."""
+    candidate = fixed.candidate
+    like = {"like": fixed.like} if fixed.like else {}
+    work = identity(device=plan.device, **settings_params(candidate.spec, candidate.recipe), **plan.facts(), **like)
+    with locked(store.uri, "search", f"study-{fixed.study}"):
+        runs = store.find(TUNING, role=Role.STUDY, study=fixed.study)
+        known = next((str(run.info.run_id) for run in runs if run.data.tags.get("study_key") == work.key), "")
+        for run in runs:
+            if run.info.status == "RUNNING" and run.info.run_id != known:  # its process died: this one holds the lock
+                store.end(run.info.run_id, "KILLED")
+        tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
+        run_id = known or store.start(TUNING, fixed.study, params=work.facts, tags=tags)
+        with Lease(store, run_id).owned("search", workers.stop.is_set):
+            store.reopen(store.client.get_run(run_id), work.facts)
+            with store.ending(run_id):
+                store.log_data(run_id, plan.half, "source")
+                store.describe(run_id, describe_training(store, candidate.name, plan.split))
+                stopwatch.lap("start")
+                result = retrain_and_register(
+                    store,
+                    plan,
+                    [candidate],
+                    run_id=run_id,
+                    study=fixed.study,
+                    name=fixed.name,
+                    force=force,
+                    workers=workers,
+                    stopwatch=stopwatch,
+                )
+                store.describe(run_id, describe_training(store, candidate.name, plan.split, result))
+    return result | {"n_trials": 0, "n_pruned": 0}
