@@ -15,7 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic
 
-from fmnist_transfer import data, tracking
+from fmnist_transfer.data import files
+from fmnist_transfer.data.examples import Half, load_half
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.device import prepare_process
 
 prepare_process()
@@ -27,22 +30,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four IDX files of 60 training and 20 test images a class, which `data.FILES` describes during the tests."""
+    """Four IDX files of 60 training and 20 test images a class, which `files.FILES` describes during the tests."""
     folder = tmp_path_factory.mktemp("data with space")
-    data.FILES = synthetic.write(folder)
+    files.FILES = synthetic.write(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def half(data_dir: Path) -> data.Half:
+def half(data_dir: Path) -> Half:
     """The target half of the synthetic data: 50 train, 10 validation and 20 test images a class."""
-    return data.load_half(data_dir, (5, 6, 7, 8, 9))
+    return load_half(data_dir, (5, 6, 7, 8, 9))
 
 
 @pytest.fixture(scope="session")
 def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty")
-    tracking.open_store(str(folder / "mlflow.db"))
+    open_store(str(folder / "mlflow.db"))
     return folder / "mlflow.db"
 
 
@@ -53,5 +56,5 @@ def store_path(_empty_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(store_path: Path) -> tracking.Store:
-    return tracking.open_store(str(store_path))
+def store(store_path: Path) -> Store:
+    return open_store(str(store_path))

@@ -14,17 +14,18 @@ import sqlite3
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fmnist_transfer import data
+from fmnist_transfer.data import files
 from fmnist_transfer.store.moved_folder import repair
 
-PUBLISHED = data.FILES
+PUBLISHED = files.FILES
 PER_CLASS = {"train": 60, "t10k": 20}
 
 
-def write(folder: Path) -> tuple[data.IdxFile, ...]:
+def write(folder: Path) -> tuple[files.IdxFile, ...]:
     """Write the four files below `folder`, as torchvision lays them out, and describe them."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -41,11 +42,11 @@ def write(folder: Path) -> tuple[data.IdxFile, ...]:
     return describe(folder)
 
 
-def describe(folder: Path) -> tuple[data.IdxFile, ...]:
-    """What `data.FILES` says of the real files, of those below `folder`."""
-    contents = {file.name: (folder / "FashionMNIST" / "raw" / file.name).read_bytes() for file in data.FILES}
+def describe(folder: Path) -> tuple[files.IdxFile, ...]:
+    """What `files.FILES` says of the real files, of those below `folder`."""
+    contents = {file.name: (folder / "FashionMNIST" / "raw" / file.name).read_bytes() for file in files.FILES}
     return tuple(
-        data.IdxFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
+        files.IdxFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
     )
 
 
@@ -71,8 +72,14 @@ def copy_store(source: Path, destination: Path) -> Path:
     return destination / "mlflow.db"
 
 
+def entry_point(module: str) -> Any:
+    """The module with the `command` that `python -m MODULE` runs: a folder's is in its `__main__`."""
+    found = importlib.import_module(module)
+    return found if hasattr(found, "command") else importlib.import_module(f"{module}.__main__")
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` would have it ignored
     folder, module, *arguments = sys.argv[1:]
-    data.FILES = describe(Path(folder))
-    sys.exit(importlib.import_module(module).command([*arguments, "--data-dir", folder]))
+    files.FILES = describe(Path(folder))
+    sys.exit(entry_point(module).command([*arguments, "--data-dir", folder]))

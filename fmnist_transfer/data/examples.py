@@ -8,7 +8,6 @@ Pixels stay uint8 until a batch is on its device. Other data sets: `datasets.exa
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmnist_transfer.data.files import FILES, _read_idx, ensure_files
+from fmnist_transfer.data.files import data_sha256, read_files
 from fmnist_transfer.errors import DataError, UsageError
 from fmnist_transfer.seeding import Streams
 
 # Of the 60,000 training images, pixels scaled to [0, 1].
 PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
+FEWEST_TRAINING_IMAGES = 12  # per class
 VALIDATION_SEED = 20_170_825  # which images validate: depends on no flag and no split
 
 
@@ -76,15 +76,13 @@ class Half:
 
 def load_half(data_dir: Path, classes: tuple[int, ...]) -> Half:
     """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError."""
-    raw = ensure_files(data_dir)
-    train_images, train_labels, test_images, test_labels = (torch.from_numpy(_read_idx(raw / f.name)) for f in FILES)
+    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir))
     half = half_of(
         Examples(train_images.unsqueeze(1), train_labels.long()),
         Examples(test_images.unsqueeze(1), test_labels.long()),
         classes,
     )
-    sha256 = hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
-    return dataclasses.replace(half, data_sha256=sha256)
+    return dataclasses.replace(half, data_sha256=data_sha256())
 
 
 def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
@@ -96,13 +94,17 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
         train, test: of a whole data set, labels as it has them.
 
     Raises:
-        DataError: a class has fewer than six training images, or no test image.
+        DataError: a class has fewer than twelve training images, or no test image. Twelve give two validation images,
+            one for each fold of the cross-fitted temperature (`calibration.cross_fitted_loss`).
     """
     classes = tuple(sorted(set(classes)))
     for c in classes:
         n_train, n_test = (int((examples.labels == c).sum()) for examples in (train, test))
-        if n_train < 6 or n_test < 1:
-            raise DataError(f"class {c} has {n_train} training and {n_test} test images; it needs six and one")
+        if n_train < FEWEST_TRAINING_IMAGES or n_test < 1:
+            raise DataError(
+                f"class {c} has {n_train} training and {n_test} test images; it needs {FEWEST_TRAINING_IMAGES} or more "
+                "and one or more"
+            )
     kept = torch.tensor(classes)
 
     def cut(examples: Examples, indices: Tensor) -> Examples:

@@ -1,7 +1,7 @@
-"""Where missing Fashion-MNIST files come from: each source puts the decompressed IDX files into a folder.
+"""Fashion-MNIST's four IDX files: find them, fetch what is missing, verify, read.
 
-A source raises with its reason if it cannot; `data.py` verifies whatever it delivers. Files already in the data
-directory come before all of these.
+Files already in the data directory come first. A source of missing files puts decompressed files into a folder, or
+raises with its reason; whatever it delivers is verified.
 """
 
 import contextlib
@@ -37,6 +37,20 @@ FILES: tuple[IdxFile, ...] = (
     IdxFile("t10k-images-idx3-ubyte", 7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
     IdxFile("t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
+
+
+def read_files(data_dir: Path) -> list[np.ndarray]:
+    """Training images [60000, 28, 28] and labels [60000], test images and labels, uint8; fetched if missing.
+
+    Raises DataError.
+    """
+    raw = ensure_files(data_dir)
+    return [_read_idx(raw / file.name) for file in FILES]
+
+
+def data_sha256() -> str:
+    """One digest of the four files together."""
+    return hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
 
 
 def default_data_dir() -> Path:

@@ -1,6 +1,5 @@
 """What every run says of its origin: package version, git commit, command, process."""
 
-import contextlib
 import functools
 import subprocess
 import sys
@@ -22,9 +21,23 @@ def provenance() -> dict[str, str]:
     command = main.name if main else Path(sys.argv[0]).name
     tags = {"package_version": package, "mlflow.source.type": "LOCAL", "mlflow.source.name": command}
     tags |= Owner.this_process().to_tags()
-    git = ["git", "-C", str(PROJECT)]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        tags |= {"mlflow.source.git.commit": commit, "git_dirty": str(bool(changed.strip())).lower()}
-    return tags
+    return tags | git_tags(PROJECT)
+
+
+def git_tags(checkout: Path) -> dict[str, str]:
+    """Commit and dirty flag of the checkout; empty if it is none.
+
+    An installed package may lie in a folder of somebody else's repository, whose commit says nothing about it.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
+            return {}
+        is_dirty = bool(git("status", "--porcelain"))
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git_dirty": str(is_dirty).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}

@@ -114,9 +114,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_SECRETS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)|(\bpassword=)[^\s'\"&]+", re.IGNORECASE)
+# User information ends at the last @: of the whole URI where a password may hold / ? and # as they are, but of the part
+# before the path in a web address, which may hold an @ behind it (and whose colon may begin a port).
+_SECRETS = re.compile(
+    r"(\bhttps?://)(?:[^\s/?#'\"]+|[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s'\"]+)(?=@)"
+    r"|(\b(?!https?:)[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)"
+    r"|(\bpassword=)[^\s'\"&]+",
+    re.IGNORECASE,
+)
 
 
 def masked(text: str) -> str:
     """The URI, or any text with URIs in it, without their user information and passwords."""
-    return _SECRETS.sub(r"\1\2***", text)
+    return _SECRETS.sub(r"\1\2\3***", text)

@@ -20,7 +20,8 @@ from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.registry import best_version, load, register, resolve, set_best
+from fmnist_transfer.store.register import register
+from fmnist_transfer.store.registry import best_version, load, resolve, set_best
 from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe

@@ -7,7 +7,6 @@ from urllib.parse import parse_qs, unquote
 
 import pytest
 from faults.proving import register_model, small_model
-from fmnist_transfer.store.model_text import SWEEPS_HEAD, note_sweep
 from mlflow.exceptions import MlflowException
 
 from fmnist_transfer import registry, ui
@@ -15,6 +14,7 @@ from fmnist_transfer.store.opening import EXPERIMENTS, open_store
 from fmnist_transfer.store.registry import resolve
 from fmnist_transfer.store.roles import BENCHMARK, KIND, NOTE, TRANSFER, TUNING, VIEW
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
+from fmnist_transfer.store.sweep_links import SWEEPS_HEAD, note_sweep
 from fmnist_transfer.store.views import VIEWS
 
 
