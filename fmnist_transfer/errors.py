@@ -16,8 +16,8 @@ def write_problem(path: Path, error: OSError) -> str:
     """`cannot write PATH: disk full (3 MB free)`, or what else the system says."""
     reason = (error.strerror or str(error)).lower()
     if error.errno in FULL:
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        reason = f"disk full ({shutil.disk_usage(there).free // 10**6} MB free)"
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        reason = f"disk full ({shutil.disk_usage(existing).free // 10**6} MB free)"
     return f"cannot write {path}: {reason}"
 
 

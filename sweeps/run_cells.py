@@ -86,9 +86,9 @@ class _Running:
             train_cells, self._plan, self._claimed(tasks), on_report=self._show, retry_lost=False
         )
         for outcome in outcomes:
-            for cell, one in _per_cell(outcome):
+            for cell, ended in _per_cell(outcome):
                 with self.outage.held():
-                    self._end(cell, self._run_ids.pop(cell), one)
+                    self._end(cell, self._run_ids.pop(cell), ended)
             if any(cell in self.open for cell in outcome.task):
                 self._progress.abandoned(outcome.task)
             else:

@@ -109,11 +109,11 @@ def run_sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) 
         _run(context, ledger, cells, figures.refresh)
         stopwatch.lap("cells")
         rows = figures.draw()
-        asked = ledger.rows(context.with_images(cells))
-        n_done = sum(row.status != "open" for row in asked)
-        context.workers.stop.raise_if_set(f"{n_done} of {len(asked)} cells done; {SAME_COMMAND}")
+        asked_rows = ledger.rows(context.with_images(cells))
+        n_done = sum(row.status != "open" for row in asked_rows)
+        context.workers.stop.raise_if_set(f"{n_done} of {len(asked_rows)} cells done; {SAME_COMMAND}")
         ledger.lease.check_owner(f"sweep {ledger.run_id}", "cells")
-        store.log_hosts(ledger.run_id, ledger.hosts(asked), "cells")
+        store.log_hosts(ledger.run_id, ledger.hosts(asked_rows), "cells")
         log_curves(store, ledger.run_id, rows)
         print_summary(rows)
         logged = read_sweep(store, store.client.get_run(ledger.run_id))
@@ -121,7 +121,7 @@ def run_sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) 
         say_heading(CLAIMS_HEAD)
         say(claims_text(findings))
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked]} | findings.to_dict()
+    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
 
 
 def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> None:
@@ -184,14 +184,14 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
 
 def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
     """Run the recipes' grid of every init, and say which settings won."""
-    asked = context.grid.inits
-    tried = tuning_cells(asked, context.plan.recipe)
+    inits = context.grid.inits
+    tried = tuning_cells(inits, context.plan.recipe)
     say(f"A recipe for each init: {len(tried)} cells")
     _run(context, ledger, tried, lambda: None)
     rows = ledger.rows(context.with_images(tried))
     n_done = sum(row.status != "open" for row in rows)
     context.workers.stop.raise_if_set(f"{n_done} of {len(tried)} cells of the recipes' grid done; {SAME_COMMAND}")
-    chosen = choose(rows, asked, context.plan.recipe)
+    chosen = choose(rows, inits, context.plan.recipe)
     print_chosen(chosen)
     if n_failed := sum(row.status == "failed" for row in rows):
         say(f"{n_failed} of {len(rows)} of these cells failed, which leaves their settings out")

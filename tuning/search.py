@@ -91,15 +91,15 @@ def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: 
 
 def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> dict[str, str]:
     """What the user may do now -> the command."""
-    found = {"in a browser": f"{store.show_command}  # trials, models"}
+    commands = {"in a browser": f"{store.show_command}  # trials, models"}
     if uri := result.get("model_uri"):
         model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
         place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
-        found = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | found
+        commands = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | commands
     if settings.is_search:
         more = command_line("tuning.search", settings, trials=2 * settings.trials, json=None)
-        found["search on"] = f"{more}  # tops this study up"
-    return found
+        commands["search on"] = f"{more}  # tops this study up"
+    return commands
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -75,8 +75,8 @@ def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
         max_mflops=settings.mflops_limit,
     )
     if (per_pass := seconds_per_pass(spec, recipe, context.device, settings.precision)) is not None:
-        one = per_pass * training_passes(recipe, len(context.half.train), len(context.half.val))
-        seconds = one * (TRIAL_SHARE * n_open + settings.top * settings.retrain_seeds) / workers.n
+        seconds_per_trial = per_pass * training_passes(recipe, len(context.half.train), len(context.half.val))
+        seconds = seconds_per_trial * (TRIAL_SHARE * n_open + settings.top * settings.retrain_seeds) / workers.n
         lines["takes"] = about(seconds)
     return lines
 

@@ -84,12 +84,12 @@ def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
                 f"{path}: expected {file.n_bytes} bytes, found {n_bytes}: truncated or altered. {advice}".rstrip()
             )
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if found != file.sha256:
+    if sha256 != file.sha256:
         raise DataError(
-            f"{path}: expected sha256 {file.sha256}, found {found}: altered or mislabelled. {advice}".rstrip()
+            f"{path}: expected sha256 {file.sha256}, found {sha256}: altered or mislabelled. {advice}".rstrip()
         )
 
 
@@ -101,14 +101,14 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
         for name, fetch in SOURCES:
             with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch-") as folder:
                 try:
-                    found = fetch(Path(folder))
+                    fetched = fetch(Path(folder))
                     for file in missing:
-                        _verify(found / file.name, file)
+                        _verify(fetched / file.name, file)
                 except Exception as error:  # any failure of a source is its reason in the one message below
                     reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                     continue
                 for file in missing:
-                    _put_in_place(found / file.name, raw / file.name)
+                    _put_in_place(fetched / file.name, raw / file.name)
                 return
     except OSError as error:
         raise DataError(

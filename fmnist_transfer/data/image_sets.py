@@ -25,7 +25,7 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
-def examples_of(train_set: ImageSet, *others: ImageSet) -> tuple[Examples, ...]:
+def examples_of(train_set: ImageSet, *more_sets: ImageSet) -> tuple[Examples, ...]:
     """Each set as float32 [n, c, h, w], c 1 or 3, labels as they are.
 
     Every channel has zero mean and unit variance over the pixels of `train_set`; the other sets have no say in it.
@@ -35,7 +35,7 @@ def examples_of(train_set: ImageSet, *others: ImageSet) -> tuple[Examples, ...]:
         DataError: a set is empty; an image differs in size from the first, or holds neither uint8 nor finite floats;
             a label is no whole number from 0 on.
     """
-    examples = [_read(each) for each in (train_set, *others)]
+    examples = [_read(each) for each in (train_set, *more_sets)]
     shape = examples[0].images.shape[1:]
     for each in examples:
         if each.images.shape[1:] != shape:

@@ -139,18 +139,18 @@ def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CL
         return build()
 
     with torch.random.fork_rng([]):
-        network, other = built("trunk"), built("classifier")
-    find_classifier(network, classifier).load_state_dict(find_classifier(other, classifier).state_dict())
+        network, classifier_network = built("trunk"), built("classifier")
+    find_classifier(network, classifier).load_state_dict(find_classifier(classifier_network, classifier).state_dict())
     return network
 
 
 def find_classifier(network: nn.Module, name: str) -> nn.Module:
     """The module of that name. Raises UsageError if there is none, or if it has no parameters."""
-    found = dict(network.named_modules()).get(name) if name else None
-    if found is None or not list(found.parameters()):
+    module = dict(network.named_modules()).get(name) if name else None
+    if module is None or not list(module.parameters()):
         children = ", ".join(child for child, _ in network.named_children())
         raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
-    return found
+    return module
 
 
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:

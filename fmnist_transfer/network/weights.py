@@ -38,24 +38,24 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str) -> None:
     """Raise ModelError, listing what is missing (-) and extra (+), unless names, shapes and types are as wanted."""
-    found, expected = _described(state), _described(wanted)
-    if found != expected:
-        missing = [f"- {name} {kind}" for name, kind in expected.items() if found.get(name) != kind]
-        extra = [f"+ {name} {kind}" for name, kind in found.items() if expected.get(name) != kind]
-        raise ModelError(f"the weights of {what} do not fit its network:\n" + "\n".join(missing + extra))
+    actual, expected = _described(state), _described(wanted)
+    if actual != expected:
+        missing = [f"- {name} {kind}" for name, kind in expected.items() if actual.get(name) != kind]
+        extra = [f"+ {name} {kind}" for name, kind in actual.items() if expected.get(name) != kind]
+        raise ModelError(f"the weights of {owner} do not fit its network:\n" + "\n".join(missing + extra))
 
 
 def _described(state: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in state.items()}
 
 
-def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, what: str) -> None:
+def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, owner: str) -> None:
     """Raise ModelError, listing what is missing (-) and extra (+), unless `state` fits the spec's network exactly."""
     with torch.device("meta"):
         wanted = CNN2(spec).state_dict()
-    check_fit(state, wanted, what)
+    check_fit(state, wanted, owner)
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{what}: {name} holds NaN or infinite values")
+            raise ModelError(f"{owner}: {name} holds NaN or infinite values")

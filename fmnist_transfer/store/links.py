@@ -33,6 +33,6 @@ def model_page(name: str, version: str | int = "") -> str:
     return f"#/models/{quote(name)}" + (f"/versions/{version}" if version else "")
 
 
-def picture(run_id: str, artifact: str, what: str) -> str:
+def picture(run_id: str, artifact: str, caption: str) -> str:
     """Markdown that shows an image among a run's artifacts."""
-    return f"![{what}](get-artifact?path={quote(artifact)}&run_uuid={run_id})"
+    return f"![{caption}](get-artifact?path={quote(artifact)}&run_uuid={run_id})"

@@ -100,7 +100,7 @@ def _started(process: "psutil.Process") -> float:
 
 
 @contextlib.contextmanager
-def locked(uri: str, what: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Own `what`, which `key` names in the store at `uri`, until the block ends or this process dies.
 
     Holds on one machine. Raises BusyError, naming the other owner, if there is one for longer than `wait_seconds`.
@@ -114,7 +114,7 @@ def locked(uri: str, what: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise busy(what, *_read(owner)) from None
+        raise busy(noun, *_read(owner)) from None
     try:
         owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
@@ -122,11 +122,11 @@ def locked(uri: str, what: str, key: str, *, wait_seconds: float = 0.0) -> Itera
         lock.release()
 
 
-def busy(what: str, owner: Owner | None, since: str = "") -> BusyError:
+def busy(noun: str, owner: Owner | None, since: str = "") -> BusyError:
     """What the second driver is told."""
-    who = f"{owner}, since {since}" if since else owner or "which has not said who it is"
+    driver = f"{owner}, since {since}" if since else owner or "which has not said who it is"
     return BusyError(
-        f"another process works on this {what} ({who}); wait for it, or stop it first. What it has finished is kept"
+        f"another process works on this {noun} ({driver}); wait for it, or stop it first. What it has finished is kept"
     )
 
 

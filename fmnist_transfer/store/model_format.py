@@ -76,13 +76,13 @@ def finished_with_weights(run_id: str, result: Result) -> PendingResult:
     return PendingResult(run_id, "FINISHED", result_rows(result), tags, files)
 
 
-def unpack_weights(content: bytes, spec: CNN2Spec, what: str) -> dict[str, torch.Tensor]:
+def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch.Tensor]:
     """Inverse of `pack_weights`. Raises ModelError unless it holds exactly the weights of the spec's network."""
     try:
         state = safetensors.torch.load(content)
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
-    check_state(state, spec, what)
+        raise ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}") from error
+    check_state(state, spec, name)
     return state
 
 
@@ -92,7 +92,7 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
     return unpack_weights(_fetch(store, location, WEIGHTS_FILE, f"run {run_id}"), spec, f"run {run_id}")
 
 
-def _fetch(store: Store, location: str, path: str, what: str) -> bytes:
+def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
     """The artifact `path` below `location`, if it is a plain file within its limit. Raises ModelError."""
     limit = MAX_BYTES[Path(path).name]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,17 +102,17 @@ def _fetch(store: Store, location: str, path: str, what: str) -> bytes:
             sizes = {file.path: file.file_size for file in listed}
             if path not in sizes:
                 raise ModelError(
-                    f"{what} has no {path} in {masked(location)}: it was not registered by this package, or its files "
+                    f"{name} has no {path} in {masked(location)}: it was not registered by this package, or its files "
                     "were moved or deleted"
                 )
             size = sizes[path]
             if size is None or size > limit:
-                raise ModelError(f"{what}: {path} has {size} bytes, more than {limit}")
+                raise ModelError(f"{name}: {path} has {size} bytes, more than {limit}")
             if _has_link(location, path):
-                raise ModelError(f"{what}: {path} is a link; only a plain file is read")
+                raise ModelError(f"{name}: {path} is a link; only a plain file is read")
             return Path(store.retry.call(repository.download_artifacts, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:
-            raise ModelError(f"cannot read {path} of {what}: {error}") from error
+            raise ModelError(f"cannot read {path} of {name}: {error}") from error
 
 
 def _has_link(location: str, path: str) -> bool:
@@ -123,34 +123,34 @@ def _has_link(location: str, path: str) -> bool:
     return file.is_symlink() or file.parent.is_symlink()
 
 
-def _read_json(text: bytes, what: str) -> dict[str, Any]:
+def _read_json(text: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{what}: {SPEC_FILE} is not JSON: {error}") from error
+        raise ModelError(f"{name}: {SPEC_FILE} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{what}: {SPEC_FILE} holds no object")
+        raise ModelError(f"{name}: {SPEC_FILE} holds no object")
     return content
 
 
-def read_model(store: Store, location: str, what: str) -> TrainedModel:
+def read_model(store: Store, location: str, name: str) -> TrainedModel:
     """Read the two files of the model at `location`, and check size, digests, names, shapes, types and finiteness.
 
     Raises ModelError, which calls the model `what`, for anything that `register` would not write.
     """
-    content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", what), what)
-    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", what)
+    content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name), name)
+    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
     try:
         if content["format"] != FORMAT:
-            raise ModelError(f"{what} has format {content['format']!r}; this version reads {FORMAT}")
-        found = hashlib.sha256(weights).hexdigest()
-        if found != content["weights_sha256"]:
-            raise ModelError(f"{what}: {WEIGHTS_FILE} has sha256 {found}, expected {content['weights_sha256']}")
+            raise ModelError(f"{name} has format {content['format']!r}; this version reads {FORMAT}")
+        sha256 = hashlib.sha256(weights).hexdigest()
+        if sha256 != content["weights_sha256"]:
+            raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
         spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
         split = Split(tuple(content["source_classes"]))
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
-            raise ModelError(f"{what}: its network would not fit into {WEIGHTS_FILE}'s limit")
+            raise ModelError(f"{name}: its network would not fit into {WEIGHTS_FILE}'s limit")
         facts = dict(content["facts"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
-        raise ModelError(f"{what} is not a CNN2 model as this package writes it: {error!r}") from error
-    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, what), facts)
+        raise ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}") from error
+    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, name), facts)

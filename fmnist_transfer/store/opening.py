@@ -79,10 +79,10 @@ def open_store(tracking_uri: str | None, retry: RetryPolicy | None = None) -> St
             f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
     try:
-        asked = os.environ.get("MLFLOW_TRACKING_URI")
+        users_uri = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(uri)  # sets the variable, too, where the next store that is opened would look
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        os.environ |= {"MLFLOW_TRACKING_URI": asked} if asked is not None else {}
+        os.environ |= {"MLFLOW_TRACKING_URI": users_uri} if users_uri is not None else {}
         client = MlflowClient(uri)
         patient = cast(MlflowClient, RetryingClient(client, retry))
         patient.search_experiments(max_results=1)

@@ -42,18 +42,18 @@ def default_folder() -> Path:
     return (PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()) / "mlruns"
 
 
-def study_uri(asked: str | None, folder: Path) -> str:
+def study_uri(given: str | None, folder: Path) -> str:
     """Of the study database: what was asked for, a file's path too, else `optuna.db` in the tracking store's folder."""
-    uri = asked or str(folder / "optuna.db")
+    uri = given or str(folder / "optuna.db")
     return uri if "://" in uri else sqlite_uri(Path(uri).absolute())
 
 
-def store_uri(asked: str | None) -> str:
+def store_uri(given: str | None) -> str:
     """The tracking store's URI: as asked for, else `MLFLOW_TRACKING_URI`, else sqlite under `mlruns/`.
 
     A mere path that ends in `.db` becomes a sqlite URI, and a sqlite URI's path absolute.
     """
-    uri = asked or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
     if "://" not in uri and uri.endswith(".db"):
         uri = f"{SQLITE}{uri}"
     database = sqlite_path(uri)

@@ -80,9 +80,9 @@ class RetryPolicy:
 
         def attempt() -> T:
             nonlocal tried
-            found = find() if tried else None
+            existing = find() if tried else None
             tried = True
-            return create() if found is None else found
+            return create() if existing is None else existing
 
         return self.call(attempt)
 
@@ -150,12 +150,12 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
         sqlalchemy.exc.InterfaceError,
         sqlite3.OperationalError,
     )
-    for one in _chain(error):
-        if isinstance(one, of_the_store):
-            return "lasting" if any(words in str(one) for words in LASTING) else "passing"
-        if isinstance(one, OSError) and one.errno in FULL:
+    for link in _chain(error):
+        if isinstance(link, of_the_store):
+            return "lasting" if any(words in str(link) for words in LASTING) else "passing"
+        if isinstance(link, OSError) and link.errno in FULL:
             return "passing"
-        if isinstance(one, OSError) and one.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return "lasting"
     return None
 

@@ -95,16 +95,16 @@ class Store:
 
     def _describe_experiment(self, name: str, experiment_id: str) -> None:
         """Set those of its tags that are not there; what the user has changed stays."""
-        there = self.client.get_experiment(experiment_id).tags
+        present = self.client.get_experiment(experiment_id).tags
         for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
-            if key not in there:
+            if key not in present:
                 # Another command set it between MLflow's look and its insert, or this user may only read.
                 with contextlib.suppress(MlflowException):
                     self.client.set_experiment_tag(experiment_id, key, text)
 
     def _known_experiment(self, name: str) -> str | None:
-        if name not in self._experiments and (found := self.client.get_experiment_by_name(name)):
-            self._experiments[name] = str(found.experiment_id)
+        if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
+            self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)
 
     def start(
@@ -155,10 +155,10 @@ class Store:
         try:
             self.log(run_id, params={key: value})
         except MlflowException:  # params are write-once
-            there = self.client.get_run(run_id).data.params.get(key)
-            if there is None:
+            present = self.client.get_run(run_id).data.params.get(key)
+            if present is None:
                 raise
-            return str(there)
+            return str(present)
         return value
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
@@ -173,17 +173,17 @@ class Store:
         except MlflowException:  # another command named the same data between MLflow's look and its insert
             self.client.log_inputs(run_id, inputs)
 
-    def log_hosts(self, run_id: str, hosts: Iterable[str], what: str) -> None:
+    def log_hosts(self, run_id: str, hosts: Iterable[str], noun: str) -> None:
         """Tag a parent with how many of its parts each host did; `hosts` has a name for each part."""
         counts = sorted(Counter(hosts).items())
-        self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {what}" for host, n in counts)})
+        self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {noun}" for host, n in counts)})
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the run's description, Markdown, unless the user has written one."""
         tags = self.client.get_run(run_id).data.tags
         digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
-        there = tags.get(NOTE, "")
-        if not there or hashlib.sha256(there.encode()).hexdigest() == tags.get(OUR_NOTE):
+        present = tags.get(NOTE, "")
+        if not present or hashlib.sha256(present.encode()).hexdigest() == tags.get(OUR_NOTE):
             self.log(run_id, tags={NOTE: text, OUR_NOTE: digest})
 
     def log_text(self, run_id: str, path: str, text: str) -> None:

@@ -44,8 +44,8 @@ def _with_sweeps(version: ModelVersion, experiment_id: str, run_id: str) -> str:
     own = f"\n\n{own}" if own else ""
     sweeps = sorted(key.removeprefix(SWEEP_TAG) for key in version.tags if key.startswith(SWEEP_TAG))
     text, n_left_out = f"{above}{SWEEPS_HEAD}\n", 0
-    for one in sorted(sweeps, key=lambda other: other != run_id):
-        line = f"\n- [{version.tags[SWEEP_TAG + one]}]({run_page(experiment_id, one)}), run `{one}`"
+    for sweep_id in sorted(sweeps, key=lambda sweep_id: sweep_id != run_id):
+        line = f"\n- [{version.tags[SWEEP_TAG + sweep_id]}]({run_page(experiment_id, sweep_id)}), run `{sweep_id}`"
         if len(text) + len(line) + MORE_LENGTH + len(own) > DESCRIPTION_LENGTH:
             n_left_out += 1
         else:

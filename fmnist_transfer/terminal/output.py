@@ -85,9 +85,9 @@ def about(seconds: float) -> str:
     return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
 
 
-def counted(n: int, what: str) -> str:
+def counted(n: int, noun: str) -> str:
     """`1 cell`, `2 cells`."""
-    return f"{n} {what}" + "s" * (n != 1)
+    return f"{n} {noun}" + "s" * (n != 1)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

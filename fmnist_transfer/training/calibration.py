@@ -63,13 +63,13 @@ def cross_entropy(logits: Logits, labels: Labels) -> float:
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
     """The temperature with the lowest cross-entropy, from 0.05 to 20; the loss is convex in its inverse."""
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: cross_entropy(logits * math.exp(-log_t), labels),
         bounds=(math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-5},
     )
-    return math.exp(found.x)
+    return math.exp(minimum.x)
 
 
 def cross_fitted_loss(logits: Logits, labels: Labels) -> float:

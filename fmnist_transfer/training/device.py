@@ -26,14 +26,14 @@ def choose_device(name: str = "auto", precision: Precision = "float32") -> torch
 
 
 def _find_device(name: str) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, found in there.items() if found))
+        return torch.device(next(kind for kind, is_available in available.items() if is_available))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps") from error
-    if not there.get(device.type, False) or (
+    if not available.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
         raise UsageError(f"--device {name}: not on this machine; --device auto takes what there is")

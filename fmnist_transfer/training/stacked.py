@@ -119,8 +119,8 @@ class _StackedFit:
         return [(record.outcome(), self.network.state(k)) for k, record in enumerate(records)]
 
     def _draw_orders(self) -> None:
-        for g, one in enumerate(self.batches):
-            self.orders[:, g].copy_(torch.stack([next(one) for _ in range(self.steps_per_epoch)]))
+        for g, order in enumerate(self.batches):
+            self.orders[:, g].copy_(torch.stack([next(order) for _ in range(self.steps_per_epoch)]))
 
     def _run_step(self, number: int) -> None:
         if self.device.type != "cuda":
@@ -157,12 +157,12 @@ class _StackedFit:
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(orders[g]) for g, group in enumerate(self.groups)]
         images = [
-            augment(one.images, self.recipe, generator)
-            for one, generator in zip(taken, self.augmentations, strict=True)
+            augment(batch.images, self.recipe, generator)
+            for batch, generator in zip(taken, self.augmentations, strict=True)
         ]
         with autocast(self.precision, self.device):
             logits = self.network(self._inputs(images))
-        loss = self._cross_entropy(logits, [one.labels for one in taken], self.recipe.label_smoothing)
+        loss = self._cross_entropy(logits, [batch.labels for batch in taken], self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         loss.sum().backward()
         self.optimizer.step()
@@ -172,13 +172,13 @@ class _StackedFit:
     def _inputs(self, images: Sequence[Tensor]) -> Tensor:
         """uint8 [n, 1, 28, 28] of each group -> float32 [n, K, 28, 28]."""
         sizes = [len(group.networks) for group in self.groups]
-        each = [normalise(one).expand(-1, size, -1, -1) for one, size in zip(images, sizes, strict=True)]
+        each = [normalise(pixels).expand(-1, size, -1, -1) for pixels, size in zip(images, sizes, strict=True)]
         return torch.cat(each, dim=1)
 
     def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
         """logits: [K, n, n_classes]; labels: [n] of each group. Returns the mean of each network, [K]."""
         sizes = [len(group.networks) for group in self.groups]
-        targets = torch.cat([one.expand(size, -1) for one, size in zip(labels, sizes, strict=True)])
+        targets = torch.cat([group_labels.expand(size, -1) for group_labels, size in zip(labels, sizes, strict=True)])
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=label_smoothing, reduction="none"
         )

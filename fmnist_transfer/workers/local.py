@@ -29,7 +29,7 @@ class ProcessPool:
 
     def wait(self, busy: Sequence[Worker]) -> list["_Process"]:
         by_connection = {process.connection: process for process in cast(Sequence[_Process], busy)}
-        return [by_connection[cast(Any, one)] for one in wait(list(by_connection), POLL_SECONDS)]
+        return [by_connection[cast(Any, ready)] for ready in wait(list(by_connection), POLL_SECONDS)]
 
     def remove(self, worker: Worker) -> None:
         self._workers[self._workers.index(cast(_Process, worker))] = _Process(self._stop, self._prepare)

@@ -55,10 +55,10 @@ class RayPool:
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
         self._make = remote(RayActor).options(**options)
         if not self._room():
-            there = ", ".join(_resources(node) for node in _nodes()) or "no node is alive"
+            nodes = ", ".join(_resources(node) for node in _nodes()) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
             self.close()
-            raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({there})")
+            raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
         say(f"Ray: room for {self._room()} tasks at once on {len(_nodes())} nodes")
         self._look()
 
@@ -99,7 +99,7 @@ class RayPool:
             return
         self._looked_at = time.monotonic()
         alive = {node["NodeID"] for node in _nodes()}
-        self._workers = [one for one in self._workers if one.task is not None or one.node in (None, *alive)]
+        self._workers = [worker for worker in self._workers if worker.task is not None or worker.node in (None, *alive)]
         room = self._room()
         if not room and not self._has_warned:
             warn("the Ray cluster has no room for a task any more; waiting for a node")
@@ -212,8 +212,8 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _resources(node: dict[str, Any]) -> str:
-    there = node["Resources"]
-    return f"{node['NodeManagerHostname']}: {there.get('CPU', 0):g} CPU, {there.get('GPU', 0):g} GPU"
+    resources = node["Resources"]
+    return f"{node['NodeManagerHostname']}: {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
 
 
 def _reason(error: RayError) -> str:

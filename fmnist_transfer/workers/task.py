@@ -97,7 +97,7 @@ def attempt(
     return outcome
 
 
-def died(task: Any, how: str, *, again: bool) -> Outcome[Any, Any]:
+def died(task: Any, cause: str, *, again: bool) -> Outcome[Any, Any]:
     """The outcome of a task whose worker died; `again`: it is the second one."""
-    reason = f"the worker process died ({how})"
+    reason = f"the worker process died ({cause})"
     return Outcome(task, "failed", reason=f"{reason}, twice") if again else Outcome(task, "lost", reason=reason)

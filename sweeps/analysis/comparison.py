@@ -97,8 +97,8 @@ class Difference:
         """Paired 95 % t-interval at the i-th fraction alone."""
         if self.n < 2:
             return None
-        one = t_interval(self.d[:, [i]])
-        return float(one.low[0]), float(one.high[0])
+        alone = t_interval(self.d[:, [i]])
+        return float(alone.low[0]), float(alone.high[0])
 
     def interval(self, i: int) -> tuple[float, float] | None:
         """At the i-th fraction."""

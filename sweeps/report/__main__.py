@@ -44,7 +44,7 @@ def main(settings: ReportSettings) -> int:
         from sweeps.results.read import find_sweep, read_sweep
 
         store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout, stop.is_set))
-        sweep, *others = (read_sweep(store, find_sweep(store, asked)) for asked in (settings.sweep, *settings.vs))
+        sweep, *others = (read_sweep(store, find_sweep(store, run)) for run in (settings.sweep, *settings.vs))
         check_distinct("--vs", [logged.run_id for logged in (sweep, *others)])
         findings = write_report(store, sweep, others, stop=stop)
         say_heading(CLAIMS_HEAD)

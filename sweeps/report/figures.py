@@ -116,16 +116,16 @@ def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
 
 def _draw_beside(axes: Axes, findings: Findings) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
-    for i, one in enumerate(findings.beside):
+    for i, sweep in enumerate(findings.beside):
         shift = 1.02**i  # not one upon the other
-        for point in one.points:
+        for point in sweep.points:
             if point.low is not None and point.high is not None:
                 axes.vlines(point.percent * shift, point.low, point.high, color=f"C{i}", alpha=0.5)
-        percents, means = [point.percent * shift for point in one.points], [point.mean for point in one.points]
-        axes.plot(percents, means, "o-", markersize=3, color=f"C{i}", label=f"{one.run_id[:8]}: {one.kind}")
+        percents, means = [point.percent * shift for point in sweep.points], [point.mean for point in sweep.points]
+        axes.plot(percents, means, "o-", markersize=3, color=f"C{i}", label=f"{sweep.run_id[:8]}: {sweep.kind}")
     axes.set_xscale("log")
     axes.minorticks_off()
-    ticks = sorted({point.percent for one in findings.beside for point in one.points})
+    ticks = sorted({point.percent for sweep in findings.beside for point in sweep.points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     label_axes(axes, "difference of validation loss (nats)", legend=False)
     axes.figure.legend(loc="outside lower center", frameon=False, fontsize=8)

@@ -175,7 +175,7 @@ class Findings:
                 init: {str(percent): vars(setting) for percent, setting in of_init.items()}
                 for init, of_init in self.sweep.chosen.items()
             },
-            "compared_with": [dataclasses.asdict(other) for other in self.beside[1:]],
+            "compared_with": [dataclasses.asdict(beside) for beside in self.beside[1:]],
             "missing": self.missing,
         }
 
@@ -191,9 +191,9 @@ class Findings:
 
     def _lines(self) -> Iterator[tuple[str, str, int | None, tuple[float | None, ...], int, str]]:
         n = self.pair.n
-        for name, one in self.claims.items():
-            interval = one.interval or (None, None)
-            yield f"claim {name}", "", one.percent, (one.effect, *interval, None), one.n_replicates, one.verdict
+        for name, claim in self.claims.items():
+            interval = claim.interval or (None, None)
+            yield f"claim {name}", "", claim.percent, (claim.effect, *interval, None), claim.n_replicates, claim.verdict
         of = "random - pretrained"
         for name, points in self.differences.items():
             for point in points:
@@ -220,10 +220,10 @@ class Findings:
         for init, of_init in self.sweep.chosen.items():
             for percent, setting in of_init.items():
                 yield "recipe learning_rate", init, percent, (setting.learning_rate, None, None, None), 2, str(setting)
-        for other in self.beside[1:]:
-            for point in other.points:
+        for beside in self.beside[1:]:
+            for point in beside.points:
                 values = (point.mean, point.low, point.high, point.p)
-                yield "difference val_loss", other.run_id, point.percent, values, other.n_replicates, other.kind
+                yield "difference val_loss", beside.run_id, point.percent, values, beside.n_replicates, beside.kind
 
 
 def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
@@ -238,7 +238,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
         family_p={name: flip.family for name, flip in flips.items() if flip},
         inits=tuple(_init_lines(sweep)),
         controls=tuple(_controls(sweep)),
-        beside=tuple(_beside(one) for one in (sweep, *others)) if others else (),
+        beside=tuple(_beside(logged) for logged in (sweep, *others)) if others else (),
     )
 
 

@@ -30,15 +30,15 @@ def judged(store: Store, findings: Findings) -> str:
     experiment_id, run_id = store.experiment(TRANSFER), findings.sweep.run_id
     source, _, target = findings.sweep.params.get("split", "?/?").partition("/")
     claims = named(CLAIMS, findings.claims)
-    short = "; ".join(f"{text}: **{one.verdict}**" for text, one in claims)
+    short = "; ".join(f"{text}: **{claim.verdict}**" for text, claim in claims)
     n_missing, n = len(findings.missing), len(findings.sweep.rows)
     missing = f" **{n_missing} of {n} cells are missing.**" if n_missing else ""
     has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # they are made when the sweep ends
     curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
     report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
     lines = [
-        f"- {text}: **{one.verdict}** ({one.reason})" + (f"; {effect}" if (effect := effect_of(one)) else "")
-        for text, one in claims
+        f"- {text}: **{claim.verdict}** ({claim.reason})" + (f"; {effect}" if (effect := effect_of(claim)) else "")
+        for text, claim in claims
     ]
     shown = [picture(run_id, INLINE_COPY, PICTURED)] if findings.pair.n else []  # else there are no figures
     return "\n\n".join(

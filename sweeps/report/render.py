@@ -44,9 +44,9 @@ def html_of(text: str, images: Mapping[str, bytes]) -> str:
 def claims_text(findings: Findings) -> str:
     """The claims for the terminal, below `CLAIMS_HEAD`, and how many cells are missing."""
     lines = []
-    for i, (text, one) in enumerate(named(CLAIMS, findings.claims), 1):
-        lines += [f"{i}. {text}: {one.verdict} ({one.reason})."]
-        lines += [f"   Observed: {one.observed}."] if one.observed else []
+    for i, (text, claim) in enumerate(named(CLAIMS, findings.claims), 1):
+        lines += [f"{i}. {text}: {claim.verdict} ({claim.reason})."]
+        lines += [f"   Observed: {claim.observed}."] if claim.observed else []
     if findings.missing:
         n = len(findings.missing)
         lines += ["", f"{n} of {len(findings.sweep.rows)} cells are missing: {some(findings.missing)}."]

@@ -25,32 +25,32 @@ def sections(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def effect_of(one: Verdict) -> str:
+def effect_of(claim: Verdict) -> str:
     """`+0.0123 [+0.0100, +0.0146] nats at 5 %`."""
-    if one.effect is None:
+    if claim.effect is None:
         return ""
-    unit, digits, name = {"accuracy": (100, 2, "points"), "times": (1, 2, "times")}.get(one.unit, (1, 4, one.unit))
+    unit, digits, name = {"accuracy": (100, 2, "points"), "times": (1, 2, "times")}.get(claim.unit, (1, 4, claim.unit))
     interval = ""
-    if one.interval:
-        interval = f" [{unit * one.interval[0]:+.{digits}f}, {unit * one.interval[1]:+.{digits}f}]"
-    where = "" if one.percent is None else f" at {one.percent} %"
-    text = f"{unit * one.effect:+.{digits}f}{interval} {name}{where}"
-    return text.replace("+", "") if one.unit == "times" else text
+    if claim.interval:
+        interval = f" [{unit * claim.interval[0]:+.{digits}f}, {unit * claim.interval[1]:+.{digits}f}]"
+    where = "" if claim.percent is None else f" at {claim.percent} %"
+    text = f"{unit * claim.effect:+.{digits}f}{interval} {name}{where}"
+    return text.replace("+", "") if claim.unit == "times" else text
 
 
 def named(names: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> list[tuple[str, Verdict]]:
-    return [(names[key], one) for key, one in verdicts.items()]
+    return [(names[key], claim) for key, claim in verdicts.items()]
 
 
 def _question(findings: Findings) -> list[str]:
     sweep, pair = findings.sweep, findings.pair
     source, _, target = sweep.params.get("split", "?/?").partition("/")
-    there = f"{pair.n} complete replicates of both inits at {_list(pair.percents)} % of the target's training images"
+    compared = f"{pair.n} complete replicates of both inits at {_list(pair.percents)} % of the target's training images"
     return [
         f"# Transfer from classes {source} to classes {target}",
         f"Is a network that was trained on Fashion-MNIST classes {source} a better start for classes {target} than "
         f"random weights, and up to how much data?\nSweep `{sweep.run_id}` ({_code(sweep.name)}): "
-        f"{there if pair.n else pair.too_few}.",
+        f"{compared if pair.n else pair.too_few}.",
     ]
 
 
@@ -66,7 +66,7 @@ def _claims(findings: Findings) -> list[str]:
         "## The four claims of the original report",
         _table(
             ["claim", "verdict", "effect [interval]", "why"],
-            ([text, f"**{one.verdict}**", effect_of(one), one.reason] for text, one in claims),
+            ([text, f"**{claim.verdict}**", effect_of(claim), claim.reason] for text, claim in claims),
         ),
         "Effects are random minus pretrained. "
         + (
@@ -74,7 +74,7 @@ def _claims(findings: Findings) -> list[str]:
             if findings.pair.n > 1
             else "Two replicates or more have intervals."
         ),
-        _bullets(f"{text}: {one.observed}." for text, one in claims if one.observed),
+        _bullets(f"{text}: {claim.observed}." for text, claim in claims if claim.observed),
     ]
 
 
@@ -198,13 +198,13 @@ def _recipes(findings: Findings) -> list[str]:
         [
             init,
             f"{percent} %",
-            f"{one.learning_rate:.3g}",
-            f"{one.trunk_factor:.2g}",
-            f"{one.warm_up:.2g}",
-            "yes" if is_on_edge(one, init, sweep.recipe) else "",
+            f"{change.learning_rate:.3g}",
+            f"{change.trunk_factor:.2g}",
+            f"{change.warm_up:.2g}",
+            "yes" if is_on_edge(change, init, sweep.recipe) else "",
         ]
         for init, of_init in sweep.chosen.items()
-        for percent, one in sorted(of_init.items())
+        for percent, change in sorted(of_init.items())
     ]
     header = ["init", "data", "learning rate", "factor of the trunk", "warm-up", "on the grid's edge"]
     return ["## The recipe of each init", effort, *([_table(header, rows)] if rows else [])]
@@ -214,18 +214,18 @@ def _beside(findings: Findings) -> list[str]:
     sweeps = findings.beside
     if not sweeps:
         return []
-    at = [{point.percent: point for point in one.points} for one in sweeps]
+    at = [{point.percent: point for point in sweep.points} for sweep in sweeps]
     percents = sorted({percent for points in at for percent in points})
     rows = [
-        ["run", *(f"`{one.run_id}`" for one in sweeps)],
-        ["of", *(_code(one.name) for one in sweeps)],
-        ["kind", *(one.kind for one in sweeps)],
-        ["replicates", *(str(one.n_replicates) for one in sweeps)],
-        *([text, *(one.verdicts[name] for one in sweeps)] for name, text in CLAIMS.items()),
+        ["run", *(f"`{sweep.run_id}`" for sweep in sweeps)],
+        ["of", *(_code(sweep.name) for sweep in sweeps)],
+        ["kind", *(sweep.kind for sweep in sweeps)],
+        ["replicates", *(str(sweep.n_replicates) for sweep in sweeps)],
+        *([text, *(sweep.verdicts[name] for sweep in sweeps)] for name, text in CLAIMS.items()),
         *([f"{p} %", *(_mean_and_band(points[p]) if p in points else "" for points in at)] for p in percents),
     ]
     note = "Final validation loss in nats, random minus pretrained, with its interval (a band from six replicates on)."
-    return ["## Sweeps side by side", note, _table(["", *(f"`{one.run_id[:8]}`" for one in sweeps)], rows)]
+    return ["## Sweeps side by side", note, _table(["", *(f"`{sweep.run_id[:8]}`" for sweep in sweeps)], rows)]
 
 
 def _mean_and_band(point: Point) -> str:
@@ -236,9 +236,9 @@ def _mean_and_band(point: Point) -> str:
 def _protocol(findings: Findings) -> list[str]:
     sweep = findings.sweep
     settings = {key: value for key, value in sweep.params.items() if key.startswith(("spec.", "recipe."))}
-    others = {key: value for key, value in sweep.params.items() if key not in settings}
-    others |= {key: sweep.tags.get(key, "") for key in ("model_uri", "model_uri_pinned")}
-    others |= {key: ", ".join(values) for key, values in sweep.provenance.items()}
+    rest = {key: value for key, value in sweep.params.items() if key not in settings}
+    rest |= {key: sweep.tags.get(key, "") for key in ("model_uri", "model_uri_pinned")}
+    rest |= {key: ", ".join(values) for key, values in sweep.provenance.items()}
     margins = f"±{LOSS_MARGIN} nats or ±{100 * ACCURACY_MARGIN:.1f} points"
     rules = [
         f"{kind_of(sweep)}. Validation is the same images for every cell, and selects; test images are scored once per "
@@ -254,7 +254,7 @@ def _protocol(findings: Findings) -> list[str]:
         "matched copies batch-norm buffers from the registered network.",
         "Bands: max-|t| over sign flips of whole replicates' deviations from the mean.",
     ]
-    table = _table(["setting", "value"], ([_code(key), _code(value)] for key, value in (settings | others).items()))
+    table = _table(["setting", "value"], ([_code(key), _code(value)] for key, value in (settings | rest).items()))
     return ["## How it was made", _bullets(rules), table]
 
 

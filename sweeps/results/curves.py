@@ -96,7 +96,7 @@ def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
         for init in inits:
             group = [row for row in rows if (row.cell.percent, row.cell.init) == (percent, init)]
             counts = Counter("to run" if row.cell in to_run else row.status for row in group)
-            line.append(", ".join(f"{n} {what}" for what, n in counts.items()))
+            line.append(", ".join(f"{n} {status}" for status, n in counts.items()))
         lines.append(line)
     print_table(["percent", *inits], lines)
 

@@ -71,18 +71,18 @@ class LoggedSweep:
         return same and self.recipe == REFERENCE_RECIPE and not self.is_tuned
 
 
-def find_sweep(store: Store, asked: str) -> "Run":
+def find_sweep(store: Store, run_id: str) -> "Run":
     """The sweep's parent run by its id; `latest`: the one that was begun last. Raises UserError, UsageError."""
-    if asked == "latest":
+    if run_id == "latest":
         sweeps = store.find(TRANSFER, role=Role.SWEEP)
         if not sweeps:
             raise UserError("there is no sweep in this store; python -m sweeps.transfer makes one")
         return sweeps[0]
-    run = store.get(asked)
+    run = store.get(run_id)
     if run is None:
-        raise UsageError(f"no run {asked} in this store; {_known_sweeps(store)}")
+        raise UsageError(f"no run {run_id} in this store; {_known_sweeps(store)}")
     if run.data.tags.get("role") != Role.SWEEP:
-        raise UsageError(f"run {asked} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
+        raise UsageError(f"run {run_id} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
     return run
 
 
@@ -98,12 +98,12 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     runs = {cell_of(run): run for run in counted_runs(attempts_of(parent), children)}
     rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
     recipe = _recipe_of(params)
-    asked = asked_cells(grids_of(parent.data.tags))
-    cells = list(dict.fromkeys([*asked, *runs]))
+    planned = asked_cells(grids_of(parent.data.tags))
+    cells = list(dict.fromkeys([*planned, *runs]))
     chosen: Chosen = {}
     n_tuning = (0, 0, 0)
     if params.get("recipe_mode") == TUNED:
-        cells, chosen, n_tuning = _tuned_grid(asked, rows, recipe)
+        cells, chosen, n_tuning = _tuned_grid(planned, rows, recipe)
     n_images = {cell.percent: row.n_train for cell, row in rows.items()}
     of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
     finished = [runs[row.cell] for row in of_grid if row.status == "finished"]

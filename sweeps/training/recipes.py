@@ -72,7 +72,7 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 def is_on_edge(change: RecipeChange, init: Init, recipe: Recipe) -> bool:
     """Whether a value that was tried has none beyond it: a wider grid might have found a better one."""
     grid = recipe_grid(init, recipe)
-    rates, factors, warm_ups = ({getattr(one, field) for one in grid} for field in _FIELDS)
+    rates, factors, warm_ups = ({getattr(tried, field) for tried in grid} for field in _FIELDS)
     return (
         change.learning_rate in (min(rates), max(rates))
         or (len(factors) > 1 and change.trunk_factor == min(factors))  # a factor above 1 makes no sense
@@ -89,11 +89,11 @@ def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
     def at(values: Sequence[float]) -> float:
         return float(np.interp(math.log(percent), np.log(known), values))
 
-    found = [chosen[one] for one in known]
+    changes = [chosen[percent] for percent in known]
     return RecipeChange(
-        _rounded(math.exp(at([math.log(one.learning_rate) for one in found]))),
-        _rounded(math.exp(at([math.log(one.trunk_factor) for one in found]))),
-        _rounded(at([one.warm_up for one in found])),
+        _rounded(math.exp(at([math.log(change.learning_rate) for change in changes]))),
+        _rounded(math.exp(at([math.log(change.trunk_factor) for change in changes]))),
+        _rounded(at([change.warm_up for change in changes])),
     )
 
 
@@ -117,8 +117,8 @@ def print_chosen(chosen: Chosen) -> None:
     print_table(
         ["init", "percent", "learning rate", "trunk factor", "warm-up"],
         [
-            [init, str(percent), f"{one.learning_rate:.3g}", f"{one.trunk_factor:.2g}", f"{one.warm_up:.2g}"]
+            [init, str(percent), f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"]
             for init, of_init in chosen.items()
-            for percent, one in sorted(of_init.items())
+            for percent, change in sorted(of_init.items())
         ],
     )

@@ -64,10 +64,11 @@ def retrain_and_register(
 
 def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
     """Equal for equal work with equal results, so that a command that is run again finds what it registered."""
-    configurations = [
-        [one.candidate.spec.to_dict(), one.candidate.recipe.to_dict(), one.val_accuracies] for one in retrained
-    ]
-    return identity(device=plan.device, n_seeds=plan.n_seeds, retrained=configurations, **plan.facts()).key
+    configurations = [(each.candidate.spec.to_dict(), each.candidate.recipe.to_dict()) for each in retrained]
+    accuracies = [each.val_accuracies for each in retrained]
+    return identity(
+        device=plan.device, n_seeds=plan.n_seeds, configurations=configurations, accuracies=accuracies, **plan.facts()
+    ).key
 
 
 def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:

@@ -86,12 +86,13 @@ def retrain(
     for candidate in candidates:
         finished = [done[task] for task in tasks if task.candidate == candidate and task in done]
         if finished:
-            accuracies = tuple(one.val_accuracy for one in finished)
+            accuracies = tuple(trained.val_accuracy for trained in finished)
             first = finished[0]
             retrained.append(Retrained(candidate, accuracies, first.run_id, first.test_accuracy, first.seconds))
     if not retrained:
         raise UserError("none of the best configurations could be trained again; their runs in MLflow say why")
-    return sorted(retrained, key=lambda one: (-len(one.val_accuracies), -one.mean))  # a seed that failed counts most
+    # A failed seed counts most.
+    return sorted(retrained, key=lambda each: (-len(each.val_accuracies), -each.mean))
 
 
 def print_retrained(retrained: Sequence[Retrained]) -> None:
@@ -105,14 +106,14 @@ def print_retrained(retrained: Sequence[Retrained]) -> None:
         ["configuration", "search", "again", "sd", "seeds", "test", "minutes"],
         [
             [
-                one.candidate.name,
-                percent(one.candidate.search_score),
-                percent(one.mean),
-                percent(one.sd),
-                str(len(one.val_accuracies)),
-                percent(one.test_accuracy),
-                f"{one.seconds / 60:.1f}",
+                configuration.candidate.name,
+                percent(configuration.candidate.search_score),
+                percent(configuration.mean),
+                percent(configuration.sd),
+                str(len(configuration.val_accuracies)),
+                percent(configuration.test_accuracy),
+                f"{configuration.seconds / 60:.1f}",
             ]
-            for one in retrained
+            for configuration in retrained
         ],
     )
