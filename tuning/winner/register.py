@@ -34,6 +34,7 @@ def retrain_and_register(
     force: bool,
     workers: Workers,
     stopwatch: Stopwatch,
+    debug: bool,
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner as `name`, and move `best`.
 
@@ -44,7 +45,7 @@ def retrain_and_register(
         run_id: of the search's parent.
         force: move `best` even if the new score is lower.
     """
-    retrained = retrain(RetrainingLog(store, run_id, plan), candidates, plan, workers=workers)
+    retrained = retrain(RetrainingLog(store, run_id, plan), candidates, plan, workers=workers, debug=debug)
     stopwatch.lap("training the best again")
     print_retrained(retrained)
     key = winner_key(retrained, plan)

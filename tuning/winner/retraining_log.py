@@ -1,14 +1,15 @@
-"""Re-trainings as MLflow runs, with their weights: what was trained once is found again when it is asked for again."""
+"""Re-trainings as MLflow runs, with their weights: what was trained once is found when it is asked for again."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fmnist_transfer.identity import identity
 from fmnist_transfer.store.metric_rows import settings_params
-from fmnist_transfer.store.model_format import finished_with_weights
-from fmnist_transfer.store.pending_results import PendingResult
+from fmnist_transfer.store.model_format import finish_with_weights
+from fmnist_transfer.store.open_runs import OpenRuns
 from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, TUNING, VAL_ACCURACY, Role
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.training.score import Result
+from fmnist_transfer.training.score import Epoch, Result
+from fmnist_transfer.workers.task import Outcome
 from tuning.winner.plan import Retraining, RetrainingPlan
 
 
@@ -22,47 +23,53 @@ class Trained(NamedTuple):
 
 
 class RetrainingLog:
-    """The re-trainings of one search. The caller owns the search, so runs that still are RUNNING died."""
+    """The re-trainings of one search, as `run_logged` wants a log of tasks.
+
+    The caller owns the search, so whatever is RUNNING at the start was left by a dead process.
+    """
 
     def __init__(self, store: Store, parent: str, plan: RetrainingPlan):
-        self._store, self._parent, self._plan = store, parent, plan
-        for run in store.find(TUNING, status="RUNNING", role=Role.RETRAINED, parent=parent):
-            store.end(run.info.run_id, "KILLED")
-        finished = store.find(TUNING, status="FINISHED", role=Role.RETRAINED, parent=parent)
-        self._finished = {run.data.tags.get("retraining_key", ""): run for run in finished}
-        self._begun: dict[Retraining, str] = {}
+        self._plan = plan
+        self._runs = OpenRuns[Retraining](store, TUNING, parent, Role.RETRAINED, half=plan.half, half_role="source")
+        self._trained: dict[str, Trained] = {}
+        for run in store.find(TUNING, role=Role.RETRAINED, parent=parent):
+            if run.info.status == "RUNNING":
+                store.end(run.info.run_id, "KILLED")
+            elif run.info.status == "FINISHED":
+                scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
+                self._trained[run.data.tags.get("retraining_key", "")] = Trained(str(run.info.run_id), *scores)
 
     def trained(self, task: Retraining) -> Trained | None:
-        """What the task gave before."""
-        if (run := self._finished.get(self._key(task))) is None:
-            return None
-        metrics = run.data.metrics
-        return Trained(run.info.run_id, metrics[VAL_ACCURACY], metrics[TEST_ACCURACY], metrics[SECONDS])
+        """What the task gave, by this command or an earlier one."""
+        return self._trained.get(self._key(task))
+
+    def name(self, task: Retraining) -> str:
+        return task.name
 
     def begin(self, task: Retraining) -> None:
-        tags = {"role": Role.RETRAINED, "parent": self._parent, "retraining_key": self._key(task)}
         params = settings_params(task.candidate.spec, task.candidate.recipe) | self._plan.facts()
         params |= {"replicate": task.replicate, "device": self._plan.device}
-        run_id = self._store.start(TUNING, task.name, parent=self._parent, params=params, tags=tags)
-        self._begun[task] = run_id
-        self._store.log_data(run_id, self._plan.half, "source")
+        self._runs.begin(task, task.name, params, {"retraining_key": self._key(task)})
 
-    def finish(self, task: Retraining, result: Result) -> Trained:
-        """Log the result with its weights, then FINISHED."""
-        run_id = self._begun.pop(task)
-        self._store.conclude(finished_with_weights(run_id, result))
-        return Trained(run_id, result.final.val.accuracy, result.test.accuracy, result.seconds)
+    def report(self, task: Retraining, news: Epoch) -> tuple[float, str]:
+        epochs = task.candidate.recipe.epochs
+        return news.epoch / epochs, f"{task.name}: epoch {news.epoch}/{epochs}, {news.val_accuracy:.2%}"
 
-    def fail(self, task: Retraining, reason: str) -> None:
-        self._end(task, "FAILED", reason)
+    def end(self, outcome: Outcome[Retraining, Result]) -> str | None:
+        """Log the result with its weights, the failure, or that the task is to be done again."""
+        task, result = outcome.task, outcome.result
+        if outcome.status == "interrupted":
+            self._runs.kill(task, outcome.reason)
+            return None
+        if result is None:
+            self._runs.fail(task, outcome.reason, outcome.details)
+        elif run_id := finish_with_weights(self._runs, task, result):
+            accuracies = result.final.val.accuracy, result.test.accuracy
+            self._trained[self._key(task)] = Trained(run_id, *accuracies, result.seconds)
+        return ""
 
-    def interrupt(self, task: Retraining, reason: str) -> None:
-        """End the run KILLED: the task is to be done again."""
-        self._end(task, "KILLED", reason)
-
-    def _end(self, task: Retraining, status: Literal["FAILED", "KILLED"], reason: str) -> None:
-        if (run_id := self._begun.pop(task, None)) is not None:  # None: the store was lost before it began
-            self._store.conclude(PendingResult(run_id, status, tags={"reason": reason}))
+    def close(self) -> None:
+        self._runs.kill_rest()
 
     def _key(self, task: Retraining) -> str:
         """Equal for equal work."""
