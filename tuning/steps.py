@@ -98,7 +98,8 @@ def tune(context: SearchContext) -> dict[str, Any]:
     storage = open_storage(settings.storage, store.folder, store.retry)
     with locked(storage.url, f"study {name!r}", f"study-{name}"):
         study = open_study(storage, name, work.facts)
-        log = StudyLog(store, study, work.facts, context.half, take_over=settings.take_over)
+        is_shared = sqlite_path(storage.url) is None
+        log = StudyLog(store, study, work.facts, context.half, is_shared=is_shared, take_over=settings.take_over)
         with store.ending(log.run_id):
             return _tune(context, study, log)
 

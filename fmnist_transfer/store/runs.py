@@ -104,6 +104,12 @@ class Store:
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
+            if experiment.lifecycle_stage == "deleted":
+                command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                raise StoreError(
+                    f"experiment {name!r} of {masked(self.uri)} was deleted; its runs are kept. Restore it: "
+                    f"MLFLOW_TRACKING_URI={masked(self.uri)} {command}"
+                )
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)
 

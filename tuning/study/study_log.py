@@ -31,14 +31,22 @@ class StudyLog:
 
     Args:
         params: the study's identity, which becomes the params of every run.
+        is_shared: other machines may use the study's database.
         take_over: end the runs of another machine, which is known to be gone.
     """
 
     def __init__(
-        self, store: Store, study: optuna.Study, params: dict[str, Any], half: Half, *, take_over: bool = False
+        self,
+        store: Store,
+        study: optuna.Study,
+        params: dict[str, Any],
+        half: Half,
+        *,
+        is_shared: bool = False,
+        take_over: bool = False,
     ):
         self._store, self._study, self._params, self._half = store, study, params, half
-        self.run_id = self._find_parent()
+        self.run_id = self._find_parent(is_shared)
         if self.run_id:
             run = store.client.get_run(self.run_id)
             check_owner(store.is_shared, run, f"study {study.study_name!r}", take_over=take_over)
@@ -54,13 +62,13 @@ class StudyLog:
             if "complete" in run.data.tags:
                 self._logged.add(int(run.data.tags["trial"]))
 
-    def _find_parent(self) -> str:
+    def _find_parent(self, is_shared: bool) -> str:
         """The study's run; empty if there is none, or if it was deleted."""
         run_id = str(self._study.user_attrs.get(PARENT, ""))
         if not run_id:
             return ""
         run = self._store.get(run_id)
-        if run is None and self._store.is_shared:
+        if run is None and is_shared:
             raise StoreError(
                 f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
                 "give that one with --tracking-uri, or another --study-name"
