@@ -43,16 +43,29 @@ class OutputFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreFlags(Flags):
+class TrackingFlags(Flags):
     tracking_uri: str | None = None
     """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+
+    def __post_init__(self) -> None:
+        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFlags(TrackingFlags):
     store_timeout: float = TIMEOUT_SECONDS
     """Seconds to wait for a store that does not answer, before giving up."""
 
     def __post_init__(self) -> None:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
-        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags(Flags):
+    sweep: str = "latest"
+    """Which sweep: the id of its run, or latest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmnist_transfer.errors import StoreError
+from fmnist_transfer.flags import CommandFlags, Flags
 from fmnist_transfer.store.moved_folder import repair
 from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri
 from fmnist_transfer.terminal.command import run_command
@@ -19,14 +20,15 @@ from fmnist_transfer.terminal.output import say
 
 
 @dataclass(frozen=True)
-class RepairSettings:
-    """Mend a store whose folder was moved or copied: its runs find their files beside the database again. Nothing
-    happens to a store that is whole."""
-
+class RepairFlags(Flags):
     tracking_uri: str | None = None
     """The store's sqlite file; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
-    debug: bool = False
-    """Show where in the code an error arose."""
+
+
+@dataclass(frozen=True)
+class RepairSettings(CommandFlags, RepairFlags):
+    """Mend a store whose folder was moved or copied: its runs find their files beside the database again. Nothing
+    happens to a store that is whole."""
 
 
 def main(settings: RepairSettings) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fmnist_transfer.errors import StoreError, UsageError
+from fmnist_transfer.flags import CommandFlags, SweepFlags, TrackingFlags
 from fmnist_transfer.local_server import HOST, LocalServer, served, started
 from fmnist_transfer.store.places import sqlite_path, store_uri, study_uri
 from fmnist_transfer.terminal.command import check_range, run_command
@@ -33,15 +34,8 @@ if TYPE_CHECKING:
 DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
 
 
-@dataclass(frozen=True)
-class ShowSettings:
-    """Look at the results in a browser: start MLflow's user interface and open the comparison of the last sweep. It
-    listens on this machine alone and ends with the command (Ctrl-C)."""
-
-    sweep: str = "latest"
-    """Which sweep: the id of its run, or latest."""
-    tracking_uri: str | None = None
-    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+@dataclass(frozen=True, kw_only=True)
+class ShowFlags(SweepFlags):
     port: int = 5000
     """Port to listen on; if it is taken, the next free one."""
     browser: bool = True
@@ -50,8 +44,6 @@ class ShowSettings:
     """Also start Optuna's dashboard, which shows the search, on the next free port."""
     storage: str | None = None
     """Where the search of --dashboard is kept; default: optuna.db beside the runs."""
-    debug: bool = False
-    """Show where in the code an error arose."""
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 1, 65_535)
@@ -59,6 +51,13 @@ class ShowSettings:
             raise UsageError("--dashboard needs: pip install 'fmnist-transfer[dashboard]'")
         if self.storage and not self.dashboard:
             raise UsageError("--storage is for --dashboard: give both, or neither")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings(CommandFlags, TrackingFlags, ShowFlags):
+    """Look at the results in a browser: start MLflow's user interface and open the comparison of the last sweep. It
+    listens on this machine alone and ends with the command (Ctrl-C)."""
 
 
 @contextlib.contextmanager
