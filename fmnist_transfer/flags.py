@@ -58,6 +58,12 @@ class StoreFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepFlags(Flags):
+    sweep: str = "latest"
+    """Which sweep: the id of its run, or latest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineFlags(Flags):
     data_dir: Path | None = None
     """Folder of Fashion-MNIST, which is fetched if it is not there; default: FMNIST_DATA_DIR, else the user's cache."""

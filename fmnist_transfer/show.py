@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.flags import CommandFlags, Flags, StoreFlags
+from fmnist_transfer.flags import CommandFlags, StoreFlags, SweepFlags
 from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, study_uri
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_range, run_command
@@ -37,9 +37,7 @@ DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.e
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowFlags(Flags):
-    sweep: str = "latest"
-    """Which sweep: the id of its run, or latest."""
+class ShowFlags(SweepFlags):
     port: int = 5000
     """Port to listen on; if it is taken, the next free one."""
     browser: bool = True

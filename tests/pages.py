@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from fmnist_transfer.store.roles import VIEW
+from fmnist_transfer.store.roles import VIEW_TAG
 from fmnist_transfer.store.runs import Store
 
 
@@ -26,7 +26,7 @@ def check(store: Store, address: str) -> None:
         query = parse_qs(match[2], strict_parsing=True)
         assert query["workflowType"] == ["machine_learning"]
         if "viewStateShareKey" in query:
-            assert f"{VIEW}{query['viewStateShareKey'][0]}" in tags
+            assert f"{VIEW_TAG}{query['viewStateShareKey'][0]}" in tags
         if "searchFilter" in query:
             assert client.search_runs([match[1]], query["searchFilter"][0]), f"{address} shows nothing"
     elif match := re.fullmatch(r"#/experiments/(\d+)/runs/([0-9a-f]{32})(?:/artifacts/(.+))?", address):

@@ -1,8 +1,14 @@
 """The commands as a user calls them, on small synthetic data: what they leave behind, how they resume and stop."""
 
+import dataclasses
 import json
 import os
 import re
+import shlex
+import shutil
+import signal
+import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +16,25 @@ import pages
 import pytest
 import synthetic
 
-import sweeps.report
 import sweeps.transfer
 import tuning.search
+from fmnist_transfer import identity
+from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.store.views import VIEWS
+from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS
+from sweeps.report import write
+from sweeps.results.ledger import Ledger
+from sweeps.training import cells as sweep_cells
+from tuning import without_search
+from tuning.winner import retraining
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["--workers", "1", "--device", "cpu"]
 
 
@@ -42,15 +55,17 @@ class Project:
         return self._run(sweeps.transfer.command, "--model-uri", "models:/cnn2/best", "--epochs", "2", *more)
 
     def report(self, *more: str) -> tuple[int, dict[str, Any]]:
-        file = self.path.parent / "result.json"
-        file.unlink(missing_ok=True)
-        status = sweeps.report.command(["--tracking-uri", str(self.path), "--json", str(file), *more])
-        return status, json.loads(file.read_text()) if file.exists() else {}
+        command = synthetic.entry_point("sweeps.report").command
+        return self._result(command, ["--tracking-uri", str(self.path), *more])
 
     def _run(self, command: Any, *more: str) -> tuple[int, dict[str, Any]]:
+        return self._result(command, self.arguments(*more))
+
+    def _result(self, command: Any, arguments: list[str]) -> tuple[int, dict[str, Any]]:
+        """The exit status, and what `--json` says; nothing if the command did not get so far."""
         file = self.path.parent / "result.json"
         file.unlink(missing_ok=True)
-        status = command(self.arguments("--json", str(file), *more))
+        status = command([*arguments, "--json", str(file)])
         return status, json.loads(file.read_text()) if file.exists() else {}
 
     def runs(self, experiment: str, **tags: str) -> list[Any]:
@@ -156,14 +171,59 @@ def test_search_is_topped_up_and_best_moves_only_if_better(
     assert resolve(project.store, "models:/cnn2/best").pinned == "models:/cnn2/2"
 
 
+def test_work_of_other_numerics_is_not_reused(
+    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(store_path, data_dir)
+
+    def search(study: str) -> tuple[int, int | None]:
+        small = ["--trials", "1", "--epochs", "1", "--top", "1", "--retrain-seeds", "1", "--study-name", study]
+        status, result = project.search(*small)
+        return status, result.get("version")
+
+    assert [search("one"), search("other")] == [(0, 1), (0, 1)]  # the same work, whatever it is called
+    monkeypatch.setattr(identity, "NUMERICS_VERSION", identity.NUMERICS_VERSION + 1)
+    assert search("one") == (2, None)
+    assert search("third") == (0, 2)
+
+
+def test_a_re_training_that_failed_is_tried_again(
+    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(store_path, data_dir)
+    tried: list[int] = []
+    train = retraining.train_on_half
+
+    def fail(spec: Any, half: Any, recipe: Any, streams: Streams, *arguments: Any, **options: Any) -> Any:
+        tried.append(streams.replicate)
+        if streams.replicate == 2:
+            raise MemoryError("too little")
+        return train(spec, half, recipe, streams, *arguments, **options)
+
+    search = ["--trials", "2", "--epochs", "1", "--top", "1", "--retrain-seeds", "2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(retraining, "train_on_half", fail)
+        status, first = project.search(*search)
+        assert (status, first["retrained_sd"], tried) == (1, None, [1, 2])
+        status, again = project.search(*search)
+        assert (status, again["version"], tried) == (1, first["version"], [1, 2, 2])
+    status, result = project.search(*search)
+    assert (status, result["version"]) == (0, first["version"] + 1)
+    runs = project.runs(TUNING, role="retrained")
+    assert sorted((run.data.params["replicate"], run.info.status) for run in runs) == [
+        *(("1", "FINISHED"), ("2", "FAILED"), ("2", "FAILED"), ("2", "FINISHED")),
+    ]
+    accuracies = [run.data.metrics["final/val_accuracy"] for run in runs if run.info.status == "FINISHED"]
+    version = project.store.client.get_model_version("cnn2", str(result["version"]))
+    assert float(version.tags["retrained_mean"]) == pytest.approx(statistics.mean(accuracies))
+    assert version.tags["n_seeds"] == "2"
+
+
 def test_reference_is_registered_under_its_own_name(
     store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
-    from tuning import fixed
-
-    monkeypatch.setattr(fixed, "REFERENCE_RECIPE", dataclasses.replace(fixed.REFERENCE_RECIPE, epochs=1))
+    short = dataclasses.replace(without_search.REFERENCE_RECIPE, epochs=1)
+    monkeypatch.setattr(without_search, "REFERENCE_RECIPE", short)
     project = Project(store_path, data_dir)
     status, result = project._run(tuning.search.command, "--reference", "--split", "5-9/0-4")
     assert (status, result["model_uri"]) == (0, "models:/cnn2-reference-s56789/1")
@@ -259,6 +319,15 @@ def test_a_search_too_small_for_figures_shows_none(store_path: Path, data_dir: P
         pages.check(project.store, address)
 
 
+def test_a_sweep_without_a_pair_shows_no_picture(project: Project) -> None:
+    sweep = ["--inits", "pretrained", "--fractions", "20", "--replicates", "1", "--seed", "15"]
+    swept = project.sweep(*sweep)[1]["sweep_run_id"]
+    text = project.store.client.get_run(swept).data.tags[NOTE]
+    assert len(pages.addresses(text)) == 4  # curves, report, and two tables
+    for address in pages.addresses(text):
+        pages.check(project.store, address)
+
+
 def test_every_column_of_a_view_is_filled(project: Project) -> None:
     project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
     for experiment, views in VIEWS.items():
@@ -306,8 +375,6 @@ def test_percent_sorts_as_a_number(project: Project) -> None:
 
 def test_the_suggested_sweep_can_be_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """With source networks of its own, too, of which there must be as many as replicates."""
-    import shlex
-
     arguments = [
         "--fractions",
         "20",
@@ -378,19 +445,14 @@ def test_tf32_needs_cuda(project: Project, capsys: pytest.CaptureFixture[str]) -
 def test_a_diverged_cell_is_failed_absent_and_not_redone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-
-    from sweeps import cells
-
-    train_arm = cells.train_arm
+    train_arm = sweep_cells.train_arm
 
     def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
         if len(train) == 50:
-            from fmnist_transfer.training.fit import Diverged
-
             raise Diverged("training loss is nan at epoch 1, step 3")
         return train_arm(draw, train, *arguments, **options)
 
-    monkeypatch.setattr(cells, "train_arm", diverge)
+    monkeypatch.setattr(sweep_cells, "train_arm", diverge)
     arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
     status, result = project.sweep(*arguments)
     assert status == 1
@@ -415,9 +477,7 @@ def test_a_cell_that_failed_otherwise_is_run_again(
         raise MemoryError("too little")
 
     arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
-    from sweeps import cells
-
-    monkeypatch.setattr(cells, "train_arm", fail)
+    monkeypatch.setattr(sweep_cells, "train_arm", fail)
     status, result = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in result["cells"]]) == (1, ["failed"])
     assert "1 of 1 cells are missing: random 020% r0 (failed)" in capsys.readouterr().out
@@ -494,12 +554,10 @@ def test_report_recomputes_everything_from_the_store(
 
 
 def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps import runs
-
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.Ledger, "finish", stop)
+    monkeypatch.setattr(Ledger, "finish", stop)
     assert project.sweep("--fractions", "20", "--replicates", "2", "--seed", "10")[0] == 130
     monkeypatch.undo()
     status, result = project.report()
@@ -508,6 +566,37 @@ def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytes
         "no complete replicate of pretrained and random"
     }
     assert len(result["missing"]) == 4
+
+
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """A signal that a command does not see to does nothing to the tests."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("deaf")
+@pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_report_that_is_stopped_leaves_no_page(
+    project: Project, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_status: int
+) -> None:
+    swept = project.sweep("--fractions", "20", "--replicates", "1", "--seed", "16")[1]["sweep_run_id"]
+    folder = file_path(project.store.client.get_run(swept).info.artifact_uri) / "report"
+    shutil.rmtree(folder)
+    find = write.find
+
+    def find_and_stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return find(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write, "find", find_and_stop)
+        assert project.report("--sweep", swept) == (exit_status, {})
+    assert not (folder / "report.html").exists()
+    assert project.report("--sweep", swept)[0] == 0
+    assert (folder / "report.html").exists()
 
 
 def test_report_says_what_there_is(
@@ -644,8 +733,6 @@ def test_unknown_model_is_told_with_what_there_is(project: Project, capsys: pyte
 def test_altered_data_is_refused_before_any_run(
     store_path: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(data_dir, tmp_path / "data")
     (tmp_path / "data/FashionMNIST/raw/train-labels-idx1-ubyte").write_bytes(b"short")
     project = Project(store_path, tmp_path / "data")

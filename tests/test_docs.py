@@ -60,11 +60,7 @@ def test_commands_that_are_shown_parse(page: str) -> None:
 
     for shown in commands(PAGES[page].read_text()):
         module, *arguments = shlex.split(shown.removeprefix("python -m "))
-        if module.rstrip(":") not in COMMANDS:  # `tuning.search:` in the layout
-            assert module in MODULES, shown
-            continue
-        if module.endswith(":"):
-            continue
+        assert module in COMMANDS, shown
         settings = settings_of(module)
         flags = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(settings)} | {"--help"}
         assert {word for word in arguments if word.startswith("--")} <= flags, shown
@@ -92,17 +88,26 @@ def test_the_commands_are_found() -> None:
 
 
 def layout(text: str) -> list[str]:
-    """Module names of the tree in docs/contributing.md, in the order of their lines."""
+    """Module names of the tree in docs/contributing.md, in the order of their lines; a folder indents by two."""
     (tree,) = re.findall(r"^## Where things are\n+```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    names, package = [], ""
+    names, folders = [], list[str]()
     for line in tree.splitlines():
-        if folder := re.match(r"([\w.]+)/", line):
-            package = folder[1]
-        elif (file := re.match(r"  (\w+)\.py +\S", line)) and package in OURS:
-            names.append(f"{package}.{file[1]}")
+        place = re.fullmatch(r"((?:  )*)(\w+\.pyi?|[\w.]+/) +\S.*", line)
+        assert place, f"neither a file nor a folder with its purpose: {line}"
+        depth, name = len(place[1]) // 2, place[2]
+        assert depth <= len(folders), f"in no folder: {line}"
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name.removesuffix("/"))
+        elif folders[:1] and folders[0] in OURS and name.endswith(".py"):
+            names.append(".".join([*folders, name.removesuffix(".py")]))
     return names
 
 
 def test_the_layout_lists_every_module_once() -> None:
-    names = Counter(layout(PAGES["docs/contributing.md"].read_text()))
-    assert names == Counter(name for name, path in MODULES.items() if path.read_text())
+    assert Counter(layout(PAGES["docs/contributing.md"].read_text())) == Counter(list(MODULES))
+
+
+def test_a_layout_of_nested_folders() -> None:
+    tree = "tuning/  a\n  space.py  b\n  study/  c\n    trials.py  d\n  steps.py  e\ntests/  f\n  synthetic.py  g\n"
+    assert layout(f"## Where things are\n\n```\n{tree}```\n") == ["tuning.space", "tuning.study.trials", "tuning.steps"]

@@ -10,7 +10,8 @@ import pytest
 import synthetic
 import torch
 
-from fmnist_transfer import data
+from fmnist_transfer import load_half, n_train
+from fmnist_transfer.data import files
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -114,10 +115,10 @@ def test_mlflow_predicts_with_the_registered_model(store: Path, tmp_path: Path) 
 
 
 def test_the_halves_have_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "FILES", synthetic.PUBLISHED)
-    half = data.load_half(data.default_data_dir(), (0, 1, 2, 3, 4))
+    monkeypatch.setattr(files, "FILES", synthetic.PUBLISHED)
+    half = load_half(files.default_data_dir(), (0, 1, 2, 3, 4))
     assert (len(half.train), len(half.val), len(half.test)) == (25_000, 5_000, 5_000)
     assert torch.bincount(half.val.labels).tolist() == [1_000] * 5
-    assert data.n_train(half.train, 5) == 1_250
+    assert n_train(half.train, 5) == 1_250
     pixels = torch.cat([half.train.images, half.val.images]).float() / 255
     assert 0.2 < float(pixels.mean()) < 0.4

@@ -114,10 +114,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# User information ends at the last @: of the whole URI where a password may hold / ? and # as they are, but of the part
-# before the path in a web address, which may hold an @ behind it (and whose colon may begin a port).
+# User information ends at the last @: of the whole URI where a password may hold / ? and # as they are. A web address
+# may hold an @ behind its path, and its colon may begin a port. Of the three ways the first is of a password that may
+# hold / and @, the second of a user or a token, the third of a password that holds ? or #.
 _SECRETS = re.compile(
-    r"(\bhttps?://)(?:[^\s/?#'\"]+|[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s'\"]+)(?=@)"
+    r"(\bhttps?://)(?:[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s?#'\"]+|[^\s/?#'\"]+|[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s'\"]+)(?=@)"
     r"|(\b(?!https?:)[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)"
     r"|(\bpassword=)[^\s'\"&]+",
     re.IGNORECASE,

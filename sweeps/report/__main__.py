@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmnist_transfer.flags import CommandFlags, Flags, OutputFlags, StoreFlags
+from fmnist_transfer.flags import CommandFlags, OutputFlags, StoreFlags, SweepFlags
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_distinct, run_command
 from fmnist_transfer.terminal.output import print_pairs, say, say_heading, write_json
@@ -21,9 +21,7 @@ from sweeps.report.files import place_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlags(Flags):
-    sweep: str = "latest"
-    """Which sweep: the id of its run, or latest."""
+class ReportFlags(SweepFlags):
     vs: tuple[str, ...] = ()
     """Ids of sweeps to lay beside it, which differ in recipe, budget, augmentation or split; default: none."""
 

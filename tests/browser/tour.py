@@ -17,11 +17,12 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
-from fmnist_transfer import ui
 from fmnist_transfer.local_server import free_port
 from fmnist_transfer.show import mlflow_server
+from fmnist_transfer.store.links import curves_page, experiment_page, model_page, run_page
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.registry import best_version
+from fmnist_transfer.store.roles import TRANSFER, TUNING, View
 from fmnist_transfer.store.runs import Store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -101,20 +102,20 @@ def browsing(store: Store, pictures: Path | None = None) -> Iterator[Visit]:
 def the_lists(visit: Visit, store: Store) -> None:
     """All experiments; the sweeps of one, which says what it is; its cells in order of percent, and grouped by init."""
     visit.open("#/experiments")
-    for name in (ui.TUNING, ui.TRANSFER):
+    for name in (TUNING, TRANSFER):
         visit.sees(name)
-    experiment_id = store.experiment(ui.TRANSFER)
-    visit.open(ui.experiment_page(experiment_id))
+    experiment_id = store.experiment(TRANSFER)
+    visit.open(experiment_page(experiment_id))
     visit.sees("Does a network that was trained on one half of Fashion-MNIST")
-    for sweep in store.find(ui.TRANSFER, role="sweep")[:3]:
+    for sweep in store.find(TRANSFER, role="sweep")[:3]:
         visit.sees(sweep.info.run_name)
-    page = visit.open(ui.experiment_page(experiment_id, ui.CELLS))
+    page = visit.open(experiment_page(experiment_id, View.CELLS))
     visit.sees("Cells by percent")
     visit.sees(" 005% r0")
     shown = [cell.inner_text() for cell in page.locator("[col-id='params.`percent`'][role='gridcell']").all()]
     assert len(shown) >= 8
     assert shown == sorted(shown, key=int)
-    visit.open(ui.experiment_page(experiment_id, ui.MEANS))
+    visit.open(experiment_page(experiment_id, View.MEANS))
     visit.sees("Means by init and percent")
     for init in ("random", "pretrained"):
         visit.sees(re.compile(f"Group: .*{init}"))
@@ -122,22 +123,22 @@ def the_lists(visit: Visit, store: Store) -> None:
 
 def the_sweep(visit: Visit, store: Store, sweep_run_id: str) -> None:
     """The parent run: its answer in words, its picture, and the report inline."""
-    experiment_id = store.experiment(ui.TRANSFER)
-    page = visit.open(ui.run_page(experiment_id, sweep_run_id))
+    experiment_id = store.experiment(TRANSFER)
+    page = visit.open(run_page(experiment_id, sweep_run_id))
     visit.sees("a better start for classes")
     page.get_by_text("Show more", exact=True).first.click(timeout=WAIT_MS)
     drawn = page.locator("img[src*='inline.png']")
     expect(drawn).to_be_visible(timeout=WAIT_MS)
     assert drawn.evaluate("image => image.complete && image.naturalWidth") > 300
     visit.picture("mlflow-sweep")
-    page = visit.open(ui.run_page(experiment_id, sweep_run_id, "report/report.html"))
+    page = visit.open(run_page(experiment_id, sweep_run_id, "report/report.html"))
     report = page.frame_locator("iframe")
     expect(report.get_by_role("heading", name="The four claims of the original report")).to_be_visible(timeout=WAIT_MS)
 
 
 def the_curves(visit: Visit, store: Store, sweep_run_id: str) -> list[dict[str, list[tuple[float, float]]]]:
     """The comparison of the curve runs: of each chart, name of each line -> its points."""
-    page = visit.open(ui.curves_page(store.experiment(ui.TRANSFER), sweep_run_id))
+    page = visit.open(curves_page(store.experiment(TRANSFER), sweep_run_id))
     expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=WAIT_MS)
     page.wait_for_function(f"({LINES})().filter(lines => lines.length >= 2).length >= 2", timeout=WAIT_MS)
     charts: list[list[tuple[str, list[float], list[float]]]] = page.evaluate(LINES)
@@ -149,10 +150,10 @@ def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:
     """The registered model with its alias and description; its version links to its trial and to the sweep."""
     version = best_version(store, name)
     assert version is not None
-    visit.open(ui.model_page(name))
+    visit.open(model_page(name))
     visit.sees("@ best")
     visit.sees("Each version says which trial made it")
-    page = visit.open(ui.model_page(name, version.version))
+    page = visit.open(model_page(name, version.version))
     visit.sees("Sweeps that start from it:")
     for run_id in (sweep_run_id, str(version.run_id)):
         assert page.locator(f"a[href*='{run_id}']").count() >= 1
@@ -161,11 +162,11 @@ def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:
 
 def the_search(visit: Visit, store: Store) -> None:
     """The search's parent, which names the model, and its trials with the best first."""
-    experiment_id = store.experiment(ui.TUNING)
-    study = store.find(ui.TUNING, role="study")[0]
-    visit.open(ui.run_page(experiment_id, str(study.info.run_id)))
+    experiment_id = store.experiment(TUNING)
+    study = store.find(TUNING, role="study")[0]
+    visit.open(run_page(experiment_id, str(study.info.run_id)))
     visit.sees("Registered:")
-    page = visit.open(ui.experiment_page(experiment_id, ui.TRIALS))
+    page = visit.open(experiment_page(experiment_id, View.TRIALS))
     visit.sees("Trials, the best first")
     column = page.locator("[col-id='metrics.`val_accuracy`'][role='gridcell']")
     expect(column.first).to_be_visible(timeout=WAIT_MS)
@@ -179,7 +180,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each page")
     arguments = parser.parse_args()
     store = open_store(arguments.tracking_uri)
-    sweep = store.find(ui.TRANSFER, role="sweep")[0]
+    sweep = store.find(TRANSFER, role="sweep")[0]
     name = sweep.data.tags["model_uri_pinned"].split("/")[1]
     with browsing(store, arguments.pictures) as visit:
         the_lists(visit, store)

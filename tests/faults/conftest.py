@@ -17,7 +17,7 @@ import synthetic
 from postgres import MODEL_DATABASE, PostgreSQL, SharedSite, find_programs
 from proving import MakeSite, Server, Site, register_model, small_model
 
-from fmnist_transfer import tracking
+from fmnist_transfer.store.opening import open_store
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def template(_empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A store's folder in which a small network is `models:/cnn2/best`."""
     folder = tmp_path_factory.mktemp("template")
     path = synthetic.copy_database(_empty_store, folder / "mlflow.db")
-    register_model(tracking.open_store(str(path)), small_model())
+    register_model(open_store(str(path)), small_model())
     return folder
 
 
@@ -78,7 +78,7 @@ def shared_template(postgres: PostgreSQL, data_dir: Path, tmp_path_factory: pyte
     folder = tmp_path_factory.mktemp("shared template")
     server = Server(folder, postgres.create(MODEL_DATABASE))
     server.start()
-    register_model(tracking.open_store(server.uri), small_model())
+    register_model(open_store(server.uri), small_model())
     server.close()
     return folder
 

@@ -6,7 +6,6 @@ Workers import this module again, so the fault is planted at import.
 """
 
 import atexit
-import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import synthetic
 
-from fmnist_transfer import data, sources
+from fmnist_transfer.data import files
 
 
 def die(*arguments: Any, **options: Any) -> None:
@@ -31,7 +30,7 @@ def die(*arguments: Any, **options: Any) -> None:
 def out_of_memory_in_a_cell(percent: str) -> None:
     import torch
 
-    from sweeps import cells
+    from sweeps.training import cells
 
     def train(plan: Any, cell: Any, *more: Any) -> Any:
         if cell.percent == int(percent):
@@ -43,7 +42,7 @@ def out_of_memory_in_a_cell(percent: str) -> None:
 
 def before_training(act: Callable[[Any], None]) -> None:
     """Call `act(trial)` when a trial has all its parameters and is about to be trained."""
-    from tuning import study
+    from tuning.study import study
 
     trials: list[Any] = []
 
@@ -103,7 +102,7 @@ def die_before_the_alias(_: str) -> None:
 
 
 def no_system_data(_: str) -> None:
-    sources.SYSTEM_FOLDER = Path("/not/there")
+    files.SYSTEM_FOLDER = Path("/not/there")
 
 
 def as_host(name: str) -> None:
@@ -113,8 +112,8 @@ def as_host(name: str) -> None:
 
 def short_lease(seconds: str) -> None:
     """Signs of life, leases and heartbeats in seconds instead of minutes."""
-    from fmnist_transfer import lease
-    from tuning import storage
+    from fmnist_transfer.store import lease
+    from tuning.study import storage
 
     lease.BEAT_SECONDS, lease.LEASE_SECONDS = float(seconds) / 6, float(seconds)
     storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, int(float(seconds))
@@ -166,5 +165,5 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, module, *arguments = sys.argv[1:]
     described = Path(os.environ.get("DESCRIBED_DATA", folder))  # what the files should be
-    data.FILES = synthetic.describe(described)
-    sys.exit(importlib.import_module(module).command([*arguments, "--data-dir", folder]))
+    files.FILES = synthetic.describe(described)
+    sys.exit(synthetic.entry_point(module).command([*arguments, "--data-dir", folder]))

@@ -262,7 +262,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def spool(self) -> Path:
+    def pending(self) -> Path:
         """Where commands keep what this server did not take."""
         return default_folder() / "spool" / short_name(self.uri)
 

@@ -22,7 +22,7 @@ import synthetic
 from postgres import MODEL_DATABASE, PostgreSQL, SharedSite, find_programs
 from proving import Server, register_model, small_model
 
-from fmnist_transfer import data
+from fmnist_transfer.data import files
 
 FRACTIONS = [str(percent) for percent in range(5, 101, 5)]
 CELLS_A_REPLICATE = 2 * len(FRACTIONS)
@@ -44,7 +44,7 @@ def soak(folder: Path, n_cells: int, workers: str, engine: str) -> tuple[dict[st
     """What came out, and the samples over time."""
     programs = find_programs()
     assert programs, "PostgreSQL is not installed (apt-get install postgresql)"
-    data.FILES = synthetic.write(folder / "data")
+    files.FILES = synthetic.write(folder / "data")
     with contextlib.ExitStack() as stack:
         postgres = PostgreSQL(programs)
         stack.callback(postgres.close)

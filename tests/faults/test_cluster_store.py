@@ -25,9 +25,9 @@ ALPHA, BETA = "lease:3 host:alpha", "lease:3 host:beta"
 OPEN_BOTH = """
 import sys
 from pathlib import Path
-from fmnist_transfer.patience import RetryPolicy
-from fmnist_transfer.tracking import open_store
-from tuning.storage import patient_storage, storage_uri
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.retry import RetryPolicy
+from tuning.study.storage import patient_storage, storage_uri
 open_store(sys.argv[1]).client.search_experiments()
 patient_storage(storage_uri(sys.argv[2], Path(), RetryPolicy()), RetryPolicy())
 """

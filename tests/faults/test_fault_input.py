@@ -161,7 +161,7 @@ def test_flags_are_in_range_or_refused(fractions: list[int], replicates: int, ep
         and 0 <= timeout <= 86_400
     )
     flags = {"replicates": replicates, "epochs": epochs, "store_timeout": timeout}
-    message = refusal(lambda: TransferSettings("models:/a/b", tuple(fractions), **flags))
+    message = refusal(lambda: TransferSettings(model_uri="models:/a/b", fractions=tuple(fractions), **flags))
     assert good if message is None else message.startswith("--") and not good
 
 

@@ -169,7 +169,7 @@ def test_a_server_that_stays_away_costs_no_finished_result(site: Site, server: S
     done = process.done()
     assert done.status == (130 if stopped else 4), done.err
     assert "(Connection refused). Finished work is kept; run the same command to go on" in done.err
-    waiting = list(server.spool.glob("*/ending.json"))
+    waiting = list(server.pending.glob("*/ending.json"))
     assert waiting
     kept = {file.parent.name for file in waiting if json.loads(file.read_text())["status"] == "FINISHED"}
     kept |= {run.info.run_id for run in site.cells(status="FINISHED")}
@@ -177,7 +177,7 @@ def test_a_server_that_stays_away_costs_no_finished_result(site: Site, server: S
     again = site.sweep(*SLOW, "--workers", "2", uri=server.uri)
     assert again.status == 0, again.err
     assert f"{len(waiting)} results that the store could not take before are in it now" in again.out
-    assert list(server.spool.glob("*/ending.json")) == []
+    assert list(server.pending.glob("*/ending.json")) == []
     assert len(site.digests()) == 10
     finished = {run.info.run_id for run in site.cells(status="FINISHED")}
     assert kept <= finished

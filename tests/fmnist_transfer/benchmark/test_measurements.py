@@ -1,0 +1,57 @@
+"""What was measured, as JSON, CSV and metrics."""
+
+import csv
+import json
+
+import pytest
+
+from fmnist_transfer.benchmark.__main__ import BenchmarkSettings, log
+from fmnist_transfer.benchmark.measurements import Measurements, Spread
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import BENCHMARK
+from fmnist_transfer.store.runs import Store
+
+
+def test_spread_of_measurements() -> None:
+    spread = Spread.of([3.0, 1.0, 2.0, 10.0])
+    assert (spread.median, spread.min, spread.max, spread.n) == (2.5, 1.0, 10.0, 4)
+
+
+@pytest.fixture
+def measured() -> Measurements:
+    measured = Measurements()
+    measured.add("naive_images_per_s", "images/s", [1.0, 2.0, 3.0])
+    measured.add("ours_images_per_s", "images/s", [8.0])
+    measured.add("fraction_of_limit", "", [0.8])
+    name, comment = "resume_seconds, 100 runs", "to find 8 finished cells"
+    measured.resume_seconds[100] = measured.add(name, "s", [0.1, 0.2], "< 1", comment)
+    return measured
+
+
+def test_json_holds_median_min_and_max_and_null_for_what_was_not_measured(measured: Measurements) -> None:
+    result = json.loads(json.dumps(measured.to_json("cpu: x")))
+    assert result["naive_images_per_s"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert result["time_to_reference_ratio"] is None
+    assert result["resume_seconds"] == {
+        **{"median": pytest.approx(0.15), "min": 0.1, "max": 0.2},
+        "by_runs": {"100": {"median": pytest.approx(0.15), "min": 0.1, "max": 0.2}},
+    }
+    assert result["device"] == "cpu: x"
+    assert [line["spread"]["n"] for line in result["lines"]] == [3, 1, 1, 2]
+
+
+def test_csv_holds_every_line(measured: Measurements) -> None:
+    rows = list(csv.reader(measured.to_csv().splitlines()))
+    assert rows[0] == ["name", "median", "min", "max", "n", "unit", "goal", "comment"]
+    assert len(rows) == 1 + 4
+    assert rows[-1] == ["resume_seconds, 100 runs", "0.15", "0.1", "0.2", "2", "s", "< 1", "to find 8 finished cells"]
+
+
+def test_the_result_is_logged(measured: Measurements, store: Store) -> None:
+    settings = BenchmarkSettings(quick=True, tracking_uri=store.uri)
+    log(settings, measured, measured.to_json("cpu: x"), RetryPolicy())
+    (run,) = store.find(BENCHMARK, role="benchmark")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["resume_seconds 100 runs"] == pytest.approx(0.15)
+    files = {file.path for file in store.client.list_artifacts(run.info.run_id)}
+    assert files == {"benchmark.csv"}

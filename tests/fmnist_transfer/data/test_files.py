@@ -1,0 +1,97 @@
+"""The published files: found, fetched, verified."""
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from fmnist_transfer.data import files
+from fmnist_transfer.errors import DataError
+
+
+def copy_of(data_dir: Path, folder: Path, *, without: str = "") -> Path:
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (data_dir / "FashionMNIST" / "raw").iterdir():
+        if file.name != without:
+            (raw / file.name).write_bytes(file.read_bytes())
+    return raw
+
+
+def test_published_files_are_those_of_the_protocol() -> None:
+    sizes = {"train-images-idx3-ubyte": 16 + 60_000 * 784, "t10k-labels-idx1-ubyte": 8 + 10_000}
+    published = {file.name: file for file in synthetic.PUBLISHED}
+    assert {name: published[name].n_bytes for name in sizes} == sizes
+    assert published["t10k-images-idx3-ubyte"].sha256.startswith("5b4141f0afbad91edebe")
+
+
+def test_truncated_file_names_file_and_sizes(data_dir: Path, tmp_path: Path) -> None:
+    raw = copy_of(data_dir, tmp_path)
+    file = raw / "t10k-labels-idx1-ubyte"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=re.escape(f"{file}: expected {len(content)} bytes, found {len(content) - 1}")):
+        files.ensure_files(tmp_path)
+    assert file.read_bytes() == content[:-1]  # never replaced
+
+
+def test_altered_file_names_both_digests(data_dir: Path, tmp_path: Path) -> None:
+    raw = copy_of(data_dir, tmp_path)
+    file = raw / "train-images-idx3-ubyte"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected sha256 \w{64}, found \w{64}: altered"):
+        files.ensure_files(tmp_path)
+
+
+def test_missing_file_is_fetched_from_the_system(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "system"
+    system.mkdir()
+    for file in (data_dir / "FashionMNIST" / "raw").iterdir():
+        (system / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr(files, "SYSTEM_FOLDER", system)
+    raw = copy_of(data_dir, tmp_path / "data", without="train-labels-idx1-ubyte")
+    before = (raw / "train-images-idx3-ubyte").stat().st_mtime_ns
+    assert files.ensure_files(tmp_path / "data") == raw
+    assert sorted(file.name for file in raw.iterdir()) == sorted(file.name for file in files.FILES)
+    assert (raw / "train-images-idx3-ubyte").stat().st_mtime_ns == before
+
+
+def test_every_source_is_named_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> Path:
+        raise OSError("no way")
+
+    def deliver_rubbish(folder: Path) -> Path:
+        for file in files.FILES:
+            (folder / file.name).write_bytes(b"rubbish")
+        return folder
+
+    monkeypatch.setattr(files, "SOURCES", (("first", refuse), ("second", deliver_rubbish)))
+    with pytest.raises(DataError) as caught:
+        files.ensure_files(tmp_path)
+    assert "first: no way" in str(caught.value)
+    assert re.search(r"second: .* found 7", str(caught.value))
+    assert list((tmp_path / "FashionMNIST" / "raw").iterdir()) == []
+
+
+def test_complete_read_only_folder_needs_no_source(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = copy_of(data_dir, tmp_path)
+    monkeypatch.setattr(files, "SOURCES", ())
+    raw.chmod(0o500)
+    try:
+        assert files.ensure_files(tmp_path) == raw
+    finally:
+        raw.chmod(0o700)
+
+
+def test_debian_source_says_when_apt_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="apt-get is not there"):
+        files.from_debian(tmp_path)

@@ -1,0 +1,34 @@
+"""Addresses of MLflow's pages."""
+
+from urllib.parse import parse_qs
+
+from fmnist_transfer.store.links import curves_page, experiment_page, model_page, picture, run_page
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
+
+
+def test_addresses() -> None:
+    training = "workflowType=machine_learning"
+    assert experiment_page("2") == f"#/experiments/2/runs?{training}"
+    assert experiment_page("2", "cells") == f"#/experiments/2/runs?viewStateShareKey=cells&{training}"
+    assert run_page("2", "abc") == "#/experiments/2/runs/abc"
+    assert run_page("2", "abc", "report/report.html") == "#/experiments/2/runs/abc/artifacts/report/report.html"
+    assert model_page("cnn2") == "#/models/cnn2"
+    assert model_page("my net", 3) == "#/models/my%20net/versions/3"
+    assert picture("abc", "figures/a b.png", "losses") == (
+        "![losses](get-artifact?path=figures/a%20b.png&run_uuid=abc)"
+    )
+
+
+def test_the_curves_page_finds_a_sweeps_curves(store: Store) -> None:
+    sweep = store.start(TRANSFER, "sweep", tags={"role": "sweep"})
+    mine = store.start(TRANSFER, "random", parent=sweep, tags={"role": "curve", "parent": sweep})
+    store.start(TRANSFER, "random", parent="another", tags={"role": "curve", "parent": "another"})
+    experiment_id = store.experiment(TRANSFER)
+    page, _, query = curves_page(experiment_id, sweep).partition("?")
+    assert page == f"#/experiments/{experiment_id}/runs"
+    state = {key: value for key, (value,) in parse_qs(query, strict_parsing=True).items()}
+    assert state["orderByKey"] == "params.`init`"
+    assert (state["compareRunsMode"], state["startTime"], state["orderByAsc"]) == ("CHART", "ALL", "true")
+    found = store.client.search_runs([experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} ASC"])
+    assert [run.info.run_id for run in found] == [mine]

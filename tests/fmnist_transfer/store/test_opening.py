@@ -1,0 +1,43 @@
+"""Opening a store: which one, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fmnist_transfer.errors import StoreError
+from fmnist_transfer.store.opening import open_store
+
+
+def test_environment_names_the_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store_path}")
+    assert open_store(None).folder == store_path.parent
+
+
+def test_junk_is_no_database(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.db"
+    junk.write_text("this is no database at all")
+    with pytest.raises(StoreError, match=r"junk\.db: file is not a database; move it away"):
+        open_store(str(junk))
+    assert junk.read_text() == "this is no database at all"
+
+
+def test_a_server_that_is_not_there_is_told_soon() -> None:
+    with pytest.raises(StoreError, match=r"no MLflow server at http://\*\*\*@127.0.0.1:9 \(.*refused"):
+        open_store("http://user:canary@127.0.0.1:9")
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no tracking store"):
+        open_store(str(tmp_path))
+
+
+def test_opening_a_store_leaves_the_users_choice(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own call would make this store the default of the next one that is opened."""
+    for choice in ("sqlite:////elsewhere/mlflow.db", None):
+        if choice:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", choice)
+        else:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        assert open_store(str(store_path)).uri.endswith("/mlflow.db")
+        assert os.environ.get("MLFLOW_TRACKING_URI") == choice

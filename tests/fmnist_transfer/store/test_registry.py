@@ -1,0 +1,228 @@
+"""Save, register, resolve, load; and what is refused."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from urllib.parse import unquote
+
+import mlflow
+import numpy as np
+import pytest
+import safetensors.torch
+import synthetic
+import torch
+from pages import addresses
+
+from fmnist_transfer.data.split import DEFAULT_SPLIT
+from fmnist_transfer.errors import ModelError
+from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.network.weights import weights_digest
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.store.links import experiment_page
+from fmnist_transfer.store.model_format import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, TrainedModel
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.register import register
+from fmnist_transfer.store.registry import best_version, load, resolve, set_best
+from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.recipe import Recipe
+
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedModel:
+    network = fresh_network(SPEC, Streams(0))
+    network.train()(torch.randn(16, 1, 28, 28))  # moves the batch-norm buffers
+    return TrainedModel(SPEC, Recipe(epochs=3), DEFAULT_SPLIT, dict(network.state_dict()), {"study": "a"})
+
+
+@pytest.fixture(scope="module")
+def registered(_empty_store: Path, tmp_path_factory: pytest.TempPathFactory, trained: TrainedModel) -> Store:
+    """A store with two versions of `cnn2`, the first of which is `best`."""
+    path = synthetic.copy_database(_empty_store, tmp_path_factory.mktemp("registered") / "mlflow.db")
+    store = open_store(str(path))
+    for number in (1, 2):
+        run_id = store.start(TUNING, f"run {number}")
+        version = register(store, run_id, "cnn2", trained, tags={"number": number}, description="A model.")
+        store.end(run_id)
+        if number == 1:
+            set_best(store, version)
+    return store
+
+
+def location(store: Store) -> Path:
+    return Path(resolve(store, "models:/cnn2/2").location.removeprefix("file://"))
+
+
+def test_round_trip_is_bit_identical(registered: Store, trained: TrainedModel) -> None:
+    model = load(registered, resolve(registered, "models:/cnn2/best"))
+    assert (model.spec, model.recipe, model.split) == (SPEC, Recipe(epochs=3), DEFAULT_SPLIT)
+    assert model.facts == {"study": "a"}
+    assert weights_digest(model.state) == weights_digest(trained.state)
+
+
+@pytest.mark.parametrize("uri", ["models:/cnn2/best", "models:/cnn2@best", "models:/cnn2/1"])
+def test_best_is_pinned_to_its_version(registered: Store, uri: str) -> None:
+    reference = resolve(registered, uri)
+    assert (reference.asked, reference.pinned) == (uri, "models:/cnn2/1")
+
+
+def test_latest_model_id_and_run(registered: Store) -> None:
+    latest = resolve(registered, "models:/cnn2/latest")
+    assert latest.pinned == "models:/cnn2/2"
+    version = registered.client.get_model_version("cnn2", "2")
+    assert version.source.startswith("models:/m-")
+    for uri in (version.source, f"runs:/{version.run_id}/cnn2"):
+        reference = resolve(registered, uri)
+        assert (reference.location, reference.pinned) == (latest.location, version.source)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/cnn2/worst", r"no alias 'worst' of model 'cnn2' in .*cnn2 \(versions 1, 2; aliases best -> 1\).*run"),
+        ("models:/cnn3/best", r"no alias 'best' of model 'cnn3' in .*Known: cnn2.*run python -m tuning.search first"),
+        ("models:/cnn2/7", "no version '7' of model 'cnn2'"),
+        ("models:/m-nothing", "cannot find models:/m-nothing"),
+        ("runs:/nothing/cnn2", "cannot find runs:/nothing/cnn2"),
+        ("models:/cnn2", "is no model URI: write models:/NAME/ALIAS"),
+        ("models://cnn2/best", "is no model URI"),
+        ("cnn2", "is no model URI"),
+    ],
+)
+def test_what_cannot_be_found_is_told_with_what_there_is(registered: Store, uri: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        resolve(registered, uri)
+
+
+def test_version_has_description_tags_and_alias(registered: Store) -> None:
+    version = best_version(registered, "cnn2")
+    assert version is not None
+    assert (str(version.version), version.description, version.tags) == ("1", "A model.", {"number": "1"})
+    assert best_version(registered, "nothing") is None
+
+
+def test_metadata_is_readable_through_the_uri(registered: Store) -> None:
+    metadata = mlflow.models.get_model_info("models:/cnn2@best").metadata
+    assert metadata["spec"]["channels"] == [4, 8]
+    assert metadata["recipe"]["epochs"] == 3
+    assert metadata["source_classes"] == [0, 1, 2, 3, 4]
+
+
+def test_mlflow_serves_it_without_dropout(registered: Store, trained: TrainedModel) -> None:
+    network = CNN2(SPEC)
+    network.load_state_dict(trained.state)
+    images = np.random.default_rng(0).standard_normal((3, 1, 28, 28)).astype(np.float32)
+    served = mlflow.pyfunc.load_model("models:/cnn2/1")
+    one, other = served.predict(images), served.predict(images)
+    assert np.array_equal(one, other)
+    with torch.inference_mode():
+        assert np.allclose(one, network.eval()(torch.from_numpy(images)).numpy(), atol=1e-5)
+
+
+def test_loading_unpickles_and_imports_nothing(
+    registered: Store, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load"), (torch.export, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(mlflow.pytorch, "load_model", refuse)
+    assert weights_digest(load(registered, resolve(registered, "models:/cnn2/1")).state) == weights_digest(
+        trained.state
+    )
+
+
+def test_no_pickle_lies_in_the_store(registered: Store) -> None:
+    files = [path.name for path in location(registered).rglob("*") if path.is_file()]
+    assert "model.pt2" in files
+    assert {"weights.safetensors", "cnn2.json"} <= set(files)
+    assert not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
+
+
+def edit_json(folder: Path, **changes: object) -> None:
+    file = folder / SPEC_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    import hashlib
+
+    file = folder / WEIGHTS_FILE
+    safetensors.torch.save_file(state, file)
+    edit_json(folder, weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+DAMAGE = {
+    "weights file altered": (
+        lambda folder, state: (folder / WEIGHTS_FILE).write_bytes(b"x"),
+        "weights.safetensors has sha256 .* expected",
+    ),
+    "weights file gone": (lambda folder, state: (folder / WEIGHTS_FILE).unlink(), "has no extra_files"),
+    "weights file huge": (
+        lambda folder, state: os.truncate(folder / WEIGHTS_FILE, 2**26 + 1),
+        "more than 67108864",
+    ),
+    "spec is no JSON": (lambda folder, state: (folder / SPEC_FILE).write_text("{"), "is not JSON"),
+    "spec is a list": (lambda folder, state: (folder / SPEC_FILE).write_text("[]"), "holds no object"),
+    "spec of another format": (lambda folder, state: edit_json(folder, format=2), "has format 2; this version reads 1"),
+    "no split": (lambda folder, state: edit_json(folder, source_classes=None), "is not a CNN2 model"),
+    "unknown field": (lambda folder, state: edit_json(folder, spec={"layers": 3}), "is not a CNN2 model"),
+    "network too large": (
+        lambda folder, state: edit_json(folder, spec=SPEC.to_dict() | {"fc1": 10**6}),
+        "would not fit",
+    ),
+    "another trunk": (
+        lambda folder, state: edit_json(folder, spec=SPEC.to_dict() | {"fc1": 17}),
+        r"do not fit its network:(?s:.*)- fc1.weight \(17, 392\) torch.float32(?s:.*)\+ fc1.weight \(16, 392\)",
+    ),
+    "tensor missing": (
+        lambda folder, state: edit_weights(folder, {k: v for k, v in state.items() if k != "fc2.bias"}),
+        r"- fc2.bias \(8,\)",
+    ),
+    "half precision": (
+        lambda folder, state: edit_weights(folder, state | {"fc2.bias": state["fc2.bias"].half()}),
+        r"\+ fc2.bias \(8,\) torch.float16",
+    ),
+    "NaN": (
+        lambda folder, state: edit_weights(folder, state | {"fc2.bias": state["fc2.bias"] * float("nan")}),
+        "fc2.bias holds NaN or infinite",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_model_is_refused(registered: Store, trained: TrainedModel, damage: str, tmp_path: Path) -> None:
+    import dataclasses
+    import shutil
+
+    reference = resolve(registered, "models:/cnn2/2")
+    shutil.copytree(location(registered), tmp_path / "model")
+    act, message = DAMAGE[damage]
+    act(tmp_path / "model" / FILES_FOLDER, {name: t.clone().contiguous() for name, t in trained.state.items()})
+    with pytest.raises(ModelError, match=message):
+        load(registered, dataclasses.replace(reference, location=(tmp_path / "model").as_uri()))
+
+
+def test_another_packages_model_is_refused(store: Store, tmp_path: Path) -> None:
+    run_id = store.start(TUNING, "foreign")
+    model = mlflow.pytorch.log_model(
+        torch.nn.Linear(2, 2),
+        name="cnn2",
+        run_id=run_id,
+        input_example=np.zeros((2, 2), np.float32),
+        serialization_format="pt2",
+        pip_requirements=["torch"],
+    )
+    with pytest.raises(ModelError, match="it was not registered by this package"):
+        load(store, resolve(store, model.model_uri))
+
+
+def test_the_registered_model_says_how_it_is_transferred(registered: Store) -> None:
+    text = registered.client.get_registered_model("cnn2").description
+    assert "`python -m sweeps.transfer --model-uri models:/cnn2/best`" in text
+    ids = [registered.experiment(name) for name in (TUNING, TRANSFER)]
+    assert [unquote(address) for address in addresses(text)] == [experiment_page(one) for one in ids]

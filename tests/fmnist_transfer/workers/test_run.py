@@ -1,0 +1,118 @@
+"""Tasks in this process and on worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.workers.run import Workers
+from fmnist_transfer.workers.stop import StopSignal
+
+
+def work(shared, task, report, should_stop):
+    """Test tasks: a number is squared; `die`, `fail` and `wait` do as they say."""
+    import torch
+
+    if task == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(task, Path) and not task.exists():
+        task.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(task, Path):
+        return os.getpid()
+    if task == "fail":
+        raise RuntimeError("as asked")
+    if task == "wait":
+        report("waiting")
+        while not should_stop():
+            time.sleep(0.01)
+        raise Interrupted("stopped")
+    report(torch.get_num_threads())
+    return shared * task * task
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_results_reports_and_failures(n_workers: int) -> None:
+    reports: list[tuple[object, object]] = []
+    started: list[object] = []
+    with StopSignal() as stop, Workers(n_workers, stop) as workers:
+        outcomes = list(
+            workers.run(
+                work,
+                10,
+                [1, "fail", 2, 3],
+                on_report=lambda task, news: reports.append((task, news)),
+                on_start=started.append,
+            )
+        )
+    assert {o.task: o.result for o in outcomes if o.status == "done"} == {1: 10, 2: 40, 3: 90}
+    assert sorted(reports) == [(1, 1), (2, 1), (3, 1)]  # one torch thread for each
+    assert started == [1, "fail", 2, 3]
+    (failed,) = [o for o in outcomes if o.status == "failed"]
+    assert failed.reason == "RuntimeError: as asked"
+    assert "as asked" in failed.details
+
+
+def test_a_worker_lives_from_one_job_to_the_next(tmp_path: Path) -> None:
+    tasks = [tmp_path / name for name in "abcdef"]
+    for task in tasks:
+        task.touch()
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        first = {outcome.result for outcome in workers.run(work, 1, tasks)}
+        second = {outcome.result for outcome in workers.run(work, 2, tasks)}
+        assert [o.result for o in workers.run(work, 3, [5])] == [75]
+    assert second <= first
+    assert len(first) <= 2
+    assert os.getpid() not in first
+
+
+def test_a_dead_worker_takes_only_its_own_task_which_is_tried_once_more() -> None:
+    started: list[object] = []
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, [1, "die", 2, 3, 4], on_start=started.append))
+    assert [o.status for o in outcomes if o.task == "die"] == ["lost", "failed"]
+    reasons = [o.reason for o in outcomes if o.task == "die"]
+    assert reasons[0] == "the worker process died (signal 9, perhaps for want of memory)"
+    assert reasons[1] == reasons[0] + ", twice"
+    assert {o.task: o.result for o in outcomes if o.task != "die"} == {1: 1, 2: 4, 3: 9, 4: 16}
+    assert sorted(map(str, started)) == ["1", "2", "3", "4", "die", "die"]
+
+
+def test_a_lost_task_is_the_callers_if_it_wants_it() -> None:
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, ["die", "die"], retry_lost=False))
+    assert [outcome.status for outcome in outcomes] == ["lost", "lost"]
+
+
+def test_a_task_that_was_lost_once_is_done(tmp_path: Path) -> None:
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(workers.run(work, 1, [tmp_path / "was here", 2]))
+    assert sorted(outcome.status for outcome in outcomes) == ["done", "done", "lost"]
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_signal_interrupts_running_tasks_and_starts_no_more(n_workers: int) -> None:
+    def interrupt(task: object, news: object) -> None:
+        if news == "waiting" and not stop.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with StopSignal() as stop, Workers(n_workers, stop) as workers:
+        tasks = ["wait", "wait", "wait", "wait"]
+        outcomes = list(workers.run(work, 1, tasks, on_report=interrupt))
+        assert [o.status for o in outcomes] == ["interrupted"] * n_workers
+        with pytest.raises(Interrupted, match="2 of 4") as caught:
+            stop.raise_if_set("2 of 4")
+    assert caught.value.exit_status == 143
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from fmnist_transfer.workers.run import available_cores; print(available_cores())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

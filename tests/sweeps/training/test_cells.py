@@ -1,0 +1,118 @@
+"""Cells: pairing, budgets, own sources and recipes, and that nothing else decides what comes out."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fmnist_transfer.data.examples import Half
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.training import fit
+from fmnist_transfer.training.recipe import Recipe
+from sweeps.grid import Cell, RecipeChange
+from sweeps.training.cells import CellPlan, CellResult, train_cells
+
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
+RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
+
+
+@pytest.fixture(scope="module")
+def registered() -> dict[str, torch.Tensor]:
+    network = fresh_network(SPEC, Streams(99))
+    network.train()(torch.randn(16, 1, 28, 28))
+    return {name: tensor + 1 for name, tensor in network.state_dict().items()}  # no constant of a fresh network
+
+
+def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
+    (result,) = train_cells(plan, (cell,), lambda epoch: None, lambda: False)
+    assert isinstance(result, CellResult)
+    return result
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """The augmented batches that training sees."""
+    batches: list[torch.Tensor] = []
+    augment = fit.augment
+
+    def spy(*arguments: object) -> torch.Tensor:
+        batches.append(augment(*arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(fit, "augment", spy)
+    return batches
+
+
+def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    other = dataclasses.replace(plan, sources=({name: tensor + 1 for name, tensor in registered.items()},))
+    cell = Cell(40, "selffer", 0)
+    assert train_cell(plan, cell).weights_digest == train_cell(other, cell).weights_digest
+    random = train_cell(plan, Cell(40, "random", 0))
+    assert random.weights_digest != train_cell(plan, cell).weights_digest
+
+
+def test_each_replicate_may_have_its_own_source(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in registered.items()}
+    one, two = (
+        CellPlan(half, SPEC, RECIPE, sources, "epochs", 0, "cpu") for sources in ((registered,), (registered, other))
+    )
+    zero, first = Cell(40, "pretrained", 0), Cell(40, "pretrained", 1)
+    assert train_cell(one, zero).weights_digest == train_cell(two, zero).weights_digest
+    assert train_cell(one, first).weights_digest != train_cell(two, first).weights_digest
+
+
+def test_a_cell_trains_by_its_change(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    change = RecipeChange(RECIPE.learning_rate / 10, 0.1, 0.0)
+    plain, tuned = (train_cell(plan, Cell(40, "pretrained", 0, one)).result for one in (None, change))
+    assert tuned.distances["fc3"] < 0.5 * plain.distances["fc3"]
+    assert tuned.distances["fc1"] < 0.1 * plain.distances["fc1"]
+
+
+def test_inits_see_the_same_augmented_batches(
+    half: Half, registered: dict[str, torch.Tensor], seen: list[torch.Tensor]
+) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    for cell in (Cell(20, "pretrained", 1), Cell(20, "random", 1), Cell(20, "random", 2)):
+        train_cell(plan, cell)
+    assert len(seen) == 9  # 50 images, batches of 16
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:6], strict=True))
+    assert not torch.equal(seen[0], seen[6])
+
+
+def test_a_cell_does_not_depend_on_what_ran_before(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    cells = [Cell(20, "pretrained", 0), Cell(100, "random", 1)]
+    one = {cell: train_cell(plan, cell) for cell in cells}
+    other = {cell: train_cell(plan, cell) for cell in reversed(cells)}
+    for cell in cells:
+        assert one[cell].weights_digest == other[cell].weights_digest
+        assert one[cell].result.to_dict() == other[cell].result.to_dict()
+
+
+def test_budgets_differ_in_steps_and_not_in_evaluations(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    for budget, steps in (("epochs", 3), ("steps", 15)):
+        plan = CellPlan(half, SPEC, RECIPE, (registered,), budget, 0, "cpu")
+        result = train_cell(plan, Cell(20, "random", 0)).result
+        assert [epoch.step for epoch in result.epochs] == [steps]
+
+
+def test_cells_trained_together_score_as_if_alone(half: Half, registered: dict[str, torch.Tensor]) -> None:
+    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    cells = tuple(Cell(40, init, replicate) for replicate in (0, 2) for init in ("pretrained", "random"))
+    stacked = dataclasses.replace(plan, stack=True)
+    epochs: list[int] = []
+    together = train_cells(stacked, cells, epochs.append, lambda: False)
+    assert epochs == list(range(RECIPE.epochs + 1))
+    for cell, one in zip(cells, together, strict=True):
+        assert isinstance(one, CellResult)
+        alone = train_cell(plan, cell).result.to_dict()
+        for group, scores in one.result.to_dict().items():
+            for key, value in scores.items():
+                tolerance = 0.02 if key.endswith("accuracy") else 2e-3
+                expected = pytest.approx(alone[group][key], abs=tolerance, rel=1e-3)
+                assert value == expected, (cell, group, key)
+    assert len({one.weights_digest for one in together if isinstance(one, CellResult)}) == 4
