@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 from faults.proving import is_alive
+from fmnist_transfer.local_server import LocalServer, served
 
 from fmnist_transfer import show
-from fmnist_transfer.local_server import LocalServer, served
 from fmnist_transfer.show import ShowSettings, main, pages
 from fmnist_transfer.store import opening
 from fmnist_transfer.store.links import curves_page, experiment_page, run_page
