@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.workers.run import Workers
@@ -56,7 +57,9 @@ class CellLog:
             if isinstance(result, CellResult):
                 self._ledger.finish(cell, self._images[cell], result)
             elif isinstance(result, Exception):
-                self._ledger.fail(cell, self._images[cell], f"{type(result).__name__}: {result}")
+                reason = f"{type(result).__name__}: {result}"
+                say(f"{cell.name} failed: {reason}")
+                self._ledger.fail(cell, self._images[cell], reason)
             else:
                 self._ledger.fail(cell, self._images[cell], outcome.reason, outcome.details)
         self._on_finished()

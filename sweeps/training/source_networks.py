@@ -32,7 +32,7 @@ class PretrainingPlan:
 def pretrain(
     plan: PretrainingPlan, replicate: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> Result:
-    """Train the source network of one replicate, in a worker. Reports each epoch's number."""
+    """Train the source network of one replicate, in a worker. Reports each `Epoch`."""
     return train_on_half(
         plan.spec,
         plan.half,
@@ -40,6 +40,6 @@ def pretrain(
         Streams(plan.seed, replicate, stage="pretraining"),
         plan.device,
         precision=plan.precision,
-        on_epoch=lambda epoch: report(epoch.epoch),
+        on_epoch=report,
         should_stop=should_stop,
     )

@@ -6,16 +6,37 @@ The best of N validation accuracies is optimistic; the mean over fresh seeds is 
 from collections.abc import Sequence
 
 from fmnist_transfer.errors import SAME_COMMAND, UserError
+from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress
+from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from tuning.winner.plan import Candidate, Retrained, Retraining, RetrainingPlan, retrain_one
-from tuning.winner.retraining_log import RetrainingLog
+
+
+def retraining_log(store: Store, parent: str, plan: RetrainingPlan) -> TrainedNetworks[Retraining]:
+    """The re-trainings below the search's run `parent`."""
+
+    def training(task: Retraining) -> Training:
+        candidate, replicate = task.candidate, task.replicate
+        params = settings_params(candidate.spec, candidate.recipe) | plan.facts() | {"replicate": replicate}
+        work = identity(device=plan.device, **params)
+        return Training(task.name, params | {"device": plan.device}, work.key, candidate.recipe.epochs)
+
+    return TrainedNetworks(store, TUNING, parent, Role.RETRAINED, half=plan.half, training=training)
 
 
 def retrain(
-    log: RetrainingLog, candidates: list[Candidate], plan: RetrainingPlan, *, workers: Workers, debug: bool
+    log: TrainedNetworks[Retraining],
+    candidates: list[Candidate],
+    plan: RetrainingPlan,
+    *,
+    workers: Workers,
+    debug: bool,
 ) -> list[Retrained]:
     """Train each candidate with each of its seeds, or find what was trained before; the best mean accuracy first.
 
