@@ -623,7 +623,7 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project, capsy
     _, shared = project.sweep(*arguments)
     assert shared["sweep_run_id"] != result["sweep_run_id"]
     sources = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
-    assert sorted(run.data.tags["replicate"] for run in sources) == ["0", "1"]
+    assert sorted(run.data.params["replicate"] for run in sources) == ["0", "1"]
     assert len({run.data.tags["weights_digest"] for run in sources}) == 2
     digests = {
         (cell["init"], cell["replicate"], which): project.store.client.get_run(cell["run_id"]).data.tags[
