@@ -3,7 +3,7 @@
     half = load_half(Path("data"), split.target)      # fetches what is missing, checks size and sha256
     train = fraction(half.train, percent, streams)
 
-Pixels stay uint8 until a batch is on its device. Other data sets: `datasets.examples_of`, then `half_of`.
+Pixels stay uint8 until a batch is on its device. Other data sets: `image_sets.examples_of`, then `half_of`.
 """
 
 import dataclasses

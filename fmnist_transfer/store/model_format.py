@@ -136,7 +136,7 @@ def _read_json(text: bytes, name: str) -> dict[str, Any]:
 def read_model(store: Store, location: str, name: str) -> TrainedModel:
     """Read the two files of the model at `location`, and check size, digests, names, shapes, types and finiteness.
 
-    Raises ModelError, which calls the model `what`, for anything that `register` would not write.
+    Raises ModelError, which calls the model `name`, for anything that `register` would not write.
     """
     content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name), name)
     weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)

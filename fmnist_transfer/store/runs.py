@@ -1,4 +1,4 @@
-"""The one door to MLflow: where the store is, runs, logging. `registry.py` adds models.
+"""An open tracking store: runs and what is logged to them. `registry` adds models.
 
     store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
     run_id = store.start(TRANSFER, "sweep", params={...})
@@ -108,7 +108,7 @@ class Store:
                 command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
                 raise StoreError(
                     f"experiment {name!r} of {masked(self.uri)} was deleted; its runs are kept. Restore it: "
-                    f"MLFLOW_TRACKING_URI={masked(self.uri)} {command}"
+                    f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
                 )
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)

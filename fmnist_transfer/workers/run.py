@@ -23,7 +23,7 @@ class Workers:
     Args:
         n: at most, on a cluster: as many as it has room for.
         apart: run tasks in other processes, even one at a time.
-        prepare: whether those are prepared for training (`training.prepare_process`) or left as torch comes.
+        prepare: whether those are prepared for training (`device.prepare_process`) or left as torch comes.
         engine: `local`, or `ray` for the actors of a Ray cluster.
         gpus_per_task: share of a GPU that an actor takes.
     """

@@ -164,7 +164,7 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Inverse of `tracking.settings_params`, of the recipe."""
+    """Inverse of `metric_rows.settings_params`, of the recipe."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):
