@@ -36,7 +36,7 @@ def exception(name: str) -> Exception:
 
 
 def in_trainings(module: str, function: str, act: Callable[[Any], Any]) -> None:
-    """Call `act(task)` before the module's worker function trains a task; what it returns is the result, unless None."""
+    """Call `act(task)` before the module's worker function trains; what it returns, if anything, is the result."""
     owner = importlib.import_module(module)
     unharmed = getattr(owner, function)
 

@@ -108,21 +108,23 @@ def test_a_second_machine_is_refused_until_the_first_is_known_to_be_gone(shared_
 
 def test_a_second_machine_is_refused_in_a_search(shared_site: SharedSite) -> None:
     """Row 12 for a search; with PostgreSQL and the server restarted meanwhile (rows 8 and 10)."""
-    arguments = ["--trials", "12", "--epochs", "3"]
+    arguments = ["--trials", "16", "--epochs", "150"]
     alpha = shared_site.start_search(*arguments, fault="machine:alpha")
-    alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") >= 2)
+    alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") >= 1)
     shared_site.postgres.restart("fast")
     assert shared_site.search(*arguments, fault="machine:beta").status == 5
     alpha.wait_for(lambda: shared_site.n_running_trials() >= 1)
     alpha.kill()
-    done = shared_site.start_search(*arguments, "--take-over", fault="machine:beta")
-    done.wait_for(lambda: shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED") >= 6)
+    n_ended = shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED")
+    assert n_ended < 16
+    beta = shared_site.start_search(*arguments, "--take-over", fault="machine:beta")
+    beta.wait_for(lambda: shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED") > n_ended)
     shared_site.server.restart()
     shared_site.postgres.restart("immediate")
-    ended = done.done()
-    assert ended.status == 0, ended.err
+    done = beta.done()
+    assert done.status == 0, done.err
     counted = shared_site.trials()
-    assert len(counted) == 12
+    assert len(counted) == 16
     runs = shared_site.open().find(TUNING, role="trial")
     logged = [int(run.data.tags["trial"]) for run in runs if "complete" in run.data.tags]
     assert sorted(logged) == sorted(trial.number for trial in counted)

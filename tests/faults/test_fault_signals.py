@@ -181,7 +181,8 @@ def test_a_trial_whose_worker_dies_is_run_on_another(make_site: MakeSite) -> Non
 
 def test_a_cell_that_kills_its_worker_twice_fails_alone(site: Site) -> None:
     """Row 16; the same command tries it again."""
-    arguments = ["--fractions", "20", "100", "--inits", "random", "--replicates", "1", "--epochs", "1", "--workers", "2"]
+    arguments = ["--fractions", "20", "100", "--inits", "random", "--replicates", "1", "--epochs", "1"]
+    arguments += ["--workers", "2"]
     done = site.sweep(*arguments, fault="cell-dies:20")
     assert done.status == 1, done.err
     assert {run.data.tags["percent"]: run.info.status for run in site.cells()} == {"020": "FAILED", "100": "FINISHED"}
