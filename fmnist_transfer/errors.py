@@ -60,10 +60,6 @@ class BusyError(UserError):
     exit_status = 5
 
 
-class TakenOver(UserError):
-    """Another process has gone on with this one's run, taking it for dead."""
-
-
 class Interrupted(UserError):
     """A signal ended the work; finished work is kept. 130 after SIGINT, 143 after the others."""
 

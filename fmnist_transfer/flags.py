@@ -43,22 +43,17 @@ class OutputFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingFlags(Flags):
+class StoreFlags(Flags):
     tracking_uri: str | None = None
     """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
-
-    def __post_init__(self) -> None:
-        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-        super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreFlags(TrackingFlags):
     store_timeout: float = TIMEOUT_SECONDS
     """Seconds to wait for a store that does not answer, before giving up."""
+    mend_copy: bool = False
+    """If the store is a copy of another, let its runs find the copied files from now on, not the original's."""
 
     def __post_init__(self) -> None:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
+        check_driver("--tracking-uri", self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
         super().__post_init__()
 
 
@@ -94,14 +89,14 @@ class TrainingFlags(Flags):
     """With --engine ray: GPUs for each training, 0.25 for four on one GPU; 0 trains on the CPU."""
     dry_run: bool = False
     """Only say what is done and what would run; change nothing."""
-    reap: bool = False
-    """First tidy the store: end runs of processes that died, delete runs that count as no cell or trial."""
+    take_over: bool = False
+    """Go on with what another machine was running, and end its runs: only if that machine is gone for good."""
 
     def __post_init__(self) -> None:
         check_range("--seed", self.seed, 0)
         check_engine(self.engine, self.gpus_per_task)
-        if self.dry_run and self.reap:
-            raise UsageError("--dry-run changes nothing: leave out --reap")
+        if self.dry_run and self.take_over:
+            raise UsageError("--dry-run changes nothing: leave out --take-over")
         super().__post_init__()
 
 

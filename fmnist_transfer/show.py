@@ -7,21 +7,22 @@ The servers listen on this machine alone and end with the command.
 """
 
 import contextlib
-import functools
 import importlib.util
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.flags import CommandFlags, SweepFlags, TrackingFlags
-from fmnist_transfer.local_server import HOST, LocalServer, served, started
-from fmnist_transfer.store.places import sqlite_path, store_uri, study_uri
+from fmnist_transfer.flags import CommandFlags, StoreFlags, SweepFlags
+from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, study_uri
+from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_range, run_command
 from fmnist_transfer.terminal.output import masked, print_pairs, say, warn_of_password
 from fmnist_transfer.workers.stop import SIGNALS
@@ -29,8 +30,9 @@ from fmnist_transfer.workers.stop import SIGNALS
 if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
-
-# A password in a database's URI is to be seen in no list of processes, so URIs pass through the environment.
+HOST = "127.0.0.1"
+END_SECONDS = 10.0  # within which a server is to end
+# A password in a database's URI must not be seen in the list of processes, so URIs pass through the environment.
 DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
 
 
@@ -55,111 +57,141 @@ class ShowFlags(SweepFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowSettings(CommandFlags, TrackingFlags, ShowFlags):
+class ShowSettings(CommandFlags, StoreFlags, ShowFlags):
     """Look at the results in a browser: start MLflow's user interface and open the comparison of the last sweep. It
     listens on this machine alone and ends with the command (Ctrl-C)."""
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Those that have come while the block runs, and do no more than that.
-
-    An exception would come between the start of a server and its `finally`, or within that, and leave it running.
-    """
-    came: list[int] = []
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in handled}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def mlflow_server(store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
-    """MLflow's UI on the store, for this machine alone."""
-    from fmnist_transfer.store.places import ARTIFACTS
-
-    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default would take other names, too
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
-    # Without the second variable it starts seven more processes.
-    environment = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return served(command, environment, port)
-
-
-def dashboard(storage: str | None, store: "Store", port: int) -> contextlib.AbstractContextManager[LocalServer]:
-    """Optuna's dashboard on the study database. Raises StoreError if there is none."""
-    uri = study_uri(storage, store.folder)
-    if (file := sqlite_path(uri)) is not None and not file.exists():
-        raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
-    return served([sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}, port)
-
-
-def pages(store: "Store", asked: str) -> dict[str, str]:
-    """What there is to look at -> its address; the first is the one to open. Raises UserError for an unknown sweep."""
-    from fmnist_transfer.store.links import curves_page, experiment_page, run_page
-    from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
-
-    found: dict[str, str] = {}
-    sweeps = store.find(TRANSFER, role=Role.SWEEP)
-    if asked != "latest":
-        sweeps = [run for run in sweeps if run.info.run_id == asked]
-        if not sweeps:
-            raise UsageError(f"--sweep {asked}: no sweep of this store; without the flag the latest is shown")
-    if sweeps:
-        experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
-        if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
-            found["the curves, compared"] = curves_page(experiment_id, run_id)
-        found["the sweep, its answer"] = run_page(experiment_id, run_id)
-        found["all sweeps"] = experiment_page(experiment_id)
-    if store.find(TUNING, role=Role.STUDY):
-        found["searches"] = experiment_page(store.experiment(TUNING))
-        found["models"] = "#/models"
-    return found or {"an empty store": ""}
-
-
-def is_desktop() -> bool:
-    """Whether a browser that is opened would be seen."""
-    windows = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
-    return windows and sys.stdout.isatty()
-
-
 def main(settings: ShowSettings) -> int:
-    """Show the store until Ctrl-C or SIGTERM, which are the ordinary end; 0. A store with a server is only told of."""
+    """Show the store until Ctrl-C or SIGTERM, which are the ordinary end; 0. A store with a server is only named."""
     if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
         raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
     warn_of_password(settings.storage, "a .pgpass file")
     say("Loading mlflow ...")
     from fmnist_transfer.store.opening import open_store
 
-    store = open_store(settings.tracking_uri)
-    found = pages(store, settings.sweep)
-    with signals() as came, contextlib.ExitStack() as stack:
-
-        def start(make: Callable[[int], contextlib.AbstractContextManager[LocalServer]], first_port: int) -> str:
-            servers.append(started(stack, make, first_port, lambda: bool(came)))
-            return servers[-1].address
-
-        servers: list[LocalServer] = []
-        address = masked(store.uri).replace("***@", "").rstrip("/")
+    store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout), mend_copy=settings.mend_copy)
+    addresses = pages(store, settings.sweep)
+    with signals() as received, contextlib.ExitStack() as servers:
+        root = masked(store.uri).replace("***@", "").rstrip("/")
+        port, started = settings.port - 1, []
         if not store.uri.startswith("http"):
-            address = start(functools.partial(mlflow_server, store), settings.port)
-        addresses = {what: f"{address}/{page}" for what, page in found.items()}
-        if settings.dashboard and not came:
-            make = functools.partial(dashboard, settings.storage, store)
-            addresses["Optuna's dashboard"] = start(make, settings.port + 1)
-        if not came:
-            print_pairs(f"{masked(store.uri)} in a browser", addresses)
-            if settings.browser and is_desktop():
-                webbrowser.open(next(iter(addresses.values())))
-            if servers:
-                say("Ctrl-C ends it.")
-        while servers and not came:
-            for server in servers:
+            port = free_port(settings.port)
+            started.append(servers.enter_context(Server(*mlflow_server(store, port))))
+            root = f"http://{HOST}:{port}"
+        addresses = {name: f"{root}/{page}" for name, page in addresses.items()}
+        if settings.dashboard:
+            port = free_port(port + 1)
+            started.append(servers.enter_context(Server(*dashboard(settings.storage, store, port))))
+            addresses["Optuna's dashboard"] = f"http://{HOST}:{port}"
+        print_pairs(f"{masked(store.uri)} in a browser", addresses)
+        say("Ctrl-C ends it." if started else "")
+        is_opened = not (settings.browser and is_desktop())
+        while started and not received:
+            for server in started:
                 server.check_alive()
+            if not is_opened and not is_free(port):  # it answers by now
+                is_opened = webbrowser.open(next(iter(addresses.values()))) or True
             time.sleep(0.2)
     return 0
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect the signals that end a command, and do no more: not even the second leaves before the servers ended."""
+    received: list[int] = []
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pages(store: "Store", sweep: str) -> dict[str, str]:
+    """What can be seen -> its address; the first is the one to open. Raises UsageError for an unknown sweep."""
+    from fmnist_transfer.store.links import curves_page, experiment_page, run_page
+    from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
+
+    addresses: dict[str, str] = {}
+    sweeps = store.find(TRANSFER, role=Role.SWEEP)
+    if sweep != "latest":
+        sweeps = [run for run in sweeps if run.info.run_id == sweep]
+        if not sweeps:
+            raise UsageError(f"--sweep {sweep}: no sweep of this store; without the flag the latest is shown")
+    if sweeps:
+        experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
+        if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
+            addresses["the curves, compared"] = curves_page(experiment_id, run_id)
+        addresses["the sweep, its answer"] = run_page(experiment_id, run_id)
+        addresses["all sweeps"] = experiment_page(experiment_id)
+    if store.find(TUNING, role=Role.STUDY):
+        addresses["searches"] = experiment_page(store.experiment(TUNING))
+        addresses["models"] = "#/models"
+    return addresses or {"an empty store": ""}
+
+
+def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of MLflow's UI on the store, for this machine alone."""
+    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default would take other names, too
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
+    # Without the second variable it starts seven more processes.
+    return command, {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def dashboard(storage: str | None, store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of Optuna's dashboard. Raises StoreError if there is no study database."""
+    uri = study_uri(storage, store.folder)
+    if (file := sqlite_path(uri)) is not None and not file.exists():
+        raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
+    return [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}
+
+
+class Server:
+    """A web server in a process group of its own, all of which ends with the block."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str]):
+        self._process = subprocess.Popen(
+            command, env=os.environ | environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second for processes that it started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=END_SECONDS)
+
+    def check_alive(self) -> None:
+        """Raise StoreError if it has ended; it has said why."""
+        if (status := self._process.poll()) is not None:
+            raise StoreError(f"the server has ended with exit status {status}; its lines above say why")
+
+
+def free_port(first: int) -> int:
+    """The first port from `first` on that nothing listens on. Raises UsageError."""
+    if (port := next(filter(is_free, range(first, min(first + 100, 65_536))), None)) is None:
+        raise UsageError(f"no port is free from {first} on; give another --port")
+    return port
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return True
+    return False
+
+
+def is_desktop() -> bool:
+    """Whether a browser that is opened would be seen."""
+    windows = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
+    return windows and sys.stdout.isatty()
 
 
 def command(args: "list[str] | None" = None) -> int:

@@ -29,8 +29,6 @@ class TransferFlags(Flags):
     """What is equal at each fraction: epochs, passes over its images; steps, optimiser steps (as many as at 100 %)."""
     stack: bool = False
     """Train all networks of a fraction as one computation: meant for a GPU, slower on a CPU."""
-    join: bool = False
-    """Help the command that works on this sweep already, from this machine or any that reaches the store."""
     retry_failed: bool = False
     """Also repeat trainings whose loss became infinite; they will fail again unless something else has changed."""
 
@@ -58,8 +56,3 @@ class TransferFlags(Flags):
 class TransferSettings(TrainingSettings, TransferFlags):
     """Train on 5 %, 10 %, ... 100 % of one half of Fashion-MNIST, from the weights of a network tuned on the other half
     and from random ones, and judge what that says of transfer. A sweep that was stopped goes on by the same command."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.join and (self.pretrain_replicates or self.reap or self.dry_run):
-            raise UsageError("--join only trains cells: leave out --pretrain-replicates, --reap and --dry-run")

@@ -3,7 +3,6 @@
 Imported when torch and mlflow are to be loaded, which the command's flags need not.
 """
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +11,10 @@ from fmnist_transfer.data.examples import load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.errors import SAME_COMMAND, UsageError
 from fmnist_transfer.identity import Identity
-from fmnist_transfer.store.lease import own_or_help
-from fmnist_transfer.store.lock import Owner, locked
+from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.registry import PinnedModel
-from fmnist_transfer.store.roles import NOTE, TRANSFER
+from fmnist_transfer.store.roles import NOTE
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
@@ -34,7 +32,8 @@ from sweeps.run_cells import run_cells
 from sweeps.settings import TransferSettings
 from sweeps.training.cells import CellPlan, passes
 from sweeps.training.recipes import Chosen, choose, print_chosen, tuned_cells, tuning_cells
-from sweeps.training.source_networks import PretrainingPlan, source_networks
+from sweeps.training.source_log import source_networks
+from sweeps.training.source_networks import PretrainingPlan
 
 
 @dataclass(frozen=True)
@@ -55,71 +54,43 @@ class SweepContext:
         return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
 
-def sweep_or_help(context: SweepContext, work: Identity, pinned_model: PinnedModel) -> dict[str, Any]:
-    """Own the sweep and do all of it; with `--join` help whoever owns it. Raises BusyError without."""
-    store, should_stop = context.store, context.workers.stop.is_set
+def run_sweep(context: SweepContext, work: Identity, pinned_model: PinnedModel) -> dict[str, Any]:
+    """Everything that is not done yet. Raises BusyError if another process has the sweep."""
+    store = context.store
     tags = {"model_uri": pinned_model.asked, "model_uri_pinned": pinned_model.pinned}
-
-    def open_ledger() -> Ledger:
+    with locked(store.uri, "sweep", f"sweep-{work.key}"):
         ledger = Ledger(store, work, context.plan.half)
-        ledger.create(context.name, tags, pinned_model.run_id)
-        return ledger
-
-    def own() -> dict[str, Any]:
-        with locked(store.uri, "sweep", f"sweep-{work.key}"):
-            ledger = open_ledger()
-            with ledger.lease.owned("sweep", should_stop):
-                ledger.open(tags)
-                return run_sweep(context, ledger, pinned_model)
-
-    def help_owner() -> None:
-        ledger = open_ledger()
-        with ledger.lease.alive():
-            _help(context, ledger)
-
-    def leave() -> dict[str, Any]:
-        ledger = open_ledger()
-        cells = context.grid.cells()
-        if context.settings.recipe == "tuned":
-            cells = tuned_cells(cells, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
-        rows = ledger.rows(context.with_images(cells))
-        return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in rows]}
-
-    def is_finished() -> bool:
-        return store.client.get_run(open_ledger().run_id).info.status == "FINISHED"
-
-    return own_or_help(own, help_owner if context.settings.join else None, leave, is_finished)
+        ledger.open(context.name, tags, take_over=context.settings.take_over)
+        with store.ending(ledger.run_id):
+            return _sweep(context, ledger, pinned_model)
 
 
-def run_sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> dict[str, Any]:
-    """Everything that is not done yet, by whoever owns the sweep."""
+def _sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> dict[str, Any]:
     settings, store, stopwatch = context.settings, context.store, context.stopwatch
-    with store.ending(ledger.run_id, ledger.lease.is_owner):
-        _introduce(context, ledger, pinned_model)
-        if settings.pretrain_replicates:
-            context = _with_sources(context, ledger.run_id)
-        so_far = add_grid(store, ledger.run_id, context.grid)
-        cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the figures of a larger whole
-        if settings.recipe == "tuned":
-            cells = tuned_cells(cells, _choose_recipes(context, ledger))
-            shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
-        if ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed):
-            store.describe(ledger.run_id, begun(store, context.model.split))
-        figures = SweepFigures(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
-        _run(context, ledger, cells, figures.refresh)
-        stopwatch.lap("cells")
-        rows = figures.draw()
-        asked_rows = ledger.rows(context.with_images(cells))
-        n_done = sum(row.status != "open" for row in asked_rows)
-        context.workers.stop.raise_if_set(f"{n_done} of {len(asked_rows)} cells done; {SAME_COMMAND}")
-        ledger.lease.check_owner(f"sweep {ledger.run_id}", "cells")
-        store.log_hosts(ledger.run_id, ledger.hosts(asked_rows), "cells")
-        log_curves(store, ledger.run_id, rows)
-        print_summary(rows)
-        logged = read_sweep(store, store.client.get_run(ledger.run_id))
-        findings = write_report(store, logged, stop=context.workers.stop)
-        say_heading(CLAIMS_HEAD)
-        say(claims_text(findings))
+    _introduce(context, ledger, pinned_model)
+    if settings.pretrain_replicates:
+        context = _with_sources(context, ledger.run_id)
+    so_far = add_grid(store, ledger.run_id, context.grid)
+    cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the figures of a larger whole
+    if settings.recipe == "tuned":
+        cells = tuned_cells(cells, _choose_recipes(context, ledger))
+        shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
+    if ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed):
+        store.describe(ledger.run_id, begun(store, context.model.split))
+    figures = SweepFigures(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
+    _run(context, ledger, cells, figures.refresh)
+    stopwatch.lap("cells")
+    rows = figures.draw()
+    asked_rows = ledger.rows(context.with_images(cells))
+    n_done = sum(row.status != "open" for row in asked_rows)
+    context.workers.stop.raise_if_set(f"{n_done} of {len(asked_rows)} cells done; {SAME_COMMAND}")
+    store.log_hosts(ledger.run_id, ledger.hosts(asked_rows), "cells")
+    log_curves(store, ledger.run_id, rows)
+    print_summary(rows)
+    logged = read_sweep(store, store.client.get_run(ledger.run_id))
+    findings = write_report(store, logged, stop=context.workers.stop)
+    say_heading(CLAIMS_HEAD)
+    say(claims_text(findings))
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
 
@@ -131,23 +102,7 @@ def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel)
     store.log_data(run_id, context.plan.half, "target")
     if NOTE not in store.client.get_run(run_id).data.tags:
         store.describe(run_id, begun(store, context.model.split))
-    if context.settings.reap:
-        n_ghosts, n_dead = ledger.delete_ghosts(), store.reap(TRANSFER)
-        say(f"Reaped: {n_ghosts} runs that were no cell's deleted, {n_dead} of dead processes ended as KILLED")
     print_pairs(f"Sweep of {context.name}", outline(context, run_id))
-
-
-def _help(context: SweepContext, ledger: Ledger) -> None:
-    """Train cells that nobody else is at until all are done, and leave the rest to the sweep's owner."""
-    print_pairs(f"Helping with sweep {ledger.run_id}", outline(context, ledger.run_id))
-    cells = context.grid.cells()
-    if context.settings.recipe == "tuned":
-        cells = tuned_cells(cells, _choose_recipes(context, ledger))
-    _run(context, ledger, cells, lambda: None)
-    context.stopwatch.lap("cells")
-    rows = ledger.rows(context.with_images(cells))
-    n_done = sum(row.status != "open" for row in rows)
-    context.workers.stop.raise_if_set(f"{n_done} of {len(rows)} cells done; {SAME_COMMAND}")
 
 
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
@@ -155,7 +110,9 @@ def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
     settings, model, plan = context.settings, context.model, context.plan
     half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
     pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
-    sources = source_networks(context.store, run_id, pretraining, settings.pretrain_replicates, context.workers)
+    sources = source_networks(
+        context.store, run_id, pretraining, settings.pretrain_replicates, context.workers, debug=settings.debug
+    )
     context.stopwatch.lap("source networks")
     return replace(context, plan=replace(plan, sources=sources))
 
@@ -164,8 +121,6 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     """Train those of the cells that are not done."""
     images = context.with_images(cells)
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
-    if context.settings.join:  # in an order of its own, so that it seldom wants what others are about to take
-        random.Random(Owner.this_process().name).shuffle(todo)
     if n_there := len(images) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
@@ -245,7 +200,6 @@ def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
         say(f"{head}; the time left shows once the first are done")
         return
     total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
-    head += ", without help" if context.settings.join else ""
     say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")
 
 

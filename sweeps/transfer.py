@@ -35,7 +35,7 @@ def main(settings: TransferSettings) -> int:
 
         times = {"seconds": stopwatch.seconds, "stages": stopwatch.stages, FIRST_STEP: stopwatch.marks.get(FIRST_STEP)}
         write_json(settings.json, result | times)
-    return 1 if any(cell["status"] == "failed" for cell in result["cells"]) else 0
+    return 1 if any(cell["status"] != "finished" for cell in result["cells"]) and not settings.dry_run else 0
 
 
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
@@ -62,15 +62,21 @@ def _sweep(
     from fmnist_transfer.data.files import default_data_dir
     from fmnist_transfer.store.opening import open_store
     from fmnist_transfer.store.registry import load, resolve
+    from fmnist_transfer.store.roles import TRANSFER
     from sweeps.analysis.statistics import MIN_REPLICATES
     from sweeps.results.ledger import Ledger, identify_sweep
-    from sweeps.steps import SweepContext, check_inits, dry_run, sweep_or_help
+    from sweeps.steps import SweepContext, check_inits, dry_run, run_sweep
     from sweeps.training.cells import plan_for
 
-    store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout, workers.stop.is_set))
+    retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
+    may_write = not settings.dry_run
+    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=may_write)
     pinned_model = resolve(store, settings.model_uri)
+    if not settings.dry_run:
+        store.end_orphans(TRANSFER)
     model = load(store, pinned_model)
-    half = load_half(settings.data_dir or default_data_dir(), model.split.target).share_memory()
+    data_dir = settings.data_dir or default_data_dir()
+    half = load_half(data_dir, model.split.target, fetch=may_write).share_memory()
     plan = plan_for(
         model,
         half,
@@ -94,7 +100,7 @@ def _sweep(
     stopwatch.lap("start")
     if settings.dry_run:
         return dry_run(context, Ledger(store, work, half))
-    result = sweep_or_help(context, work, pinned_model)
+    result = run_sweep(context, work, pinned_model)
     n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
     sources = n_more if settings.pretrain_replicates else 0  # each replicate needs one
     changes = {"model_uri": pinned_model.pinned, "replicates": n_more, "pretrain_replicates": sources, "json": None}

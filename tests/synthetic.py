@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_transfer.data import files
-from fmnist_transfer.store.moved_folder import repair
+from fmnist_transfer.store.moved_folder import mend
 
 PUBLISHED = files.FILES
 PER_CLASS = {"train": 60, "t10k": 20}
@@ -68,7 +68,7 @@ def copy_store(source: Path, destination: Path) -> Path:
         copy_database(database, destination / database.name)
     if (source / "artifacts").exists():
         shutil.copytree(source / "artifacts", destination / "artifacts")
-    repair(destination / "mlflow.db")
+    mend(destination / "mlflow.db", mend_copy=True, may_write=True)
     return destination / "mlflow.db"
 
 

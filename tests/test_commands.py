@@ -33,7 +33,8 @@ from sweeps.report import write
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
 from tuning import without_search
-from tuning.winner import retraining
+from tuning.study import task
+from tuning.winner import plan as retraining
 
 SMALL = ["--workers", "1", "--device", "cpu"]
 
@@ -246,9 +247,9 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     assert parent.data.tags["model_uri"] == "models:/cnn2/best"
     assert parent.data.tags["model_uri_pinned"] == "models:/cnn2/1"
     assert parent.data.params["recipe.epochs"] == "2"
-    claims = {key: value for key, value in parent.data.params.items() if key.startswith("cell.")}
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert sorted(claims.values()) == sorted(run.info.run_id for run in cells)
+    assert len({run.data.tags["cell_key"] for run in cells}) == len(cells)
+    assert [key for key in parent.data.params if key.startswith("cell")] == []  # nothing per cell on the parent
     assert len(cells) == 12
     for run in cells:
         assert run.info.status == "FINISHED"
@@ -484,8 +485,8 @@ def test_a_cell_that_failed_otherwise_is_run_again(
     monkeypatch.undo()
     status, again = project.sweep(*arguments)
     assert (status, [cell["status"] for cell in again["cells"]]) == (0, ["finished"])
-    run = project.store.client.get_run(again["cells"][0]["run_id"])
-    assert run.data.tags["attempt"] == "2"
+    runs = project.runs(TRANSFER, role="cell", parent=again["sweep_run_id"])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
 def test_every_init_and_an_own_recipe(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -622,7 +623,7 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project, capsy
     _, shared = project.sweep(*arguments)
     assert shared["sweep_run_id"] != result["sweep_run_id"]
     sources = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
-    assert sorted(run.data.tags["replicate"] for run in sources) == ["0", "1"]
+    assert sorted(run.data.params["replicate"] for run in sources) == ["0", "1"]
     assert len({run.data.tags["weights_digest"] for run in sources}) == 2
     digests = {
         (cell["init"], cell["replicate"], which): project.store.client.get_run(cell["run_id"]).data.tags[
@@ -743,10 +744,46 @@ def test_altered_data_is_refused_before_any_run(
 
 
 def test_a_second_driver_of_the_same_study_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    with locked(f"sqlite:///{project.path.parent / 'optuna.db'}", "search", "study-cnn2"):
+    with locked(f"sqlite:///{project.path.parent / 'optuna.db'}", "study", "study-cnn2"):
         status, _ = project.search("--trials", "5")
     assert status == 5
-    assert (
-        f"another process works on this search (host {os.uname().nodename}, pid {os.getpid()}"
-        in capsys.readouterr().err
-    )
+    assert f"host {os.uname().nodename}, pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_trial_that_raises_fails_and_is_tried_again(
+    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(store_path, data_dir)
+    fit = task.fit
+    n_fits = 0
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        nonlocal n_fits
+        n_fits += 1
+        if n_fits == 2:
+            raise ValueError("a bug")
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(task, "fit", fail)
+    search = ["--trials", "3", "--top", "1", "--retrain-seeds", "1"]
+    status, result = project.search(*search, "--debug")
+    assert (status, result["n_trials"]) == (1, 3)
+    assert "Traceback" in capsys.readouterr().out
+    (failed,) = project.runs(TUNING, role="trial", trial="1")
+    assert (failed.info.status, failed.data.tags["reason"]) == ("FAILED", "ValueError: a bug")
+    status, again = project.search(*search)
+    assert (status, again["n_trials"], n_fits) == (0, 3, 4)
+    (retried,) = project.runs(TUNING, role="trial", trial="3")
+    own = {key for key in failed.data.params if key.startswith(("spec.", "recipe."))}
+    assert {key: retried.data.params[key] for key in own} == {key: failed.data.params[key] for key in own}
+
+
+def test_a_dry_run_makes_nothing(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nothing here"
+    where = ["--tracking-uri", str(folder / "mlflow.db"), "--data-dir", str(tmp_path / "no data"), "--dry-run"]
+    for like in ([], ["--reference"]):
+        assert tuning.search.command([*where, *like]) == 0
+    assert tuning.search.command([*where, "--like", "models:/cnn2/best", "--split", "even/odd"]) == 4
+    assert sweeps.transfer.command([*where, "--model-uri", "models:/cnn2/best"]) == 4
+    assert not folder.exists()
+    assert not (tmp_path / "no data").exists()

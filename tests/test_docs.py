@@ -1,7 +1,6 @@
 """README and docs/: what they point to is there, the commands they show have these flags, the layout is the code's."""
 
 import contextlib
-import dataclasses
 import io
 import re
 import shlex
@@ -9,7 +8,7 @@ from collections import Counter
 
 import pytest
 from test_architecture import MODULES, OURS, ROOT
-from test_help import COMMANDS, settings_of
+from test_help import COMMANDS, flags_of, settings_of
 
 PAGES = {
     page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -62,8 +61,7 @@ def test_commands_that_are_shown_parse(page: str) -> None:
         module, *arguments = shlex.split(shown.removeprefix("python -m "))
         assert module in COMMANDS, shown
         settings = settings_of(module)
-        flags = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(settings)} | {"--help"}
-        assert {word for word in arguments if word.startswith("--")} <= flags, shown
+        assert {word for word in arguments if word.startswith("--")} <= {*flags_of(module), "--help"}, shown
         if PLACEHOLDER.search(shown) or EXTRA.search(shown) or "--help" in arguments:
             continue
         if module == "sweeps.transfer" and not arguments:  # the command's name, and not how it is called
@@ -74,6 +72,13 @@ def test_commands_that_are_shown_parse(page: str) -> None:
                 tyro.cli(settings, args=arguments)
         except SystemExit:
             pytest.fail(f"{shown}\n{said.getvalue()}")
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"docs/changelog.md"}))  # which names what is gone
+def test_flags_that_stand_alone_are_a_command_s(page: str) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page].read_text(), flags=re.DOTALL)
+    named = set(re.findall(r"`(--[a-z][a-z-]*)", text))
+    assert named <= {"--help"}.union(*map(flags_of, COMMANDS))
 
 
 def test_the_commands_are_found() -> None:

@@ -18,7 +18,6 @@ COMMANDS = {
     "sweeps.transfer": "TransferSettings",
     "sweeps.report": "ReportSettings",
     "fmnist_transfer.show": "ShowSettings",
-    "fmnist_transfer.repair": "RepairSettings",
     "fmnist_transfer.benchmark": "BenchmarkSettings",
 }
 

@@ -41,12 +41,14 @@ def main(settings: SearchSettings) -> int:
 def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """The whole command; the result as `--json` writes it, with `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
+    if settings.dry_run:
+        from tuning.steps import dry_run
+
+        return dry_run(settings)
     device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
     n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
-    if settings.like is not None:
-        n_tasks = settings.retrain_seeds
-    if settings.reference or settings.dry_run:
-        n_tasks = 1
+    if not settings.is_search:
+        n_tasks = 1 if settings.reference else settings.retrain_seeds
     with workers_for(settings, device, n_tasks, stop) as workers:
         return _search(settings, device, workers, stopwatch)
 
@@ -56,34 +58,28 @@ def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: 
     from fmnist_transfer.data.files import default_data_dir
     from fmnist_transfer.store.opening import open_store
     from fmnist_transfer.store.roles import TUNING
-    from tuning.steps import SearchContext, dry_run, tune_or_help
-    from tuning.without_search import reference_configuration, registered_configuration, train_fixed
+    from tuning.steps import SearchContext, tune
+    from tuning.without_search import fixed_configuration, train_fixed
 
     split = parse_split(settings.split)
     half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
-    store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout, workers.stop.is_set))
+    retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
+    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
+    store.end_orphans(TUNING)
     context = SearchContext(settings, store, half, split, device, workers, stopwatch)
-    if settings.reap:
-        say(f"Reaped: {store.reap(TUNING)} runs of dead processes ended as KILLED")
-    fixed = None
-    if settings.reference:
-        fixed = reference_configuration(split)
-    elif settings.like is not None:
-        fixed = registered_configuration(store, settings.like, split)
-    if fixed:
-        study_name, uri = fixed.study, store.uri
+    if settings.is_search:
+        result = tune(context)
     else:
-        from tuning.study.storage import storage_uri
-
-        study_name = settings.study_name or f"cnn2{split.suffix}"
-        uri = storage_uri(settings.storage, store.folder, store.retry)
-    if settings.dry_run:
-        return dry_run(context, uri, study_name, fixed)
-    if fixed:
-        plan = context.retraining_plan()
-        result = train_fixed(store, fixed, plan, force=settings.promote, workers=workers, stopwatch=stopwatch)
-    else:
-        result = tune_or_help(context, uri, study_name)
+        result = train_fixed(
+            store,
+            fixed_configuration(store, settings.like, split),
+            context.retraining_plan(),
+            force=settings.promote,
+            workers=workers,
+            stopwatch=stopwatch,
+            take_over=settings.take_over,
+            debug=settings.debug,
+        )
     stopwatch.lap("registering")
     print_pairs("Look next", _next(settings, store, result))
     return result

@@ -7,7 +7,6 @@ from typing import Literal
 from fmnist_transfer.data.split import parse_split
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.flags import Flags, TrainingSettings, check_driver
-from fmnist_transfer.store.places import POSTGRESQL
 from fmnist_transfer.terminal.command import check_range
 
 
@@ -34,7 +33,7 @@ class SearchFlags(Flags):
     study_name: str | None = None
     """Name under which the trials are kept; default: cnn2, and the source classes if --split is given."""
     storage: str | None = None
-    """Where the trials are kept; default: optuna.db beside the runs. On postgresql:// several machines may share it."""
+    """Where the trials are kept: a file or a database's URI (postgresql://...); default: optuna.db beside the runs."""
     timeout: float | None = None
     """Seconds after which no further trial begins; default: no limit."""
 
@@ -69,6 +68,11 @@ class SearchFlags(Flags):
             raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {flags}")
 
     @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.study_name or f"cnn2{parse_split(self.split).suffix}"
+
+    @property
     def is_search(self) -> bool:
         return not self.reference and self.like is None
 
@@ -81,11 +85,3 @@ class SearchFlags(Flags):
 class SearchSettings(TrainingSettings, SearchFlags):
     """Look for the network and the training that do best on the source half of Fashion-MNIST, train the best again, and
     register the winner for the sweep. A search that was stopped goes on by the same command."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine == "ray" and self.is_search and not (self.storage or "").startswith(POSTGRESQL):
-            raise UsageError(
-                "--engine ray: trials on other machines cannot use a study in a sqlite file; give --storage "
-                "postgresql://... (docs/cluster.md says how)"
-            )

@@ -7,8 +7,7 @@ from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
-from fmnist_transfer.store.lease import Lease
-from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.lock import check_owner, locked
 from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import TUNING, Role
@@ -32,6 +31,11 @@ class FixedConfiguration:
     """Of the registered model."""
     like: str = ""
     """The pinned URI of the model that it is taken from."""
+
+
+def fixed_configuration(store: Store | None, like: str | None, split: Split) -> FixedConfiguration:
+    """The configuration of `--like`, else the original report's, which needs no store."""
+    return registered_configuration(store, like, split) if store and like else reference_configuration(split)
 
 
 def reference_configuration(split: Split) -> FixedConfiguration:
@@ -64,6 +68,8 @@ def train_fixed(
     force: bool,
     workers: Workers,
     stopwatch: Stopwatch,
+    take_over: bool,
+    debug: bool,
 ) -> dict[str, Any]:
     """Train one configuration without a search, and register it; arguments as those of `retrain_and_register`."""
     candidate = fixed.candidate
@@ -73,26 +79,27 @@ def train_fixed(
         runs = store.find(TUNING, role=Role.STUDY, study=fixed.study)
         known = next((str(run.info.run_id) for run in runs if run.data.tags.get("study_key") == work.key), "")
         for run in runs:
-            if run.info.status == "RUNNING" and run.info.run_id != known:  # its process died: this one holds the lock
+            check_owner(store.is_shared, run, "search", take_over=take_over)
+            if run.info.status == "RUNNING" and run.info.run_id != known:
                 store.end(run.info.run_id, "KILLED")
         tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
         run_id = known or store.start(TUNING, fixed.study, params=work.facts, tags=tags)
-        with Lease(store, run_id).owned("search", workers.stop.is_set):
-            store.reopen(store.client.get_run(run_id), work.facts)
-            with store.ending(run_id):
-                store.log_data(run_id, plan.half, "source")
-                store.describe(run_id, describe_training(store, candidate.name, plan.split))
-                stopwatch.lap("start")
-                result = retrain_and_register(
-                    store,
-                    plan,
-                    [candidate],
-                    run_id=run_id,
-                    study=fixed.study,
-                    name=fixed.name,
-                    force=force,
-                    workers=workers,
-                    stopwatch=stopwatch,
-                )
-                store.describe(run_id, describe_training(store, candidate.name, plan.split, result))
+        store.reopen(store.client.get_run(run_id), work.facts)
+        with store.ending(run_id):
+            store.log_data(run_id, plan.half, "source")
+            store.describe(run_id, describe_training(store, candidate.name, plan.split))
+            stopwatch.lap("start")
+            result = retrain_and_register(
+                store,
+                plan,
+                [candidate],
+                run_id=run_id,
+                study=fixed.study,
+                name=fixed.name,
+                force=force,
+                workers=workers,
+                stopwatch=stopwatch,
+                debug=debug,
+            )
+            store.describe(run_id, describe_training(store, candidate.name, plan.split, result))
     return result | {"n_trials": 0, "n_pruned": 0}

@@ -139,7 +139,7 @@ def log(settings: BenchmarkSettings, measured: "Measurements", result: dict[str,
     from fmnist_transfer.store.opening import open_store
     from fmnist_transfer.store.roles import BENCHMARK, Role
 
-    store = open_store(settings.tracking_uri, retry)
+    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
     params = {"quick": settings.quick, "device": result["device"], "parts": " ".join(settings.only)}
     run_id = store.start(BENCHMARK, f"benchmark on {result['device']}", params=params, tags={"role": Role.BENCHMARK})
     with store.ending(run_id):

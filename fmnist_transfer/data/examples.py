@@ -3,7 +3,7 @@
     half = load_half(Path("data"), split.target)      # fetches what is missing, checks size and sha256
     train = fraction(half.train, percent, streams)
 
-Pixels stay uint8 until a batch is on its device. Other data sets: `datasets.examples_of`, then `half_of`.
+Pixels stay uint8 until a batch is on its device. Other data sets: `image_sets.examples_of`, then `half_of`.
 """
 
 import dataclasses
@@ -74,9 +74,13 @@ class Half:
         return self
 
 
-def load_half(data_dir: Path, classes: tuple[int, ...]) -> Half:
-    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError."""
-    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir))
+def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
+    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError.
+
+    Args:
+        fetch: whether missing files are fetched.
+    """
+    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
     half = half_of(
         Examples(train_images.unsqueeze(1), train_labels.long()),
         Examples(test_images.unsqueeze(1), test_labels.long()),

@@ -39,12 +39,12 @@ FILES: tuple[IdxFile, ...] = (
 )
 
 
-def read_files(data_dir: Path) -> list[np.ndarray]:
+def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
     """Training images [60000, 28, 28] and labels [60000], test images and labels, uint8; fetched if missing.
 
     Raises DataError.
     """
-    raw = ensure_files(data_dir)
+    raw = ensure_files(data_dir, fetch=fetch)
     return [_read_idx(raw / file.name) for file in FILES]
 
 
@@ -60,7 +60,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("FMNIST_DATA_DIR") or platformdirs.user_cache_dir("fmnist-transfer"))
 
 
-def ensure_files(data_dir: Path) -> Path:
+def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
     """The folder `data_dir/FashionMNIST/raw` with the four files, verified; missing ones are fetched.
 
     A file that is there is never replaced: if its size or sha256 is wrong, DataError says so. Files are put in place
@@ -71,6 +71,9 @@ def ensure_files(data_dir: Path) -> Path:
     for file in FILES:
         if file not in missing:
             _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
+    if missing and not fetch:
+        names = ", ".join(file.name for file in missing)
+        raise DataError(f"{raw} has no {names}; a command without --dry-run fetches them")
     if missing:
         _fetch(raw, missing)
     return raw

@@ -1,7 +1,7 @@
-"""One driver for each sweep and each study.
+"""One driver per sweep and per study.
 
-On one machine a lock of the operating system, which cannot outlive its owner; on a server, which other machines use
-too, what the owner wrote of itself on the run.
+On one machine a lock of the operating system, which cannot outlive its process. On a store that other machines use,
+too, the driver's tags on the parent run: a second machine is refused while that run is RUNNING.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from fmnist_transfer.store.places import short_name, sqlite_path
 
 if TYPE_CHECKING:
     import psutil
-
+    from mlflow.entities import Run
 
 SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot in seconds
+MACHINE_ID = Path("/etc/machine-id")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER]
+MULTICAST = 1 << 40  # bit of a network address that was drawn at random
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ class Owner:
     """A process. A pid alone may be another's by now; with its start, counted from the boot, it is not."""
 
     host: str
+    machine: str
+    """Id of the machine; two may share a name. Empty where it is not known."""
     pid: int
     boot: str
-    """Name of the host's boot, and of the space of its pids (a container has its own); empty where there is none."""
+    """Name of the machine's boot, and of the space of its pids (a container has its own); empty where unknown."""
     started: float
     """Seconds after the boot, which a clock that is set leaves alone; 0 where it is not known."""
 
@@ -44,36 +49,38 @@ class Owner:
     def this_process(cls) -> Self:
         import psutil
 
-        return cls(socket.gethostname(), os.getpid(), _boot(), _started(psutil.Process()))
+        return cls(socket.gethostname(), _machine(), os.getpid(), _boot(), _started(psutil.Process()))
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self:
-        started = float(tags.get("process_started", 0))
-        return cls(tags.get("host", "unknown"), int(tags.get("pid", 0)), tags.get("boot", ""), started)
+        return cls(
+            tags.get("host", "unknown"),
+            tags.get("machine", ""),
+            int(tags.get("pid", 0)),
+            tags.get("boot", ""),
+            float(tags.get("process_started", 0)),
+        )
 
     def to_tags(self) -> dict[str, str]:
-        return {"host": self.host, "pid": str(self.pid), "boot": self.boot, "process_started": str(self.started)}
+        started = str(self.started)
+        return {
+            "host": self.host,
+            "machine": self.machine,
+            "pid": str(self.pid),
+            "boot": self.boot,
+            "process_started": started,
+        }
 
-    @property
-    def name(self) -> str:
-        """Eight hexadecimal digits, of this process alone."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
-
-    def is_of_this_host(self) -> bool:
-        """Whether its machine has this one's name; two may."""
-        return self.host == socket.gethostname()
-
-    def is_here(self) -> bool:
-        """Whether it is, or was, of this machine since it was started, where its pid means what it means here."""
-        return self.is_of_this_host() and self.boot == _boot()
+    def is_of_this_machine(self) -> bool:
+        return bool(self.machine) and self.machine == _machine()
 
     def is_dead(self) -> bool:
-        """Whether it is certain that the process has ended; of another host it never is."""
+        """Whether it is certain that the process has ended; on another machine it never is."""
         import psutil
 
-        if not self.is_of_this_host():
+        if not self.is_of_this_machine():
             return False
-        if self.boot and self.boot != _boot():
+        if self.boot != _boot():
             return True
         try:
             process = psutil.Process(self.pid)
@@ -85,6 +92,19 @@ class Owner:
 
     def __str__(self) -> str:
         return f"host {self.host}, pid {self.pid}"
+
+
+@functools.cache
+def _machine() -> str:
+    """16 hexadecimal digits of the machine's id, its network address and its name; containers differ in the last."""
+    with contextlib.suppress(OSError):
+        return _digest(MACHINE_ID.read_text().strip())
+    address = uuid.getnode()
+    return "" if address & MULTICAST else _digest(str(address))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(f"{text} {socket.gethostname()}".encode()).hexdigest()[:16]
 
 
 def _boot() -> str:
@@ -101,9 +121,13 @@ def _started(process: "psutil.Process") -> float:
 
 @contextlib.contextmanager
 def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Own `what`, which `key` names in the store at `uri`, until the block ends or this process dies.
+    """Hold the lock of `key` in the store at `uri` until the block ends or this process dies.
 
-    Holds on one machine. Raises BusyError, naming the other owner, if there is one for longer than `wait_seconds`.
+    It holds on one machine. Raises BusyError, which names the other process, if that has it for longer than
+    `wait_seconds`.
+
+    Args:
+        noun: what is locked, for the message.
     """
     import filelock
 
@@ -114,7 +138,7 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise busy(noun, *_read(owner)) from None
+        raise busy(noun, _read(owner)) from None
     try:
         owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
@@ -122,22 +146,41 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
         lock.release()
 
 
-def busy(noun: str, owner: Owner | None, since: str = "") -> BusyError:
-    """What the second driver is told."""
-    driver = f"{owner}, since {since}" if since else owner or "which has not said who it is"
+def check_owner(is_shared: bool, run: "Run", noun: str, *, take_over: bool) -> None:
+    """Raise BusyError if another driver may be working on a parent run. The caller holds this machine's lock.
+
+    On a store of this machine alone the lock says enough: a run that is RUNNING belongs to a dead driver.
+
+    Args:
+        take_over: the other machine is known to be gone.
+    """
+    owner = Owner.from_tags(run.data.tags)
+    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
+        return
+    if owner.is_of_this_machine():
+        raise busy(noun, str(owner))
+    if not take_over:
+        raise BusyError(
+            f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
+            "that machine is gone for good, add --take-over"
+        )
+
+
+def busy(noun: str, driver: str) -> BusyError:
+    """Tell the second driver about the first."""
     return BusyError(
-        f"another process works on this {noun} ({driver}); wait for it, or stop it first. What it has finished is kept"
+        f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
     )
 
 
-def _read(file: Path) -> tuple[Owner | None, str]:
-    """The owner, and since when it is."""
+def _read(file: Path) -> str:
+    """The process that holds a lock, in words."""
     try:
         fields = json.loads(file.read_text())
         since = fields.pop("since")
-        return Owner(**fields), since
+        return f"{Owner(**fields)}, since {since}"
     except (OSError, ValueError, TypeError, KeyError):  # it has the lock, but has not yet written
-        return None, ""
+        return "it has not yet said which"
 
 
 def _locks_folder(uri: str) -> Path:
@@ -148,7 +191,7 @@ def _locks_folder(uri: str) -> Path:
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep what is no store's."""
+    """The folder in which this user's programs keep state that belongs to no store."""
     import platformdirs
 
     return platformdirs.user_state_path("fmnist-transfer")

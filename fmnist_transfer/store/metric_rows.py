@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fmnist_transfer.store.pending_results import MetricRow
-
 if TYPE_CHECKING:
     from fmnist_transfer.network.cnn2 import CNN2Spec
     from fmnist_transfer.training.recipe import Recipe
     from fmnist_transfer.training.score import Epoch, Result
+
+MetricRow = tuple[str, float, int]  # key, value, step
 
 
 def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.network.cost import n_parameters
 from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.store.metric_rows import result_rows
-from fmnist_transfer.store.pending_results import PendingResult
+from fmnist_transfer.store.open_runs import Key, OpenRuns
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
@@ -69,11 +69,11 @@ def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
-def finished_with_weights(run_id: str, result: Result) -> PendingResult:
-    """All of a training of this process, FINISHED, with its weights as `load_weights` finds them."""
+def finish_with_weights(runs: OpenRuns[Key], key: Key, result: Result) -> str:
+    """End a run FINISHED with its scores, and its weights as `load_weights` finds them; its id."""
     tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
     files = {WEIGHTS_FILE: pack_weights(result.final_state)}
-    return PendingResult(run_id, "FINISHED", result_rows(result), tags, files)
+    return runs.end(key, "FINISHED", metrics=result_rows(result), tags=tags, files=files)
 
 
 def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch.Tensor]:
@@ -136,7 +136,7 @@ def _read_json(text: bytes, name: str) -> dict[str, Any]:
 def read_model(store: Store, location: str, name: str) -> TrainedModel:
     """Read the two files of the model at `location`, and check size, digests, names, shapes, types and finiteness.
 
-    Raises ModelError, which calls the model `what`, for anything that `register` would not write.
+    Raises ModelError, which calls the model `name`, for anything that `register` would not write.
     """
     content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name), name)
     weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)

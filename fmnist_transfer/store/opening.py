@@ -1,9 +1,7 @@
 """Opening a tracking store: a sqlite file, made if need be, a server or a database."""
 
-import dataclasses
 import logging
 import os
-import shlex
 import time
 from pathlib import Path
 from typing import cast
@@ -12,44 +10,35 @@ import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store.database import Schema, open_file, open_server
-from fmnist_transfer.store.lock import state_folder
-from fmnist_transfer.store.moved_folder import moved_from
-from fmnist_transfer.store.pending_results import PendingResults
-from fmnist_transfer.store.places import (
-    ARTIFACTS,
-    POSTGRESQL,
-    default_folder,
-    short_name,
-    sqlite_path,
-    sqlite_uri,
-    store_uri,
-)
+from fmnist_transfer.store.database import Schema, open_database
+from fmnist_transfer.store.moved_folder import mend
+from fmnist_transfer.store.places import ARTIFACTS, POSTGRESQL, default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason
-from fmnist_transfer.store.roles import EXPERIMENTS
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked, warn_of_password
 
 HEALTH_SECONDS = 5.0
-SCHEMA = Schema(
-    "MLflow", "experiments", Path(mlflow.__file__).parent / "store" / "db_migrations", "mlflow db upgrade '{uri}'"
-)
+SCHEMA = Schema("MLflow", "experiments")
 HTTP_DEFAULTS = {  # without them a client is silent for four minutes, and makes two runs of a request that it repeats
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-
-
 POOL_DEFAULTS = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "2", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "8"}
 
 
-def open_store(tracking_uri: str | None, retry: RetryPolicy | None = None) -> Store:
+def open_store(
+    tracking_uri: str | None, retry: RetryPolicy | None = None, *, mend_copy: bool = False, may_write: bool = True
+) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `sqlite` under `mlruns/`, made if need be.
 
-    A sqlite file gets its artifacts in `artifacts/` beside it. What an earlier command could not log is logged first.
-    Raises StoreError.
+    A sqlite file gets its artifacts in `artifacts/` beside it, also after its folder was moved. Raises StoreError.
+
+    Args:
+        mend_copy: let a copied store find its own artifacts instead of the original's.
+        may_write: make and mend nothing.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -57,50 +46,43 @@ def open_store(tracking_uri: str | None, retry: RetryPolicy | None = None) -> St
     retry = retry or RetryPolicy()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
     uri, folder = store_uri(tracking_uri), default_folder()
-    pending = PendingResults(folder / "spool" / short_name(uri), state_folder() / "spool" / short_name(uri))
     if (database := sqlite_path(uri)) is not None:
         folder = database.parent
-        pending = dataclasses.replace(pending, folder=folder / "spool")
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
-        retry.call(open_file, database, SCHEMA, lambda path: _create_tables(sqlite_uri(path), folder))
-        retry.call(_check_place, database)
+        if not may_write and not database.exists():
+            raise StoreError(f"there is no store {database} yet")
     elif uri.startswith(("http://", "https://")):
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)
-        _probe(uri)
+        _wait_for_server(uri)
     elif uri.startswith((POSTGRESQL, "mysql", "mssql")):
         for name, value in POOL_DEFAULTS.items():
             os.environ.setdefault(name, value)
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
-        if uri.startswith(POSTGRESQL):
-            _open_server(uri, folder, retry)
     else:
         raise StoreError(
             f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
+    if not uri.startswith("http"):
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
     try:
-        users_uri = os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(uri)  # sets the variable, too, where the next store that is opened would look
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        os.environ |= {"MLFLOW_TRACKING_URI": users_uri} if users_uri is not None else {}
-        client = MlflowClient(uri)
-        patient = cast(MlflowClient, RetryingClient(client, retry))
-        patient.search_experiments(max_results=1)
-    except (MlflowException, ImportError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise StoreError(f"cannot open the tracking store {masked(uri)}: {masked(text)}") from error
-    store = Store(uri, folder, patient, client, retry, pending, tracking_uri is not None)
-    store.send_pending()
-    return store
+        if database is not None or uri.startswith(POSTGRESQL):
+            retry.call(open_database, uri, SCHEMA, lambda uri: _create_tables(uri, folder), may_write=may_write)
+        if database is not None:
+            retry.call(mend, database, mend_copy=mend_copy, may_write=may_write)
+        client = _client(uri)
+        retrying = cast(MlflowClient, RetryingClient(client, retry))
+        retrying.search_experiments(max_results=1)
+    except (MlflowException, ImportError, SQLAlchemyError) as error:
+        text = reason(error) if isinstance(error, SQLAlchemyError) else masked(" ".join(str(error).split()))
+        raise StoreError(f"cannot open the tracking store {masked(uri)}: {text}") from error
+    return Store(uri, folder, retrying, client, retry, tracking_uri is not None)
 
 
-def _open_server(uri: str, folder: Path, retry: RetryPolicy) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        retry.call(open_server, uri, SCHEMA, lambda: _create_tables(uri, folder))
-    except SQLAlchemyError as error:
-        raise StoreError(f"cannot open the tracking store {masked(uri)}: {reason(error)}") from error
+def _client(uri: str) -> MlflowClient:
+    users_uri = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # sets the variable, too, where the next store that is opened would look
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ |= {"MLFLOW_TRACKING_URI": users_uri} if users_uri is not None else {}
+    return MlflowClient(uri)
 
 
 def _create_tables(uri: str, folder: Path) -> None:
@@ -109,16 +91,7 @@ def _create_tables(uri: str, folder: Path) -> None:
     SqlAlchemyStore(uri, (folder / ARTIFACTS).as_uri()).engine.dispose()
 
 
-def _check_place(database: Path) -> None:
-    """Raise StoreError if the folder was moved or copied since its experiments were made."""
-    if former := moved_from(database, EXPERIMENTS):
-        raise StoreError(
-            f"{database.parent} was moved or copied: its runs look for their artifacts in {former[0]}. Nothing is "
-            f"lost; mend it with: python -m fmnist_transfer.repair --tracking-uri {shlex.quote(str(database))}"
-        )
-
-
-def _probe(uri: str) -> None:
+def _wait_for_server(uri: str) -> None:
     """Raise StoreError if no server answers for a while. Whether it lets us in is seen at the first call."""
     address = masked(uri).replace("***@", "").rstrip("/")
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")

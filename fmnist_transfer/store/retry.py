@@ -7,7 +7,6 @@ What a store may recover from is retried: no connection, a time-out, a server's 
 else is raised at once. Imports neither mlflow nor optuna.
 """
 
-import contextlib
 import errno
 import functools
 import sqlite3
@@ -41,7 +40,6 @@ class RetryPolicy:
     gave_up: bool = field(default=False, init=False)
     """Once it did, it waits for nothing any more: the command is ending."""
     _stopped_at: float | None = field(default=None, init=False)
-    _hooks: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`function(*args, **kwargs)`, tried until it succeeds. Raises StoreError when it gives up."""
@@ -62,7 +60,6 @@ class RetryPolicy:
             kind = trouble(error)
             if kind is None:
                 raise
-            self._run_hooks()
             if kind == "lasting":
                 raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
             self.gave_up = True
@@ -86,20 +83,6 @@ class RetryPolicy:
 
         return self.call(attempt)
 
-    @contextlib.contextmanager
-    def on_trouble(self, hook: Callable[[], None]) -> Iterator[None]:
-        """Within the block, call `hook` when a call fails for the first time."""
-        self._hooks.append(hook)
-        try:
-            yield
-        finally:
-            if hook in self._hooks:
-                self._hooks.remove(hook)
-
-    def _run_hooks(self) -> None:
-        while self._hooks:
-            self._hooks.pop()()
-
     def _is_over(self, start: float) -> bool:
         now = time.monotonic()
         if self.should_stop() and self._stopped_at is None:
@@ -116,7 +99,6 @@ class RetryPolicy:
 
     def _notice(self, state: Any) -> None:
         if state.attempt_number == 1:
-            self._run_hooks()
             warn(
                 f"the store does not answer ({reason(state.outcome.exception())}); trying again for up to "
                 f"{duration(self.timeout_seconds)}"

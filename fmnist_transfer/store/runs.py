@@ -1,4 +1,4 @@
-"""The one door to MLflow: where the store is, runs, logging. `registry.py` adds models.
+"""An open tracking store: runs and what is logged to them. `registry` adds models.
 
     store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
     run_id = store.start(TRANSFER, "sweep", params={...})
@@ -16,10 +16,10 @@ import shlex
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -27,15 +27,15 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from fmnist_transfer.errors import Interrupted, StoreError, TakenOver
+from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.pending_results import MetricRow, PendingResult, PendingResults
+from fmnist_transfer.store.metric_rows import MetricRow
 from fmnist_transfer.store.places import ARTIFACTS, SQLITE
 from fmnist_transfer.store.provenance import provenance
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.roles import NOTE
 from fmnist_transfer.store.views import experiment_tags
-from fmnist_transfer.terminal.output import masked, say
+from fmnist_transfer.terminal.output import masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, which MLflow's tags hold
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 OUR_NOTE = "described"  # tag: sha256 of the description that a command wrote, by which it knows its own
 
 
@@ -60,7 +61,6 @@ class Store:
     once: MlflowClient
     """The same, whose calls are tried once: for what must not be done twice."""
     retry: RetryPolicy
-    pending: PendingResults
     is_asked_for: bool = False
     """Whether a flag named it; a command without that flag would find another."""
     _experiments: dict[str, str] = field(default_factory=dict)
@@ -104,6 +104,12 @@ class Store:
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
+            if experiment.lifecycle_stage == "deleted":
+                command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                raise StoreError(
+                    f"experiment {name!r} of {masked(self.uri)} was deleted; its runs are kept. Restore it: "
+                    f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
+                )
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)
 
@@ -137,10 +143,9 @@ class Store:
         metrics: Sequence[MetricRow] = (),
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-        time_ms: int | None = None,
     ) -> None:
-        """Log everything in as few calls as MLflow allows; `time_ms` of the metrics is now, unless it is given."""
-        time_ms = time_ms or int(time.time() * 1_000)
+        """Log everything in as few calls as MLflow allows."""
+        time_ms = int(time.time() * 1_000)
         values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
         texts = [Param(key, str(value)) for key, value in (params or {}).items()]
         labels = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in (tags or {}).items()]
@@ -149,17 +154,6 @@ class Store:
             now = labels[:TEXTS_PER_CALL] if last else []
             self.client.log_batch(run_id, values[:METRICS_PER_CALL], texts[:TEXTS_PER_CALL], now)
             values, texts, labels = values[METRICS_PER_CALL:], texts[TEXTS_PER_CALL:], labels[len(now) :]
-
-    def log_once(self, run_id: str, key: str, value: str) -> str:
-        """Log a param unless it is there; the value that it has then. Of racing processes one wins."""
-        try:
-            self.log(run_id, params={key: value})
-        except MlflowException:  # params are write-once
-            present = self.client.get_run(run_id).data.params.get(key)
-            if present is None:
-                raise
-            return str(present)
-        return value
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Name the half of Fashion-MNIST that the run used; `role` is `source` or `target`."""
@@ -199,7 +193,7 @@ class Store:
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Make a run RUNNING again, this process its owner. The caller owns what it stands for.
+        """Make a run RUNNING again, this process its owner. The caller holds the lock of what it stands for.
 
         Those of its `params` that are not there yet are logged: whoever created it may have died before.
         """
@@ -208,81 +202,43 @@ class Store:
         self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
         self.client.update_run(run.info.run_id, status="RUNNING")
 
-    def end(self, run_id: str, status: str = "FINISHED", end_ms: int | None = None) -> None:
+    def end(self, run_id: str, status: Status = "FINISHED", end_ms: int | None = None) -> None:
         self.client.set_terminated(run_id, status, end_ms)
 
-    def conclude(self, ending: PendingResult) -> None:
-        """Log all that is left of a run, and end it; after a first failure a copy waits among the pending results.
-
-        Raises TakenOver if another machine has ended the run meanwhile.
-        """
-        try:
-            with self.retry.on_trouble(lambda: self.pending.keep(ending)):
-                self.retry.call(self._send, ending)
-        except TakenOver:
-            self.pending.drop(ending.run_id)
-            raise
-        except BaseException:
-            self.pending.keep(ending)  # anew: there may be room by now
-            raise
-        self.pending.drop(ending.run_id)
-
-    def _send(self, ending: PendingResult) -> None:
-        if self.is_shared and (status := self.once.get_run(ending.run_id).info.status) != "RUNNING":
-            if status == ending.status:  # the response of the last try was lost
-                return
-            raise TakenOver(f"run {ending.run_id} is {status}: another process has taken it over")
+    def finish(
+        self,
+        run_id: str,
+        status: Status,
+        *,
+        metrics: Sequence[MetricRow] = (),
+        tags: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Log all that is left of a run, and end it; the status is set last. `files`: artifacts by name."""
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in ending.files.items():
+            for name, content in (files or {}).items():
                 file = Path(folder) / name
                 file.write_bytes(content)
-                self.client.log_artifact(ending.run_id, str(file))
-        self.log(ending.run_id, metrics=ending.metrics, tags=ending.tags, time_ms=ending.time_ms)
-        self.end(ending.run_id, ending.status)
+                self.client.log_artifact(run_id, str(file))
+        self.log(run_id, metrics=metrics, tags=tags)
+        self.end(run_id, status)
 
-    def send_pending(self) -> None:
-        """Log what an earlier command could not."""
-        n_sent = 0
-        for ending in self.pending.endings():
-            try:
-                status = self.client.get_run(ending.run_id).info.status
-                if status == "RUNNING":
-                    self._send(ending)
-                    n_sent += 1
-                elif status != ending.status:
-                    self.pending.set_aside(ending.run_id, f"its run is {status} by now")
-            except StoreError:
-                raise
-            except Exception as error:  # the run is gone, say
-                self.pending.set_aside(ending.run_id, str(error))
-            else:
-                self.pending.drop(ending.run_id)
-        if n_sent:
-            say(f"{n_sent} results that the store could not take before are in it now")
-
-    def reap(self, experiment: str) -> int:
-        """End as KILLED what processes left RUNNING that are certainly dead; how many it was."""
-        dead = [run for run in self.find(experiment, status="RUNNING") if Owner.from_tags(run.data.tags).is_dead()]
-        for run in dead:
-            self.end(run.info.run_id, "KILLED")
-        return len(dead)
+    def end_orphans(self, experiment: str) -> None:
+        """End as KILLED the runs that are RUNNING and whose process is certainly dead."""
+        for run in self.find(experiment, status="RUNNING"):
+            if Owner.from_tags(run.data.tags).is_dead():
+                with contextlib.suppress(MlflowException):  # this user may only read, say
+                    self.end(run.info.run_id, "KILLED")
 
     @contextlib.contextmanager
-    def ending(self, run_id: str, is_owner: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception.
-
-        Args:
-            is_owner: asked before the last two; what another process owns by now is left to it.
-        """
+    def ending(self, run_id: str) -> Iterator[None]:
+        """End the run when the block ends: FINISHED, KILLED by a signal, or FAILED by any other exception."""
         try:
             yield
-        except TakenOver:  # it is another's to end
-            raise
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             with contextlib.suppress(StoreError):  # the error itself says more
-                if is_owner():
-                    self.end(run_id, "KILLED" if stopped else "FAILED")
+                self.end(run_id, "KILLED" if stopped else "FAILED")
             raise
         self.end(run_id)
 

@@ -51,31 +51,35 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: Any = None
-        self._again = False  # whether another worker died of it
+        self._cancelled = context.RawValue("b", 0)
         self._job: Job | None = None  # what it knows of
-        self._process = context.Process(target=_work, args=(theirs, stop.flag, prepare), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, stop.flag, self._cancelled, prepare), daemon=True)
         # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()  # so that its death is the end of the pipe
 
-    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
-        self.task, self._again = task, again
+    def hand_out(self, job: Job, task: Any) -> None:
+        self.task = task
+        self._cancelled.value = 0
         with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
             if self._job is not job:
                 self.connection.send(("job", job.function, job.shared))
                 self._job = job
             self.connection.send(("task", task))
 
+    def cancel(self) -> None:
+        self._cancelled.value = 1
+
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
-        """The outcome of the task, or None after a mere report. A dead worker's task is lost, or at last has failed."""
+        """The outcome of the task, or None after a mere report. A dead worker's task is lost."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):  # also in the midst of a message
             self._process.kill()  # if it is the pipe that failed
             self._process.join()
-            return died(self.task, _death(self._process.exitcode or 0), again=self._again)
+            return died(self.task, _death(self._process.exitcode or 0))
         if kind == "report":
             job.on_report(self.task, content)
             return None
@@ -97,7 +101,7 @@ def _death(exit_code: int) -> str:
     return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
 
 
-def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
+def _work(connection: Connection, stop_flag: Any, cancelled: Any, prepare: bool) -> None:
     """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides
@@ -109,7 +113,7 @@ def _work(connection: Connection, stop_flag: Any, prepare: bool) -> None:
     parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
-        return bool(stop_flag.value) or (parent is not None and os.getppid() != parent.pid)
+        return bool(stop_flag.value or cancelled.value) or (parent is not None and os.getppid() != parent.pid)
 
     def report(news: Any) -> None:
         try:

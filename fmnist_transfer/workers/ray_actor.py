@@ -17,6 +17,7 @@ class RayActor:
         prepare_process()
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._stopped = False
+        self._cancelled = 0  # number of the last task that is to stop
         self._job: tuple[Any, Any] | None = None
         self._reference: Any = None
 
@@ -28,8 +29,11 @@ class RayActor:
         """Take the function and what its tasks share; `job` holds one reference into the object store."""
         self._job, self._reference = None, job[0]
 
-    def work(self, task: Any) -> None:
-        """Run the task; reports and the outcome become messages."""
+    def work(self, number: int, task: Any) -> None:
+        """Run the task, which `cancel` knows by its number; reports and the outcome become messages."""
+
+        def should_stop() -> bool:
+            return self._stopped or self._cancelled == number
 
         def report(news: Any) -> None:
             self._messages.put(("report", news))
@@ -39,7 +43,7 @@ class RayActor:
             function, shared = self._job
             return function(shared, task, *more)
 
-        self._messages.put(("outcome", attempt(run, None, task, report, lambda: self._stopped)))
+        self._messages.put(("outcome", attempt(run, None, task, report, should_stop)))
 
     @ray.method(concurrency_group="mail")
     def message(self) -> tuple[str, Any]:
@@ -49,3 +53,7 @@ class RayActor:
     @ray.method(concurrency_group="mail")
     def stop(self) -> None:
         self._stopped = True
+
+    @ray.method(concurrency_group="mail")
+    def cancel(self, number: int) -> None:
+        self._cancelled = number

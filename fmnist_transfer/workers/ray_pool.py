@@ -139,7 +139,7 @@ class _Actor:
         self.node: str | None = None
         self._handle, self._shared = handle, shared
         self._ready = handle.node.remote()
-        self._again = False
+        self._number = 0  # of the task, by which it is cancelled
         self._job: Job | None = None  # what it knows of
 
     def is_ready(self) -> bool:
@@ -150,12 +150,13 @@ class _Actor:
                 self.node = ray.get(self._ready)
         return self.node is not None
 
-    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
-        self.task, self._again = task, again
+    def hand_out(self, job: Job, task: Any) -> None:
+        self.task = task
+        self._number += 1
         if self._job is not job:
             self._handle.begin.remote([self._shared.reference(job)])  # in a list: it is fetched there, once
             self._job = job
-        self._handle.work.remote(task)
+        self._handle.work.remote(self._number, task)
         self.mail = self._handle.message.remote()
 
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
@@ -163,13 +164,17 @@ class _Actor:
             kind, content = ray.get(self.mail)
         except RayError as error:
             self.leave()
-            return died(self.task, _reason(error), again=self._again)
+            return died(self.task, _reason(error))
         if kind == "report":
             self.mail = self._handle.message.remote()
             job.on_report(self.task, content)
             return None
         self.task = None
         return cast(Outcome[Any, Any], content)
+
+    def cancel(self) -> None:
+        with contextlib.suppress(RayError):
+            self._handle.cancel.remote(self._number)
 
     def stop(self) -> None:
         with contextlib.suppress(RayError):
@@ -201,7 +206,9 @@ def _connect() -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray takes SIGTERM for itself
-    with contextlib.suppress(ImportError):  # it prints a paragraph for each actor that dies; we say so in a line
+    with contextlib.suppress(
+        Exception
+    ):  # a private name, which may go: it prints a paragraph for each actor that dies; we say so in a line
         from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
         global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")

@@ -8,6 +8,7 @@ A worker lives as long as the `with` block, imports torch once, and receives wha
 worker dies, only its task is lost. The task is retried once on another worker; engines must not retry on their own.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ class Workers:
     Args:
         n: at most, on a cluster: as many as it has room for.
         apart: run tasks in other processes, even one at a time.
-        prepare: whether those are prepared for training (`training.prepare_process`) or left as torch comes.
+        prepare: whether those are prepared for training (`device.prepare_process`) or left as torch comes.
         engine: `local`, or `ray` for the actors of a Ray cluster.
         gpus_per_task: share of a GPU that an actor takes.
     """
@@ -41,6 +42,8 @@ class Workers:
         self.engine = engine
         self._apart = apart or n > 1 or engine != "local"
         self._pool: Pool | None = None
+        self._busy: list[Worker] = []
+        self._is_cancelled = False  # the task of this process
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
@@ -65,62 +68,88 @@ class Workers:
         *,
         on_report: Callable[[Task, Any], None] = lambda task, report: None,
         on_start: Callable[[Task], None] = lambda task: None,
-        retry_lost: bool = True,
+        on_lost: Callable[[Task, str], None] = lambda task, reason: None,
     ) -> Iterator[Outcome[Task, Any]]:
-        """Yield the outcome of each task as it finishes.
+        """Yield the outcome of each task as it finishes: `done`, `failed` or `interrupted`.
 
         Args:
             function: called as function(shared, task, report, should_stop).
             tasks: taken one at a time, when a worker is free; so it may depend on earlier outcomes.
-            on_report: receives what a running task passes to `report`, in this process.
-            on_start: called in this process when a task is handed out; after a `lost` outcome, once more.
-            retry_lost: whether a task whose worker died is tried once more, on another.
+            on_report: receives what a running task passes to `report`, in this process; it may `cancel` the task.
+            on_start: called in this process when a task is handed out for the first time.
+            on_lost: called with the reason when a worker died of a task, which is retried once on another.
 
         After a signal no further task is started; the running ones end as `interrupted`.
         """
-        job = Job(function, shared, on_report, on_start, retry_lost)
+        job = Job(function, shared, on_report)
         if self._pool:
-            yield from self._run_on(self._pool, job, iter(tasks))
+            yield from self._run_on(self._pool, job, iter(tasks), on_start, on_lost)
         else:
-            yield from self._run_here(job, iter(tasks))
+            yield from self._run_here(job, iter(tasks), on_start)
 
-    def _run_here(self, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+    def cancel(self, task: Any) -> None:
+        """Stop this running task; its outcome is `interrupted`, unless it ended first. The others go on."""
+        self._is_cancelled = True
+        for worker in self._busy:
+            if worker.task == task:
+                worker.cancel()
+
+    def _run_here(self, job: Job, tasks: Iterator[Any], on_start: Callable[[Any], None]) -> Iterator[Outcome[Any, Any]]:
         from fmnist_transfer.training.device import prepare_process
 
         prepare_process()
-        should_stop = self.stop.is_set
-        while not should_stop() and (task := next(tasks, None)) is not None:
-            job.on_start(task)
+
+        def should_stop() -> bool:
+            return self._is_cancelled or self.stop.is_set()
+
+        while not self.stop.is_set() and (task := next(tasks, None)) is not None:
+            self._is_cancelled = False
+            on_start(task)
             yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
-    def _run_on(self, pool: Pool, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
-        busy: list[Worker] = []
-        lost: list[Any] = []
+    def _run_on(
+        self,
+        pool: Pool,
+        job: Job,
+        tasks: Iterator[Any],
+        on_start: Callable[[Any], None],
+        on_lost: Callable[[Any, str], None],
+    ) -> Iterator[Outcome[Any, Any]]:
+        lost: list[Any] = []  # to be retried
+        retried: list[Any] = []
         there_are_more = True
         while True:
             for worker in pool.idle():
                 if self.stop.is_set():
                     break
-                again = bool(lost)
-                if (task := lost.pop() if lost else next(tasks, None)) is None:
+                if lost:
+                    retried.append(task := lost.pop())
+                elif (task := next(tasks, None)) is not None:
+                    on_start(task)
+                else:
                     there_are_more = False
                     break
-                job.on_start(task)
-                worker.hand_out(job, task, again=again)
-                busy.append(worker)
+                worker.hand_out(job, task)
+                self._busy.append(worker)
             if self.stop.is_set():
                 pool.stop_tasks()
-            if not busy and (self.stop.is_set() or not (lost or there_are_more)):
+                yield from (Outcome(task, "interrupted", reason="its worker died") for task in lost)
+                lost.clear()
+            if not self._busy and (self.stop.is_set() or not (lost or there_are_more)):
                 return
-            for worker in pool.wait(busy):
+            for worker in pool.wait(self._busy):
                 if (outcome := worker.receive(job)) is None:
                     continue
-                busy.remove(worker)
-                if worker.task is not None:  # it died
-                    pool.remove(worker)
-                    if outcome.status == "lost" and job.retry_lost:
-                        lost.append(outcome.task)
-                yield outcome
+                self._busy.remove(worker)
+                if outcome.status != "lost":
+                    yield outcome
+                    continue
+                pool.remove(worker)
+                if outcome.task in retried:
+                    yield dataclasses.replace(outcome, status="failed", reason=f"{outcome.reason}, twice")
+                else:
+                    on_lost(outcome.task, outcome.reason)
+                    lost.append(outcome.task)
 
 
 def available_cores() -> int:

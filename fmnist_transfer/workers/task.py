@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from fmnist_transfer.errors import Interrupted, StoreError
+from fmnist_transfer.errors import Interrupted
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -19,10 +19,10 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """How a task, or one attempt at it, ended.
+    """How a task ended.
 
-    `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died, and it is
-    tried again, unless the caller sees to that.
+    `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died;
+    `Workers` retries such a task once, and yields its last outcome only.
     """
 
     task: Task
@@ -31,8 +31,6 @@ class Outcome(Generic[Task, Result]):
     reason: str = ""
     details: str = ""
     """Traceback of an unexpected failure."""
-    outage: StoreError | None = None
-    """Of an interrupted task that lost its store."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,6 @@ class Job:
     function: TaskFunction
     shared: Any
     on_report: Callable[[Any, Any], None]
-    on_start: Callable[[Any], None]
-    retry_lost: bool
 
 
 class Worker(Protocol):
@@ -51,8 +47,11 @@ class Worker(Protocol):
 
     task: Any
 
-    def hand_out(self, job: Job, task: Any, *, again: bool) -> None:
-        """Start the task; `again`: another worker died of it."""
+    def hand_out(self, job: Job, task: Any) -> None:
+        """Start the task."""
+
+    def cancel(self) -> None:
+        """Tell the running task, and no other, to stop."""
 
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
         """The outcome of the task, or None after a mere report. A dead worker keeps its task."""
@@ -85,19 +84,15 @@ def attempt(
         return Outcome(task, "done", function(shared, task, report, should_stop))
     except Interrupted as error:
         return Outcome(task, "interrupted", reason=str(error))
-    except StoreError as error:  # without its store a task has not failed: it is still to be done
-        return Outcome(task, "interrupted", reason=str(error), outage=error)
     except Exception as error:  # one task's failure is its own; the caller sees the reason
-        outcome = Outcome[Any, Any](
-            task, "failed", reason=f"{type(error).__name__}: {error}", details=traceback.format_exc()
-        )
+        reason = f"{type(error).__name__}: {error}"
+        outcome = Outcome[Any, Any](task, "failed", reason=reason, details=traceback.format_exc())
     from fmnist_transfer.training.device import free_memory
 
     free_memory()  # now that the error's frames are gone
     return outcome
 
 
-def died(task: Any, cause: str, *, again: bool) -> Outcome[Any, Any]:
-    """The outcome of a task whose worker died; `again`: it is the second one."""
-    reason = f"the worker process died ({cause})"
-    return Outcome(task, "failed", reason=f"{reason}, twice") if again else Outcome(task, "lost", reason=reason)
+def died(task: Any, cause: str) -> Outcome[Any, Any]:
+    """The outcome of a task whose worker died."""
+    return Outcome(task, "lost", reason=f"the worker process died ({cause})")

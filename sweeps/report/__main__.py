@@ -41,7 +41,9 @@ def main(settings: ReportSettings) -> int:
         from sweeps.report.write import write_report
         from sweeps.results.read import find_sweep, read_sweep
 
-        store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout, stop.is_set))
+        store = open_store(
+            settings.tracking_uri, RetryPolicy(settings.store_timeout, stop.is_set), mend_copy=settings.mend_copy
+        )
         sweep, *others = (read_sweep(store, find_sweep(store, run)) for run in (settings.sweep, *settings.vs))
         check_distinct("--vs", [logged.run_id for logged in (sweep, *others)])
         findings = write_report(store, sweep, others, stop=stop)

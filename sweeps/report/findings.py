@@ -1,6 +1,6 @@
 """All that a report says, as plain data: claims, differences, effective data, controls, other sweeps.
 
-Logged sweeps in, one `Findings` out, which `page.py` puts into words and `figures.py` into pictures; `to_dict` is what
+Logged sweeps in, one `Findings` out, which `render` puts into words and `figures` into pictures; `to_dict` is what
 `--json` writes, `to_csv` the same numbers as a table.
 """
 

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from fmnist_transfer.errors import UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
-from fmnist_transfer.store.lease import OWNER_PARAM
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
@@ -23,7 +22,7 @@ from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
 GRIDS = "grids"  # tag of the parent: every grid that was asked for, as JSON
-CELL_PARAM = "cell."  # of the parent: cell.KEY.ATTEMPT = run id
+DIVERGED = "Diverged"  # begins the reason of such a run
 TUNED = "tuned"
 PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
 
@@ -93,9 +92,9 @@ def _known_sweeps(store: Store) -> str:
 
 def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     """The sweep as it is now, finished or not."""
-    params = {key: value for key, value in parent.data.params.items() if not key.startswith((CELL_PARAM, OWNER_PARAM))}
-    children = {str(run.info.run_id): run for run in store.find(TRANSFER, role=Role.CELL, parent=parent.info.run_id)}
-    runs = {cell_of(run): run for run in counted_runs(attempts_of(parent), children)}
+    params = dict(parent.data.params)
+    children = store.find(TRANSFER, role=Role.CELL, parent=parent.info.run_id)
+    runs = {cell_of(run): run for run in counting_runs(children).values()}
     rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
     recipe = _recipe_of(params)
     planned = asked_cells(grids_of(parent.data.tags))
@@ -123,20 +122,26 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
     )
 
 
-def attempts_of(parent: "Run") -> dict[str, tuple[int, str]]:
-    """Cell key -> its highest attempt, and the run that this names."""
-    attempts: dict[str, tuple[int, str]] = {}
-    for param, run_id in parent.data.params.items():
-        if param.startswith(CELL_PARAM):
-            _, key, number = param.split(".")
-            attempts[key] = max(attempts.get(key, (0, "")), (int(number), run_id))
-    return attempts
+def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
+    """Cell key -> the run that counts: the earliest FINISHED one, else a FAILED one, the latest.
+
+    Args:
+        runs: of cells, in any order.
+    """
+    counting: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.info.start_time):
+        key = run.data.tags.get("cell_key", "")
+        is_finished = run.info.status == "FINISHED"
+        if is_finished or run.info.status == "FAILED":
+            known = counting.get(key)
+            if known is None or known.info.status == "FAILED":
+                counting[key] = run
+    return counting
 
 
-def counted_runs(attempts: Mapping[str, tuple[int, str]], runs: Mapping[str, "Run"]) -> list["Run"]:
-    """The runs that count, one for each cell that was ever claimed (a run without its params has just been created)."""
-    named = [runs[run_id] for _, run_id in attempts.values() if run_id in runs]
-    return [run for run in named if "n_train" in run.data.params]
+def diverged(run: Run) -> bool:
+    """Whether a FAILED run's loss became infinite; it would again."""
+    return run.data.tags.get("reason", "").startswith(DIVERGED)
 
 
 def cell_of(run: "Run") -> Cell:
@@ -149,8 +154,8 @@ def cell_of(run: "Run") -> Cell:
     return Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]), change)
 
 
-def row_of(cell: Cell, n_train: int, run: "Run | None") -> Row:
-    """What is known of the cell, whose highest attempt is `run`; `open` if that came to no end of its own."""
+def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
+    """What is known of the cell whose counting run is `run`; `open` if there is none."""
     statuses: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}
     status = statuses.get(run.info.status, "open") if run else "open"
     scores = run.data.metrics if run and status == "finished" else {}
@@ -159,7 +164,7 @@ def row_of(cell: Cell, n_train: int, run: "Run | None") -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Inverse of `tracking.settings_params`, of the recipe."""
+    """Inverse of `metric_rows.settings_params`, of the recipe."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):

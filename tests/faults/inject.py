@@ -1,16 +1,15 @@
 """Runs a real command on the synthetic data, with faults planted in this process and in its workers.
 
-    FAULT=memory:2 python tests/faults/inject.py FOLDER tuning.search --trials 4 ...
+    FAULT=trial-raises:ValueError:2 python tests/faults/inject.py FOLDER tuning.search --trials 4 ...
 
 Workers import this module again, so the fault is planted at import.
 """
 
-import atexit
+import builtins
+import functools
 import importlib.util
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,72 +20,70 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import synthetic
 
 from fmnist_transfer.data import files
+from fmnist_transfer.store import lock
 
 
 def die(*arguments: Any, **options: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def out_of_memory_in_a_cell(percent: str) -> None:
+def exception(name: str) -> Exception:
+    """Of a training: `OutOfMemoryError` of torch, or any that Python has."""
     import torch
 
-    from sweeps.training import cells
-
-    def train(plan: Any, cell: Any, *more: Any) -> Any:
-        if cell.percent == int(percent):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return unharmed(plan, cell, *more)
-
-    unharmed, cells._train_alone = cells._train_alone, train
+    kind = getattr(torch, name, None) or getattr(builtins, name)
+    return kind("planted: Tried to allocate 20.00 MiB")
 
 
-def before_training(act: Callable[[Any], None]) -> None:
-    """Call `act(trial)` when a trial has all its parameters and is about to be trained."""
-    from tuning.study import study
+def in_trainings(module: str, function: str, act: Callable[[Any], Any]) -> None:
+    """Call `act(task)` before the module's worker function trains; what it returns, if anything, is the result."""
+    owner = importlib.import_module(module)
+    unharmed = getattr(owner, function)
 
-    trials: list[Any] = []
+    @functools.wraps(unharmed)  # by whose name it is pickled
+    def train(plan: Any, task: Any, *more: Any) -> Any:
+        planted = act(task)
+        return unharmed(plan, task, *more) if planted is None else planted
 
-    def train(plan: Any, trial: Any, *more: Any) -> float:
-        trials.append(trial)
-        return train_unharmed(plan, trial, *more)
-
-    def fit(*arguments: Any, **options: Any) -> Any:
-        act(trials[-1])
-        return fit_unharmed(*arguments, **options)
-
-    train_unharmed, study._train_trial = study._train_trial, train
-    fit_unharmed, study.fit = study.fit, fit
+    setattr(owner, function, train)
 
 
-def diverge_in_a_trial(ordinal: str) -> None:
+def raise_in(module: str, function: str, number: Callable[[Any], int]) -> Callable[[str], None]:
+    """The fault whose argument is EXCEPTION:NUMBER."""
+
+    def plant(argument: str) -> None:
+        name, _, wanted = argument.partition(":")
+
+        def act(task: Any) -> None:
+            if number(task) == int(wanted):
+                raise exception(name)
+
+        in_trainings(module, function, act)
+
+    return plant
+
+
+def die_in(module: str, function: str, number: Callable[[Any], int]) -> Callable[[str], None]:
+    """The fault whose argument is the NUMBER of the task that kills its worker, each time."""
+
+    def plant(wanted: str) -> None:
+        in_trainings(module, function, lambda task: die() if number(task) == int(wanted) else None)
+
+    return plant
+
+
+CELL = ("sweeps.training.cells", "train_cells", lambda cells: cells[0].percent)
+TRIAL = ("tuning.study.task", "train_trial", lambda trial: trial.number)
+RETRAINING = ("tuning.winner.plan", "retrain_one", lambda task: task.replicate)
+
+
+def diverge_in_a_trial(number: str) -> None:
     from fmnist_transfer.training.fit import Diverged
 
-    def act(trial: Any) -> None:
-        if trial.user_attrs["ordinal"] == int(ordinal):
-            raise Diverged("training loss is nan at epoch 1, step 1")
+    def act(trial: Any) -> Diverged | None:
+        return Diverged("training loss is nan at epoch 1, step 1") if trial.number == int(number) else None
 
-    before_training(act)
-
-
-def out_of_memory_in_a_trial(ordinal: str) -> None:
-    import torch
-
-    def act(trial: Any) -> None:
-        if trial.user_attrs["ordinal"] == int(ordinal):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    before_training(act)
-
-
-def kill_the_worker_of_the_first_trial(_: str) -> None:
-    """Whichever worker has its parameters."""
-    from tuning.space import FIRST_TRIAL
-
-    def act(trial: Any) -> None:
-        if trial.params.get("adamw_learning_rate") == FIRST_TRIAL["adamw_learning_rate"]:
-            die()
-
-    before_training(act)
+    in_trainings(*TRIAL[:2], act)
 
 
 def die_before_the_version(_: str) -> None:
@@ -105,18 +102,9 @@ def no_system_data(_: str) -> None:
     files.SYSTEM_FOLDER = Path("/not/there")
 
 
-def as_host(name: str) -> None:
-    """This process and its workers are another machine's, as far as anybody can tell."""
-    socket.gethostname = lambda: name
-
-
-def short_lease(seconds: str) -> None:
-    """Signs of life, leases and heartbeats in seconds instead of minutes."""
-    from fmnist_transfer.store import lease
-    from tuning.study import storage
-
-    lease.BEAT_SECONDS, lease.LEASE_SECONDS = float(seconds) / 6, float(seconds)
-    storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, int(float(seconds))
+def as_machine(name: str) -> None:
+    """This process and its workers are on another machine, which may have the same host name."""
+    lock._machine = lambda: name
 
 
 def not_installed(module: str) -> None:
@@ -125,35 +113,18 @@ def not_installed(module: str) -> None:
     importlib.util.find_spec = lambda name, *more: None if name == module else unharmed(name, *more)
 
 
-def count_calls(file: str) -> None:
-    """Not a fault: at the end, how many requests this process has sent is written to the file."""
-    import requests
-
-    n_calls = 0
-    send = requests.Session.send
-
-    def count(*arguments: Any, **options: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        return send(*arguments, **options)
-
-    requests.Session.send = count
-    if multiprocessing.parent_process() is None:
-        atexit.register(lambda: Path(file).write_text(str(n_calls)))
-
-
 FAULTS: dict[str, Callable[[str], None]] = {
-    "memory": out_of_memory_in_a_trial,
-    "cell-memory": out_of_memory_in_a_cell,
-    "kill-worker": kill_the_worker_of_the_first_trial,
+    "cell-raises": raise_in(*CELL),
+    "trial-raises": raise_in(*TRIAL),
+    "retraining-raises": raise_in(*RETRAINING),
+    "cell-dies": die_in(*CELL),
+    "trial-dies": die_in(*TRIAL),
     "diverge": diverge_in_a_trial,
     "before-version": die_before_the_version,
     "before-alias": die_before_the_alias,
     "no-system-data": no_system_data,
-    "host": as_host,
-    "lease": short_lease,
+    "machine": as_machine,
     "not-installed": not_installed,
-    "count-calls": count_calls,
 }
 
 for fault in os.environ.get("FAULT", "").split():
@@ -166,4 +137,5 @@ if __name__ == "__main__":
     folder, module, *arguments = sys.argv[1:]
     described = Path(os.environ.get("DESCRIBED_DATA", folder))  # what the files should be
     files.FILES = synthetic.describe(described)
-    sys.exit(synthetic.entry_point(module).command([*arguments, "--data-dir", folder]))
+    where = [] if module == "sweeps.report" else ["--data-dir", folder]
+    sys.exit(synthetic.entry_point(module).command([*arguments, *where]))

@@ -98,8 +98,9 @@ class SharedSite(Site):
     def start(self, module: str, *arguments: str, uri: str | None = None, **options: Any) -> Process:
         if module == "tuning.search" and "--reference" not in arguments:
             arguments = ("--storage", self.storage, *arguments)
-        if host := re.search(r"host:(\w+)", options.get("fault", "")):  # another machine has locks of its own
-            options["env"] = {"XDG_STATE_HOME": str(self.scratch / f"state of {host[1]}")} | (options.get("env") or {})
+        if machine := re.search(r"machine:(\w+)", options.get("fault", "")):  # it has locks of its own
+            state = {"XDG_STATE_HOME": str(self.scratch / f"state of {machine[1]}")}
+            options["env"] = state | (options.get("env") or {})
         return super().start(module, *arguments, uri=uri or self.server.uri, **options)
 
     def count_of(self, query: str, *, study: bool = False) -> int:
@@ -111,9 +112,6 @@ class SharedSite(Site):
     def n_cells(self, status: str) -> int:
         query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
         return self.count_of(f"{query} AND status = '{status}' AND lifecycle_stage = 'active'")
-
-    def n_claims(self) -> int:
-        return self.count_of("SELECT count(*) FROM params WHERE key LIKE 'cell.%'")
 
     def n_trials(self, state: str) -> int:
         return self.count_of(f"SELECT count(*) FROM trials WHERE state = '{state}'", study=True)

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -23,7 +22,6 @@ from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.places import default_folder, short_name
 from fmnist_transfer.store.register import register
 from fmnist_transfer.store.registry import set_best
 from fmnist_transfer.store.roles import TRANSFER, TUNING
@@ -160,6 +158,9 @@ class Site:
         small = ("--top", "1", "--retrain-seeds", "1")
         return self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
 
+    def start_report(self, *arguments: str, **options: Any) -> Process:
+        return self.start("sweeps.report", *arguments, **options)
+
     def sweep(self, *arguments: str, **options: Any) -> Done:
         return self.start_sweep(*arguments, **options).done()
 
@@ -179,23 +180,12 @@ class Site:
         return self.open().find(TRANSFER, status=status, role="cell")
 
     def digests(self) -> dict[tuple[str, str, str], str]:
-        """(percent, init, replicate) -> digest of the weights, of the cells that the ledger counts."""
-        store = self.open()
-        (parent,) = store.find(TRANSFER, role="sweep")
-        highest: dict[str, tuple[int, str]] = {}
-        for key, run_id in parent.data.params.items():
-            if key.startswith("cell."):
-                _, cell, attempt = key.split(".")
-                highest[cell] = max(highest.get(cell, (0, "")), (int(attempt), run_id))
-        runs = {run.info.run_id: run for run in store.find(TRANSFER, role="cell", parent=parent.info.run_id)}
-        named = [runs[run_id] for _, run_id in highest.values()]
-        finished = [run for run in runs.values() if run.info.status == "FINISHED"]
-        assert {run.info.run_id for run in finished} == {run.info.run_id for run in named}, "ledger != FINISHED"
-        assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}
+        """(percent, init, replicate) -> digest of the weights, of the finished cells; each is there once."""
+        finished = self.cells(status="FINISHED")
+        keys = [run.data.tags["cell_key"] for run in finished]
+        assert len(keys) == len(set(keys)), "a cell is there twice"
         labels = ("percent", "init", "replicate")
-        digests = {tuple(run.data.tags[key] for key in labels): run.data.tags["weights_digest"] for run in named}
-        assert len(digests) == len(named), "a cell is there twice"
-        return digests
+        return {tuple(run.data.tags[key] for key in labels): run.data.tags["weights_digest"] for run in finished}
 
     @property
     def study_uri(self) -> str:
@@ -213,11 +203,14 @@ class Site:
             storage.remove_session()
             storage.engine.dispose()
         again = {trial.user_attrs.get("again") for trial in trials}
-        finished = [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
-        return [trial for trial in finished if "interrupted" not in trial.user_attrs]
+        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
+        return [trial for trial in ended if trial.state.name != "FAIL" or "reason" in trial.user_attrs]
 
     def trial_runs(self) -> list[Any]:
         return self.open().find(TUNING, role="trial")
+
+    def retrained(self, status: str) -> list[Any]:
+        return self.open().find(TUNING, status=status, role="retrained")
 
     def count(self, database: Path, query: str) -> int:
         """A number from a database that other processes have open."""
@@ -230,14 +223,15 @@ class Site:
         query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
         return self.count(self.database, f"{query} AND status = '{status}'")
 
-    def n_claims(self) -> int:
-        """Cells that the ledger names a run of."""
-        return self.count(self.database, "SELECT count(*) FROM params WHERE key LIKE 'cell.%'")
-
     def n_running_trials(self) -> int:
         """Running, with all their parameters."""
         query = "SELECT count(*) FROM trials JOIN trial_user_attributes USING (trial_id)"
         return self.count(self.study_database, f"{query} WHERE state = 'RUNNING' AND key = 'recipe'")
+
+    def files(self) -> dict[str, float]:
+        """Every file below the store and below the user's state -> when it was changed."""
+        folders = (self.folder, self.scratch / "state")
+        return {str(file): file.stat().st_mtime_ns for folder in folders for file in folder.rglob("*")}
 
     def close(self) -> None:
         for process in self.processes:
@@ -260,11 +254,6 @@ class Server:
     @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pending(self) -> Path:
-        """Where commands keep what this server did not take."""
-        return default_folder() / "spool" / short_name(self.uri)
 
     def start(self) -> None:
         where = ["--backend-store-uri", self._backend]
@@ -293,7 +282,6 @@ class Server:
 
     def close(self) -> None:
         self.kill()
-        shutil.rmtree(self.pending, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -303,23 +291,36 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def proxy_that_loses_responses(port: int, path_end: str, n: int) -> Iterator[tuple[str, list[str]]]:
-    """Pass requests on to `port`, but lose the response of the first `n` whose path ends so; URI, and what was lost."""
-    lost: list[str] = []
+def proxy(port: int, *, loses: str = "", n: int = 0, forbids: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Pass requests on to `port`; URI, and the paths of those that something was done to.
+
+    Args:
+        loses: end of the paths of which the first `n` responses are lost.
+        forbids: part of the paths that may be read, but not changed.
+    """
+    disturbed: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            is_change = self.command != "GET" and not self.path.endswith("/search")
+            if forbids and forbids in self.path and is_change:
+                disturbed.append(self.path)
+                self._answer(403, json.dumps({"error_code": "PERMISSION_DENIED", "message": "read only"}).encode(), {})
+                return
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as upstream:
                 upstream.request(self.command, self.path, body, dict(self.headers))
                 response = upstream.getresponse()
                 content = response.read()
-            if self.path.endswith(path_end) and len(lost) < n:
-                lost.append(self.path)
+            if loses and self.path.endswith(loses) and len(disturbed) < n:
+                disturbed.append(self.path)
                 self.close_connection = True
                 return
-            self.send_response(response.status)
-            for name, value in response.getheaders():
+            self._answer(response.status, content, dict(response.getheaders()))
+
+        def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
                 if name.lower() not in ("transfer-encoding", "content-length", "connection"):
                     self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
@@ -335,7 +336,7 @@ def proxy_that_loses_responses(port: int, path_end: str, n: int) -> Iterator[tup
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", lost
+        yield f"http://127.0.0.1:{server.server_port}", disturbed
     finally:
         server.shutdown()
         server.server_close()

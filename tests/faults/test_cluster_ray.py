@@ -1,13 +1,11 @@
-"""Row 29 of the fault matrix: sweeps and searches on a Ray cluster whose workers, nodes and driver die.
+"""Rows 2, 3, 8, 10, 17 and 20: sweeps and searches on a Ray cluster whose workers, nodes and driver die.
 
 The cluster is Ray's own emulation: several nodes on this machine, each with the resources that it declares.
 """
 
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -77,7 +75,7 @@ def kill_an_actor(process: Process) -> None:
 def test_a_sweep_survives_a_worker_a_node_and_restarts(
     shared_site: SharedSite, site: Site, ray_cluster: RayCluster
 ) -> None:
-    """24 cells on two nodes; a third joins later. Results are those of a local run."""
+    """Rows 8, 10 and 17: 24 cells on two nodes; a third joins later. Results are those of a local run."""
     first, _ = (ray_cluster.add_node(num_cpus=1) for _ in range(2))
     process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env)
     for n, disturb in [
@@ -92,41 +90,50 @@ def test_a_sweep_survives_a_worker_a_node_and_restarts(
         disturb()
     done = process.done()
     assert done.status == 0, done.err
-    assert "Ray: room for 2 tasks at once on 3 nodes" in done.out
-    assert len(re.findall(r"r\d: the worker process died \(.*\); once more", done.out)) >= 1  # the node's may be idle
+    assert done.out.count("the worker process died") >= 1  # the node's may be idle
     assert site.sweep(*CELLS_24).status == 0
     digests = shared_site.digests()
     assert len(digests) == 24
     assert digests == site.digests()
 
 
-def test_a_search_survives_a_worker_and_a_node(shared_site: SharedSite, ray_cluster: RayCluster) -> None:
-    """24 trials, all logged, none counted twice; the winner is trained again on the cluster, too."""
+@pytest.mark.parametrize("study_in_file", [False, True], ids=["postgresql", "sqlite"])
+def test_a_search_survives_a_worker_and_a_node(
+    shared_site: SharedSite, site: Site, ray_cluster: RayCluster, study_in_file: bool
+) -> None:
+    """Rows 10 and 17: 24 trials, all logged, none counted twice; the winner is trained again on the cluster, too."""
+    searched = site if study_in_file else shared_site
+    n_ended = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+
+    def ended() -> int:
+        if study_in_file:
+            return site.count(site.study_database, n_ended)
+        return shared_site.count_of(n_ended, study=True)
+
     first, _ = (ray_cluster.add_node(num_cpus=1) for _ in range(2))
-    process = shared_site.start_search(
-        "--trials", "24", "--epochs", "4", *RAY, "--workers", "auto", env=ray_cluster.env
-    )
+    process = searched.start_search("--trials", "24", "--epochs", "4", *RAY, "--workers", "auto", env=ray_cluster.env)
     for n, disturb in [
         (2, lambda: kill_an_actor(process)),
         (6, lambda: ray_cluster.remove_node(first)),
-        (9, lambda: shared_site.postgres.restart("immediate")),
+        (9, lambda: None if study_in_file else shared_site.postgres.restart("immediate")),
         (12, lambda: ray_cluster.add_node(num_cpus=1)),
     ]:
-        process.wait_for(lambda n=n: shared_site.n_trials("COMPLETE") + shared_site.n_trials("PRUNED") >= n)
+        process.wait_for(lambda n=n: ended() >= n)
         disturb()
     done = process.done()
     assert done.status == 0, done.err
-    assert done.out.count("a trial was lost: the worker process died") >= 1
-    counted = shared_site.trials()
-    assert len(counted) == 24
-    store = shared_site.open()
-    assert len(store.find(TUNING, role="trial")) == 24
+    assert done.out.count("the worker process died") >= 1
+    assert len(searched.trials()) == 24
+    store = searched.open()
+    logged = [int(run.data.tags["trial"]) for run in store.find(TUNING, role="trial")]
+    assert sorted(logged) == [trial.number for trial in searched.trials()]
     assert len(store.client.search_model_versions("name = 'cnn2'")) == 2
 
 
 def test_a_driver_that_dies_leaves_nothing_that_runs_and_nothing_is_lost(
     shared_site: SharedSite, ray_cluster: RayCluster
 ) -> None:
+    """Rows 3 and 17."""
     ray_cluster.add_node(num_cpus=2)
     process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env)
     process.wait_for(lambda: shared_site.n_cells("FINISHED") >= 3)
@@ -139,7 +146,7 @@ def test_a_driver_that_dies_leaves_nothing_that_runs_and_nothing_is_lost(
 
 
 def test_a_signal_stops_the_actors_and_the_same_command_goes_on(site: Site, ray_cluster: RayCluster) -> None:
-    """Also on a local store: the driver alone writes to it."""
+    """Rows 2 and 17, also on a local store: the driver alone writes to it."""
     ray_cluster.add_node(num_cpus=2)
     arguments = [*CELLS_24, *RAY, "--workers", "auto"]
     process = site.start_sweep(*arguments, env=ray_cluster.env)
@@ -147,46 +154,44 @@ def test_a_signal_stops_the_actors_and_the_same_command_goes_on(site: Site, ray_
     process.signal_group(signal.SIGTERM)
     stopped = process.done()
     assert stopped.status == 143, stopped.err
-    assert re.search(r"error: \d+ of 24 cells done; run the same command to go on", stopped.err)
+    assert f"{site.n_cells('FINISHED')} of 24 cells done" in stopped.err
     assert site.n_cells("RUNNING") == 0
     assert site.start_sweep(*arguments, env=ray_cluster.env).done().status == 0
     assert len(site.digests()) == 24
 
 
 def test_shares_of_a_gpu_and_what_no_node_has(site: Site, ray_cluster: RayCluster) -> None:
-    """The GPU is only declared, so training stays on the CPU; what a task needs is told at once, not waited for."""
+    """Row 17: the GPU is only declared, so training is on the CPU; what a task needs is told at once."""
     ray_cluster.add_node(num_cpus=8, num_gpus=1)
     device_and_share = [*RAY, "--workers", "auto", "--gpus-per-task"]
     done = site.sweep(*SMALL, *device_and_share, "0.25", env=ray_cluster.env)
     assert done.status == 0, done.err
-    assert "Ray: room for 4 tasks at once on 2 nodes" in done.out
+    assert "room for 4 tasks" in done.out
     refused = site.sweep(*SMALL, *device_and_share, "2", "--seed", "1", env=ray_cluster.env)
     assert refused.status == 2
-    assert "a task needs 1 CPU and 2 GPU, which no node of the cluster has" in refused.err
+    assert "2 GPU" in refused.err
     assert "8 CPU, 1 GPU" in refused.err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--engine", "ray"],
-            "trials on other machines cannot use a study in a sqlite file; give --storage",
-        ),
-        (["--gpus-per-task", "0.25"], "--gpus-per-task 0.25: only with --engine ray"),
-        (["--engine", "ray", "--gpus-per-task", "-1"], "must be from 0 to 1, or a whole number"),
-        (["--engine", "ray", "--gpus-per-task", "nan"], "must be from 0 to 1, or a whole number"),
-        (["--engine", "ray", "--reference", "--gpus-per-task", "1.5"], "must be from 0 to 1, or a whole number"),
+        (["--gpus-per-task", "0.25"], "--gpus-per-task 0.25"),
+        (["--engine", "ray", "--gpus-per-task", "-1"], "--gpus-per-task -1"),
+        (["--engine", "ray", "--gpus-per-task", "nan"], "--gpus-per-task nan"),
+        (["--engine", "ray", "--reference", "--gpus-per-task", "1.5"], "--gpus-per-task 1.5"),
     ],
 )
 def test_flags_that_cannot_be(make_site: Callable[..., Site], flags: list[str], message: str) -> None:
+    """Row 20."""
     done = make_site(bare=True).start("tuning.search", *flags).done()
     assert done.status == 2
     assert message in done.err
 
 
-def test_a_cluster_that_is_not_there(site: Site, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there(site: Site) -> None:
+    """Row 17."""
     done = site.sweep(*SMALL, *RAY, env={"RAY_ADDRESS": "127.0.0.1:1"})
     assert done.status == 2
-    assert "error: cannot reach the Ray cluster at 127.0.0.1:1 (Connection refused)" in done.err
+    assert "127.0.0.1:1 (Connection refused)" in done.err
     assert site.open().find(TRANSFER) == []

@@ -1,10 +1,12 @@
-"""Rows 4, 13, 14, 16 and 17 of the fault matrix, for searches: no trial lost or counted twice, `best` always whole."""
+"""Rows 4, 8, 11 to 15 and 24, for searches: no trial lost or counted twice, `best` always whole."""
 
 import contextlib
+import os
 import sqlite3
 
+import optuna
 import pytest
-from proving import MakeSite, Site
+from proving import MakeSite, Server, Site
 
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import TUNING
@@ -21,66 +23,17 @@ def test_kill_9_while_registering_leaves_best_where_it_was(site: Site, fault: st
     assert killed.status == -9
     assert resolve(store, "models:/cnn2/best").pinned == "models:/cnn2/1"
     assert load(store, resolve(store, "models:/cnn2/best")).spec == old.spec
+    retrained = {run.info.run_id for run in site.retrained("FINISHED")}
+    assert len(retrained) == 1
     done = site.search(*SMALL, "--promote", "--json", str(site.json))
     assert done.status == 0, done.err
-    assert "1 of 1 re-trainings are there already" in done.out or fault == "before-alias"
+    assert {run.info.run_id for run in site.retrained("FINISHED")} == retrained
     assert (site.result()["version"], site.result()["promoted"]) == (2, True)
     assert load(store, resolve(store, "models:/cnn2/best")).facts["study"] == "cnn2"
     versions = store.client.search_model_versions("name = 'cnn2'")
     assert sorted(int(version.version) for version in versions) == [1, 2]
-    experiment = store.experiment(TUNING)
-    assert len(store.client.search_logged_models([experiment])) == 2
+    assert len(store.client.search_logged_models([store.experiment(TUNING)])) == 2
     assert len(site.trials()) == 2
-
-
-def test_several_workers_run_exactly_the_trials_that_were_asked_for(make_site: MakeSite) -> None:
-    """Row 13; and a dry run counts them."""
-    site = make_site(bare=True)
-    done = site.search("--trials", "5", "--epochs", "1", "--workers", "3")
-    assert done.status == 0, done.err
-    assert len(site.trials()) == 5
-    dry = site.search("--trials", "7", "--epochs", "1", "--dry-run")
-    assert "Study 'cnn2': 5 trials done, 2 would run" in dry.out
-    done = site.search("--trials", "7", "--epochs", "1", "--workers", "3")
-    assert done.status == 0, done.err
-    assert [trial.number for trial in site.trials()] == list(range(7))
-    assert sorted(int(run.data.tags["trial"]) for run in site.trial_runs()) == list(range(7))
-
-
-def test_a_second_driver_of_the_same_study_is_refused(make_site: MakeSite) -> None:
-    """Row 11."""
-    site = make_site(bare=True)
-    process = site.start_search("--trials", "1", "--epochs", "100000")
-    process.wait_for(site.n_running_trials)
-    second = site.search("--trials", "1", "--epochs", "100000")
-    assert second.status == 5
-    assert "error: another process works on this search (host" in second.err
-    assert f"pid {process.pid}, since" in second.err
-
-
-def test_a_trial_that_runs_out_of_memory_does_not_end_the_study(make_site: MakeSite) -> None:
-    """Row 17."""
-    site = make_site(bare=True)
-    done = site.search("--trials", "3", "--epochs", "1", fault="memory:1")
-    assert done.status == 1, done.err
-    assert [trial.state.name for trial in site.trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
-    (failed,) = [run for run in site.trial_runs() if run.info.status == "FAILED"]
-    assert failed.data.tags["reason"].startswith("OutOfMemoryError: CUDA out of memory")
-    assert "a trial failed: OutOfMemoryError: CUDA out of memory" in done.out
-    again = site.search("--trials", "3", "--epochs", "1")
-    assert again.status == 0, again.err
-    assert len(site.trials()) == 3
-
-
-def test_a_trial_that_kills_its_worker_twice_fails_and_the_others_go_on(make_site: MakeSite) -> None:
-    """Row 17."""
-    site = make_site(bare=True)
-    done = site.search("--trials", "3", "--epochs", "1", "--workers", "2", fault="kill-worker")
-    assert done.status == 1, done.err
-    assert len(site.trials()) == 3
-    (failed,) = [trial for trial in site.trials() if trial.state.name == "FAIL"]
-    assert failed.user_attrs["reason"] == "the worker process died, twice"
-    assert len(site.trial_runs()) == 3
 
 
 def test_a_study_database_that_is_locked_for_long(make_site: MakeSite) -> None:
@@ -94,14 +47,63 @@ def test_a_study_database_that_is_locked_for_long(make_site: MakeSite) -> None:
         done = process.done()
         other.rollback()
     assert done.status == 4, done.err
-    assert "(database is locked). Finished work is kept; run the same command to go on" in done.err
+    assert "database is locked" in done.err
+    numbers = [trial.number for trial in site.trials()]
     again = site.search(*arguments)
     assert again.status == 0, again.err
     assert len(site.trials()) == 4
+    assert [trial.number for trial in site.trials()][: len(numbers)] == numbers
+
+
+def test_a_second_driver_of_the_same_study_is_refused(make_site: MakeSite) -> None:
+    """Row 11."""
+    site = make_site(bare=True)
+    process = site.start_search("--trials", "1", "--epochs", "100000")
+    process.wait_for(site.n_running_trials)
+    second = site.search("--trials", "1", "--epochs", "100000")
+    assert second.status == 5
+    for part in (f"host {os.uname().nodename}", f"pid {process.pid}", "since 2"):
+        assert part in second.err
+    assert site.n_running_trials() == 1
+
+
+def test_a_search_of_another_machine_is_left_alone_until_it_is_taken_over(site: Site, server: Server) -> None:
+    """Row 12: the study is in a file that this machine sees, too, its runs on a server."""
+    arguments = ["--trials", "2", "--epochs", "20", "--storage", str(site.study_database)]
+    process = site.start_search(*arguments, uri=server.uri)
+    process.wait_for(site.n_running_trials)
+    process.kill()
+    store = site.open()
+    (parent,) = store.find(TUNING, role="study")
+    assert parent.info.status == "RUNNING"
+    store.log(parent.info.run_id, tags={"machine": "0123456789abcdef", "pid": 4711})
+    refused = site.search(*arguments, uri=server.uri)
+    assert refused.status == 5
+    assert f"host {os.uname().nodename}, pid 4711" in refused.err
+    assert site.n_running_trials() == 1
+    done = site.search(*arguments, "--take-over", uri=server.uri)
+    assert done.status == 0, done.err
+    assert site.n_running_trials() == 0
+    assert len(site.trials()) == len(site.trial_runs()) == 2
+
+
+def test_several_workers_run_exactly_the_trials_that_were_asked_for(make_site: MakeSite) -> None:
+    """Row 29: a dry run counts them; the next command tops them up."""
+    site = make_site(bare=True)
+    done = site.search("--trials", "5", "--epochs", "1", "--workers", "3")
+    assert done.status == 0, done.err
+    assert len(site.trials()) == 5
+    dry = site.search("--trials", "7", "--epochs", "1", "--dry-run", "--json", str(site.json))
+    assert dry.status == 0, dry.err
+    assert (site.result()["n_trials"], site.result()["n_to_run"]) == (5, 2)
+    done = site.search("--trials", "7", "--epochs", "1", "--workers", "3")
+    assert done.status == 0, done.err
+    assert [trial.number for trial in site.trials()] == list(range(7))
+    assert sorted(int(run.data.tags["trial"]) for run in site.trial_runs()) == list(range(7))
 
 
 def test_a_trial_that_diverges_is_pruned_and_never_best(make_site: MakeSite) -> None:
-    """Row 16."""
+    """Row 14."""
     site = make_site(bare=True)
     done = site.search("--trials", "3", "--epochs", "1", fault="diverge:1")
     assert done.status == 0, done.err
@@ -111,13 +113,50 @@ def test_a_trial_that_diverges_is_pruned_and_never_best(make_site: MakeSite) -> 
     assert "val_accuracy" not in pruned.data.metrics
 
 
-def test_reaping_clears_what_a_killed_search_left(make_site: MakeSite) -> None:
-    """Row 14: the trial that died is failed and run again by itself; the runs of another study only if asked."""
+def test_a_trial_that_raises_fails_alone_and_is_tried_again(make_site: MakeSite) -> None:
+    """Row 15: 1 as long as it fails; the study counts each trial once."""
     site = make_site(bare=True)
-    process = site.start_search("--trials", "1", "--epochs", "100000", "--study-name", "other")
-    process.wait_for(site.n_running_trials)
-    process.kill()
-    done = site.search("--trials", "1", "--epochs", "1", "--reap")
+    arguments = ["--trials", "3", "--epochs", "1"]
+    for number in (1, 3):  # of the failing attempt
+        done = site.search(*arguments, "--debug", fault=f"trial-raises:OutOfMemoryError:{number}")
+        assert done.status == 1, done.err
+        assert "OutOfMemoryError: planted" in done.out
+        assert "Traceback" in done.out
+        assert {t.number: t.state.name for t in site.trials()} == {0: "COMPLETE", number: "FAIL", 2: "COMPLETE"}
+    failed = [run for run in site.trial_runs() if run.info.status == "FAILED"]
+    assert sorted(run.data.tags["trial"] for run in failed) == ["1", "3"]
+    assert all(run.data.tags["reason"].startswith("OutOfMemoryError: planted") for run in failed)
+    again = site.search(*arguments)
+    assert again.status == 0, again.err
+    assert [(t.number, t.state.name) for t in site.trials()] == [(n, "COMPLETE") for n in (0, 2, 4)]
+
+
+def test_a_retraining_that_raises_fails_alone_and_is_tried_again(make_site: MakeSite) -> None:
+    """Row 15."""
+    site = make_site(bare=True)
+    arguments = ["--trials", "1", "--epochs", "1", "--retrain-seeds", "2"]
+    for n_failed in (1, 2):
+        done = site.search(*arguments, fault="retraining-raises:ValueError:2")
+        assert done.status == 1, done.err
+        assert "ValueError: planted" in done.out
+        assert (len(site.retrained("FAILED")), len(site.retrained("FINISHED"))) == (n_failed, 1)
+    again = site.search(*arguments)
+    assert again.status == 0, again.err
+    assert len(site.retrained("FINISHED")) == 2
+
+
+def test_a_deleted_study_is_begun_anew(make_site: MakeSite) -> None:
+    """Row 24; and so is the run of a study that was deleted in MLflow: its trials are logged again."""
+    site = make_site(bare=True)
+    assert site.search(*SMALL).status == 0
+    store = site.open()
+    (parent,) = store.find(TUNING, role="study")
+    store.client.delete_run(parent.info.run_id)
+    done = site.search(*SMALL)
     assert done.status == 0, done.err
-    assert "Reaped: 1 runs of dead processes ended as KILLED" in done.out
-    assert {run.info.status for run in site.open().find(TUNING)} == {"FINISHED", "KILLED"}
+    (parent,) = store.find(TUNING, role="study")
+    assert len(store.find(TUNING, role="trial", parent=parent.info.run_id)) == 2
+    optuna.delete_study(study_name="cnn2", storage=site.study_uri)
+    done = site.search(*SMALL)
+    assert done.status == 0, done.err
+    assert len(site.trials()) == 2

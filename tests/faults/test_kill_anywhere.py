@@ -1,4 +1,4 @@
-"""SIGKILL at seeded random instants, run again until done: the result is that of an undisturbed run.
+"""Row 3: SIGKILL at seeded random instants, run again until done: the result is that of an undisturbed run.
 
 pytest tests/faults/test_kill_anywhere.py --kills 50 -s      # more of them, with a line on each round
 """
@@ -13,7 +13,7 @@ from proving import MakeSite, Process, Site
 
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.registry import load, resolve
-from fmnist_transfer.store.roles import TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 SECONDS_OF_WORK = 2.5  # a kill comes this long after work began, at most
 STARTING_SHARE = 0.15  # of the kills: at any instant of the start, when stores are opened
@@ -69,7 +69,7 @@ def kill_rounds(request: pytest.FixtureRequest, what: str, one_round: Callable[[
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.FixtureRequest, workers: str) -> None:
-    """Ledger = FINISHED = cells, and equal weights."""
+    """Row 3: each cell has exactly one FINISHED run, with equal weights, and nothing is RUNNING."""
 
     def one_round(number: int, n_kills: int) -> tuple[Kills, int]:
         site, undisturbed = make_site(f"killed {number}"), make_site(f"undisturbed {number}")
@@ -84,7 +84,8 @@ def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.Fi
         digests = site.digests()
         assert len(digests) == 12
         assert digests == undisturbed.digests()
-        assert site.n_cells("RUNNING") == 0
+        assert {run.info.status for run in site.cells()} <= {"FINISHED", "KILLED"}
+        assert site.open().find(TRANSFER, status="RUNNING") == []
         return kills, len(digests)
 
     kill_rounds(request, f"sweep on {workers} workers", one_round)
@@ -92,7 +93,7 @@ def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.Fi
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.FixtureRequest, workers: str) -> None:
-    """No trial lost or counted twice; with one worker, the same trials and the same network registered.
+    """Row 3: no trial lost or counted twice; with one worker, the same trials and the same network registered.
 
     Two workers see their trials in the order in which they end, so only the counts are the same.
     """
@@ -111,9 +112,11 @@ def test_a_search_that_is_killed_anywhere(make_site: MakeSite, request: pytest.F
         )
         trials = site.trials()
         assert len(trials) == 8
+        assert site.n_running_trials() == 0
+        assert site.open().find(TUNING, status="RUNNING") == []
         complete = [int(run.data.tags["trial"]) for run in site.trial_runs() if "complete" in run.data.tags]
         assert sorted(complete) == [trial.number for trial in trials]
-        assert len(site.open().find(TUNING, status="FINISHED", role="retrained")) == 2
+        assert len(site.retrained("FINISHED")) == 2
         assert len(site.open().client.search_model_versions("name = 'cnn2'")) == 1
         if workers == "1":
             assert undisturbed.search(*arguments).status == 0

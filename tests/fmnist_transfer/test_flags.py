@@ -28,7 +28,7 @@ def names(flags: Any) -> list[str]:
 def test_a_command_s_own_flags_come_first_and_debug_last(settings: Any, own: Any, shared: Any) -> None:
     """As `--help` lists them: own, training, machine, store, output, debug."""
     expected = names(own) + (names(shared) if shared else [])
-    expected += ["data_dir", "workers", "device", "tracking_uri", "store_timeout", "json", "debug"]
+    expected += ["data_dir", "workers", "device", "tracking_uri", "store_timeout", "mend_copy", "json", "debug"]
     assert names(settings) == expected
 
 

@@ -17,7 +17,6 @@ import pytest
 from faults.proving import is_alive
 
 from fmnist_transfer import show
-from fmnist_transfer.local_server import LocalServer, served
 from fmnist_transfer.show import ShowSettings, main, pages
 from fmnist_transfer.store import opening
 from fmnist_transfer.store.links import curves_page, experiment_page, run_page
@@ -125,7 +124,7 @@ def test_of_a_store_with_a_server_only_the_addresses_are_said(
 ) -> None:
     run_id = sweep(store)
     object.__setattr__(store, "uri", "https://me:secret@example.org/mlflow/")
-    monkeypatch.setattr(opening, "open_store", lambda uri: store)
+    monkeypatch.setattr(opening, "open_store", lambda *arguments, **options: store)
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
     assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
     out = capsys.readouterr().out
@@ -136,42 +135,39 @@ def test_of_a_store_with_a_server_only_the_addresses_are_said(
     assert "secret" not in out
 
 
-def test_a_database_is_named_by_the_environment_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_named_by_the_environment_alone(store: Store) -> None:
     """For a command line is seen by every user of the machine."""
     uri = "postgresql://me:secret@host/store"
     object.__setattr__(store, "uri", uri)
-    seen: list[tuple[list[str], dict[str, str], int]] = []
-    monkeypatch.setattr(show, "served", lambda *arguments: seen.append(arguments))
-    show.mlflow_server(store, 5005)
-    show.dashboard(uri, store, 5006)
-    (server, environment, port), (other, of_other, other_port) = seen
-    assert "secret" not in " ".join([*server, *other])
-    assert (environment["MLFLOW_BACKEND_STORE_URI"], of_other) == (uri, {"STUDY": uri})
-    assert (port, other_port) == (5005, 5006)
+    server, server_environment = show.mlflow_server(store, 5005)
+    dashboard, dashboard_environment = show.dashboard(uri, store, 5006)
+    assert "secret" not in " ".join([*server, *dashboard])
+    assert (server_environment["MLFLOW_BACKEND_STORE_URI"], dashboard_environment) == (uri, {"STUDY": uri})
     assert server[server.index("--allowed-hosts") + 1] == "localhost:5005,127.0.0.1:5005"
     assert server[server.index("--host") + 1] == "127.0.0.1"
 
 
-def test_a_signal_that_comes_while_servers_start_ends_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_signals_that_come_while_servers_start_end_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one does not cut the end short; the handlers of before are there again."""
     handlers = [signal.getsignal(number) for number in show.SIGNALS]
-    processes = []
+    servers: list[show.Server] = []
 
-    @contextlib.contextmanager
-    def silent(store: Store, port: int) -> Iterator[LocalServer]:
-        with served([sys.executable, "-c", "import time; time.sleep(600)"], {}, port) as server:
-            processes.append(server.process)
+    class Signalled(show.Server):
+        def __init__(self, command: list[str], environment: dict[str, str]):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], environment)
+            servers.append(self)
             os.kill(os.getpid(), signal.SIGHUP)  # the terminal was closed
             os.kill(os.getpid(), signal.SIGINT)
-            yield server
 
-    monkeypatch.setattr(show, "mlflow_server", silent)
+    monkeypatch.setattr(show, "Server", Signalled)
     assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
-    assert [process.returncode for process in processes] == [-signal.SIGTERM]
-    assert "Ctrl-C" not in capsys.readouterr().out
+    assert [server._process.returncode for server in servers] == [-signal.SIGTERM]
     assert [signal.getsignal(number) for number in show.SIGNALS] == handlers
+
+
+def test_a_server_that_ends_by_itself_ends_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "mlflow_server", lambda store, port: ([sys.executable, "-c", "raise SystemExit(3)"], {}))
+    assert command("--tracking-uri", store.uri) == 4
 
 
 def family(pid: int) -> set[int]:
@@ -186,6 +182,13 @@ def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
         connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
         response = connection.getresponse()
         return response.status, response.read()
+
+
+def answer(port: int) -> tuple[int, bytes] | None:
+    """Of a server that may still start."""
+    with contextlib.suppress(OSError):
+        return get(port, "/health")
+    return None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -223,13 +226,19 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             assert found, said
             assert (int(found[1]) > port) == is_whole
             port = int(found[1])
-            assert get(port, "/health") == (200, b"OK")
+            while answer(port) != (200, b"OK"):
+                assert process.poll() is None, said
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
             assert get(port, f"/get-artifact?path=report/report.md&run_uuid={run_id}") == (200, b"The answer")
             assert get(port, "/health", f"localhost:{port}")[0] == 200
             assert get(port, "/api/2.0/mlflow/experiments/search?max_results=1", "attacker.example")[0] == 403
             if has_dashboard:
                 other = re.search(r"Optuna's dashboard +http://127.0.0.1:(\d+)\n", said)
                 assert other, said
+                while answer(int(other[1])) is None:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
                 assert get(int(other[1]), "/api/studies")[0] == 200
             pids |= family(process.pid)
             assert len(pids) >= (4 if has_dashboard else 3)

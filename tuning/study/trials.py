@@ -1,110 +1,137 @@
-"""Running a study's trials on the workers until there are as many as were asked for."""
+"""The search's driver: asks the study for trials, hands them to workers, prunes them, and tells the study their ends.
 
-import itertools
+The driver alone talks to the study. Public Optuna only.
+"""
+
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
-from fmnist_transfer.errors import UserError
-from fmnist_transfer.terminal.output import say
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.store.retry import RetryingClient, RetryPolicy
 from fmnist_transfer.terminal.progress import Progress
+from fmnist_transfer.training.fit import Diverged
+from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage
-from tuning.study.study import TrialPlan, begun, finished, interrupt_dead, run_trial, settle_lost
+from fmnist_transfer.workers.task import Outcome
+from tuning.space import suggest
+from tuning.study.study import EPOCHS, REASON, RECIPE, SPEC, counting, requeue
 from tuning.study.study_log import StudyLog
+from tuning.study.task import TrialPlan, TrialTask
 
-LOOK_SECONDS = 5.0  # between looks at what other processes do
+N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
 
 
-def run_trials(
-    study: optuna.Study,
-    log: StudyLog | None,
-    plan: TrialPlan,
-    *,
-    timeout: float | None,
-    workers: Workers,
-    debug: bool,
-) -> None:
-    """Top the study up to the plan's number of trials, and log each as it ends, whoever ran it.
+@dataclass
+class _Running:
+    """A trial that a worker trains."""
 
-    Raises StoreError if a store is lost, TakenOver if the study is, UserError if no trial can be begun.
+    trial: Any
+    """Optuna's, whose calls are retried."""
+    epochs: list[Epoch] = field(default_factory=list)
+    is_pruned: bool = False
+
+
+class Driver:
+    """The trials of one study, as `run_logged` wants a log of tasks.
 
     Args:
-        log: None leaves the logging to the study's owner.
-        timeout: seconds after which no further trial is started; None for no limit.
-        debug: show the tracebacks of trials that failed.
+        log: logs finished trials to MLflow.
+        progress: is told the best trial so far.
+        n_trials: that are to count in the end.
+        deadline: of `time.monotonic`, after which no trial is begun.
     """
-    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-    outage = Outage(workers.stop)
 
-    def is_over() -> bool:
-        return time.monotonic() >= deadline or workers.stop.is_set()
+    def __init__(
+        self,
+        study: optuna.Study,
+        log: StudyLog,
+        plan: TrialPlan,
+        *,
+        workers: Workers,
+        retry: RetryPolicy,
+        progress: Progress,
+        n_trials: int,
+        max_mflops: float | None,
+        deadline: float,
+    ):
+        self._study, self._log, self._plan, self._workers = study, log, plan, workers
+        self._retry, self._progress = retry, progress
+        self._n_trials, self._max_mflops, self._deadline = n_trials, max_mflops, deadline
+        self._running: dict[int, _Running] = {}
+        study.pruner = optuna.pruners.MedianPruner(
+            n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
+        )
+        progress.best = best_of(study)
 
-    def log_finished() -> None:
-        if log is not None:
-            log.log_finished()
+    def tasks(self) -> Iterator[TrialTask]:
+        """One task after another, each asked for when a worker is free; enqueued parameters come first."""
+        while time.monotonic() < self._deadline:
+            ordinal = len(self._retry.call(counting, self._study)) + len(self._running)
+            if ordinal >= self._n_trials:
+                return
+            yield self._ask(ordinal)
 
-    # Once is enough, unless a worker dies late, or before it has said which trial it has begun, or others are at some.
-    while (n_done := len(finished(study))) < plan.n_trials and not is_over():
-        reason = ""
-        lost: list[int] = []  # ordinals of trials that are run again under others
+    def _ask(self, ordinal: int) -> TrialTask:
+        """The next trial. A fresh sampler, so that with one worker a resumed study equals an uninterrupted one."""
+        seed = Streams(self._plan.seed, ordinal).seed("sampler") % 2**32
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+        trial: Any = RetryingClient(self._retry.call(self._study.ask), self._retry)
+        spec, recipe = suggest(trial, epochs=self._plan.epochs, max_mflops=self._max_mflops)
+        trial.set_user_attr(SPEC, spec.to_dict())
+        trial.set_user_attr(RECIPE, recipe.to_dict())
+        self._running[trial.number] = _Running(trial)
+        return TrialTask(trial.number, spec, recipe)
 
-        def ordinals(first: int = n_done, lost: list[int] = lost) -> Iterator[int]:
-            for ordinal in itertools.count(first):
-                is_full = plan.is_shared and len(begun(study)) >= plan.n_trials
-                if ordinal >= plan.n_trials + len(lost) or is_full or time.monotonic() >= deadline:
-                    return
-                yield ordinal
+    def name(self, task: TrialTask) -> str:
+        return f"trial {task.number}"
 
-        with Progress("trials", plan.n_trials - n_done) as progress:
-            progress.best = best_of(study)
+    def begin(self, task: TrialTask) -> None:
+        """Nothing: its run is made when it has ended."""
 
-            def show(ordinal: int, news: tuple[int, float], progress: Progress = progress) -> None:
-                epoch, accuracy = news
-                progress.working(ordinal, epoch / plan.epochs, f"epoch {epoch}/{plan.epochs}: {accuracy:.2%}")
+    def report(self, task: TrialTask, news: Epoch) -> tuple[float, str]:
+        """Pass an epoch on to the trial, and cancel its training if it is to be pruned."""
+        running = self._running[task.number]
+        if not running.is_pruned:
+            running.epochs.append(news)
+            running.trial.report(news.val_accuracy, news.epoch)
+            if news.epoch < self._plan.epochs and running.trial.should_prune():
+                running.is_pruned = True
+                self._workers.cancel(task)
+        return news.epoch / self._plan.epochs, f"epoch {news.epoch}/{self._plan.epochs}: {news.val_accuracy:.2%}"
 
-            for outcome in workers.run(run_trial, plan, ordinals(), on_report=show, retry_lost=False):
-                reason = outcome.reason or reason
-                with outage.held():
-                    if outcome.outage:
-                        raise outcome.outage
-                    if outcome.status == "interrupted":
-                        progress.abandoned(outcome.task)
-                    elif outcome.status == "lost" and settle_lost(study, outcome.task):
-                        progress.abandoned(outcome.task)
-                        lost.append(outcome.task)
-                        say(f"a trial was lost: {outcome.reason}; once more")
-                    else:
-                        progress.best = best_of(study)
-                        progress.finished(outcome.task)
-                        if outcome.status in ("failed", "lost"):
-                            say(f"a trial failed: {outcome.reason}")
-                    log_finished()
-                if debug and outcome.details:
-                    say(outcome.details)
-        with outage.held():
-            interrupt_dead(study)
-            log_finished()
-            if len(begun(study)) == n_done and reason and not is_over():
-                raise UserError(f"no trial of study {study.study_name!r} can be begun: {reason}")
-            _wait_for_others(study, plan, is_over)
-    with outage.held():
-        log_finished()  # what others have run meanwhile
-    outage.raise_if_any()
+    def end(self, outcome: Outcome[TrialTask, Any]) -> str | None:
+        """Tell the study how a trial ended, and log it. An interrupted one stays RUNNING until `close`."""
+        running = self._running.pop(outcome.task.number)
+        if outcome.status == "interrupted" and not running.is_pruned:
+            return None
+        trial = running.trial
+        trial.set_user_attr(EPOCHS, [dataclasses.asdict(epoch) for epoch in running.epochs])
+        result: dict[str, Any] = {"values": outcome.result}
+        if running.is_pruned:
+            result = {"state": TrialState.PRUNED}
+        elif isinstance(outcome.result, Diverged):  # pruned, so that the sampler learns to keep away
+            trial.set_user_attr(REASON, f"Diverged: {outcome.result}")
+            result = {"state": TrialState.PRUNED}
+        elif outcome.status == "failed":
+            trial.set_user_attr(REASON, outcome.reason)
+            result = {"state": TrialState.FAIL}
+        self._retry.call(self._study.tell, outcome.task.number, skip_if_finished=True, **result)
+        self._progress.best = best_of(self._study)
+        self._log.log_finished()
+        return ""
+
+    def close(self) -> None:
+        self._retry.call(requeue, self._study, failed=False)
 
 
 def best_of(study: optuna.Study) -> str:
     """The best complete trial so far, in words."""
-    complete = [trial for trial in finished(study) if trial.state == optuna.trial.TrialState.COMPLETE]
+    complete = [trial for trial in counting(study) if trial.state == TrialState.COMPLETE]
     best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
     return "none is complete yet" if best is None else f"best {best.value:.2%} (trial {best.number})"
-
-
-def _wait_for_others(study: optuna.Study, plan: TrialPlan, is_over: Callable[[], bool]) -> None:
-    """Until one of the trials that other processes are at has ended, or a while has passed."""
-    n_done, until = len(finished(study)), time.monotonic() + LOOK_SECONDS
-    while plan.is_shared and len(begun(study)) >= plan.n_trials > len(finished(study)) == n_done:
-        if is_over() or time.monotonic() >= until:
-            return
-        time.sleep(0.5)

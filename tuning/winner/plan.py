@@ -1,13 +1,17 @@
-"""Which configurations are trained again, and how well they do."""
+"""Which configurations are trained again, how, and how well they do. Workers import this module: no mlflow here."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.data.split import Split
 from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.seeding import Streams
+from fmnist_transfer.training.fit import train_on_half
 from fmnist_transfer.training.recipe import Precision, Recipe
+from fmnist_transfer.training.score import Result
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,19 @@ class Retrained:
     @property
     def sd(self) -> float | None:
         return statistics.stdev(self.val_accuracies) if len(self.val_accuracies) > 1 else None
+
+
+def retrain_one(
+    plan: RetrainingPlan, task: Retraining, report: Callable[[Any], None], should_stop: Callable[[], bool]
+) -> Result:
+    """Train the candidate on the whole source half, in a worker."""
+    return train_on_half(
+        task.candidate.spec,
+        plan.half,
+        task.candidate.recipe,
+        Streams(plan.seed, task.replicate),
+        plan.device,
+        precision=plan.precision,
+        on_epoch=report,
+        should_stop=should_stop,
+    )

@@ -19,8 +19,7 @@ from fmnist_transfer.terminal.output import counted, say
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.workers.run import Workers
 from tuning.winner.plan import Candidate, Retrained, RetrainingPlan
-from tuning.winner.retraining import print_retrained, retrain
-from tuning.winner.retraining_log import RetrainingLog
+from tuning.winner.retraining import print_retrained, retrain, retraining_log
 
 
 def retrain_and_register(
@@ -34,6 +33,7 @@ def retrain_and_register(
     force: bool,
     workers: Workers,
     stopwatch: Stopwatch,
+    debug: bool,
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner as `name`, and move `best`.
 
@@ -44,7 +44,7 @@ def retrain_and_register(
         run_id: of the search's parent.
         force: move `best` even if the new score is lower.
     """
-    retrained = retrain(RetrainingLog(store, run_id, plan), candidates, plan, workers=workers)
+    retrained = retrain(retraining_log(store, run_id, plan), candidates, plan, workers=workers, debug=debug)
     stopwatch.lap("training the best again")
     print_retrained(retrained)
     key = winner_key(retrained, plan)

@@ -1,90 +1,59 @@
-"""Train the top configurations again with fresh seeds; `retraining_log.py` makes an MLflow run of each.
+"""Train the top configurations again with fresh seeds.
 
-The best of N validation accuracies is optimistic; the mean over fresh seeds is not. Workers import this module, so it
-imports no mlflow.
+The best of N validation accuracies is optimistic; the mean over fresh seeds is not.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from fmnist_transfer.errors import SAME_COMMAND, UserError
-from fmnist_transfer.seeding import Streams
+from fmnist_transfer.identity import identity
+from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress
-from fmnist_transfer.training.fit import train_on_half
-from fmnist_transfer.training.score import Result
+from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage
-from tuning.winner.plan import Candidate, Retrained, Retraining, RetrainingPlan
-
-if TYPE_CHECKING:
-    from tuning.winner.retraining_log import RetrainingLog
+from tuning.winner.plan import Candidate, Retrained, Retraining, RetrainingPlan, retrain_one
 
 
-def retrain_one(
-    plan: RetrainingPlan, task: Retraining, report: Callable[[Any], None], should_stop: Callable[[], bool]
-) -> Result:
-    """Train the candidate on the whole source half, in a worker."""
-    return train_on_half(
-        task.candidate.spec,
-        plan.half,
-        task.candidate.recipe,
-        Streams(plan.seed, task.replicate),
-        plan.device,
-        precision=plan.precision,
-        on_epoch=lambda epoch: report((epoch.epoch, epoch.val_accuracy)),
-        should_stop=should_stop,
-    )
+def retraining_log(store: Store, parent: str, plan: RetrainingPlan) -> TrainedNetworks[Retraining]:
+    """The re-trainings below the search's run `parent`."""
+
+    def training(task: Retraining) -> Training:
+        candidate, replicate = task.candidate, task.replicate
+        params = settings_params(candidate.spec, candidate.recipe) | plan.facts() | {"replicate": replicate}
+        work = identity(device=plan.device, **params)
+        return Training(task.name, params | {"device": plan.device}, work.key, candidate.recipe.epochs)
+
+    return TrainedNetworks(store, TUNING, parent, Role.RETRAINED, half=plan.half, training=training)
 
 
 def retrain(
-    log: "RetrainingLog",
+    log: TrainedNetworks[Retraining],
     candidates: list[Candidate],
     plan: RetrainingPlan,
     *,
     workers: Workers,
+    debug: bool,
 ) -> list[Retrained]:
     """Train each candidate with each of its seeds, or find what was trained before; the best mean accuracy first.
 
     Raises Interrupted after a signal, UserError if no candidate could be trained.
     """
     tasks = [Retraining(candidate, replicate) for candidate in candidates for replicate in range(1, plan.n_seeds + 1)]
-    done = {task: trained for task in tasks if (trained := log.trained(task))}
-    todo = [task for task in tasks if task not in done]
-    if done:
-        say(f"{len(done)} of {len(tasks)} re-trainings are there already")
-    outage = Outage(workers.stop)
+    todo = [task for task in tasks if log.trained(task) is None]
+    if len(todo) < len(tasks):
+        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are there already")
     with Progress("training the best again", len(todo)) as progress:
-
-        def begin(task: Retraining) -> None:
-            with outage.held():
-                log.begin(task)
-
-        def show(task: Retraining, news: tuple[int, float]) -> None:
-            epochs = task.candidate.recipe.epochs
-            note = f"{task.name}: epoch {news[0]}/{epochs}, {news[1]:.2%}"
-            progress.working(task, news[0] / epochs, note)
-
-        for outcome in workers.run(retrain_one, plan, todo, on_start=begin, on_report=show):
-            if outcome.status in ("failed", "lost"):
-                again = "; once more" if outcome.status == "lost" else ""
-                say(f"{outcome.task.name} {outcome.status}: {outcome.reason}{again}")
-            if outcome.status in ("done", "failed"):
-                progress.finished(outcome.task)
-            else:
-                progress.abandoned(outcome.task)
-            with outage.held():
-                if outcome.result:
-                    done[outcome.task] = log.finish(outcome.task, outcome.result)
-                elif outcome.status == "failed":
-                    log.fail(outcome.task, outcome.reason)
-                else:
-                    log.interrupt(outcome.task, outcome.reason)
-    outage.raise_if_any()
-    workers.stop.raise_if_set(f"stopped in training the best again: {len(done)} of {len(tasks)} done; {SAME_COMMAND}")
+        run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=debug)
+    n_done = sum(log.trained(task) is not None for task in tasks)
+    workers.stop.raise_if_set(f"stopped in training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
     retrained = []
     for candidate in candidates:
-        finished = [done[task] for task in tasks if task.candidate == candidate and task in done]
+        own = (log.trained(task) for task in tasks if task.candidate == candidate)
+        finished = [trained for trained in own if trained is not None]
         if finished:
             accuracies = tuple(trained.val_accuracy for trained in finished)
             first = finished[0]

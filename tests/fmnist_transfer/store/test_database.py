@@ -11,8 +11,8 @@ import pytest
 from fmnist_transfer.store.database import create_once
 
 
-def make_slowly(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+def make_slowly(uri: str) -> None:
+    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection, connection:
         connection.execute("CREATE TABLE made (pid INTEGER)")
         connection.execute("INSERT INTO made VALUES (?)", (os.getpid(),))
 
@@ -32,8 +32,8 @@ def test_racing_processes_make_a_database_once(tmp_path: Path) -> None:
 
 
 def test_a_broken_creation_leaves_nothing(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(uri: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,6 @@
 """The one retry policy: what is retried, for how long, what is said, and what is never done twice."""
 
 import errno
-from collections.abc import Callable
 
 import pytest
 import requests
@@ -107,17 +106,6 @@ def test_after_a_lost_response_it_is_looked_for_before_it_is_created_again(found
     assert created.n_calls == n_created
 
 
-def test_a_hook_runs_once_at_the_first_failure_within_its_block() -> None:
-    retry = RetryPolicy()
-    calls: list[str] = []
-    with retry.on_trouble(lambda: calls.append("kept")):
-        retry.call(Flaky().ask)
-        assert calls == []
-        retry.call(Flaky(LOCKED, LOCKED).ask)
-    retry.call(Flaky(LOCKED).ask)
-    assert calls == ["kept"]
-
-
 def test_every_method_of_a_retrying_client_is_retried() -> None:
     client = RetryingClient(Flaky(LOCKED), RetryPolicy())
     assert client.ask() == 2
@@ -135,11 +123,3 @@ def test_every_method_of_a_retrying_client_is_retried() -> None:
 )
 def test_the_reason_is_the_innermost_errors_first_line(error: Exception, text: str) -> None:
     assert reason(error).startswith(text)
-
-
-def test_hooks_see_a_failure_even_if_nothing_is_waited_for() -> None:
-    retry = RetryPolicy(timeout_seconds=0)
-    calls: list[Callable[[], None]] = []
-    with pytest.raises(StoreError), retry.on_trouble(lambda: calls.append(test_which_errors_are_the_stores)):
-        retry.call(Flaky(LOCKED).ask)
-    assert len(calls) == 1

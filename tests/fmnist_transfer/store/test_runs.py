@@ -2,14 +2,15 @@
 
 import contextlib
 import os
-import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.store.lock import Owner
+from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 
@@ -67,22 +68,30 @@ def test_a_run_is_reopened_by_its_owner(store: Store) -> None:
     run_id = store.start(TRANSFER, "sweep", tags={"host": "elsewhere"})
     store.reopen(store.client.get_run(run_id), {"seed": 1})
     run = store.client.get_run(run_id)
-    assert (run.data.tags["host"], run.data.params, run.info.status) == (socket.gethostname(), {"seed": "1"}, "RUNNING")
+    assert (run.data.tags["host"], run.data.params, run.info.status) == (
+        Owner.this_process().host,
+        {"seed": "1"},
+        "RUNNING",
+    )
 
 
-def test_reaping_ends_runs_of_the_dead_alone(store: Store) -> None:
-    dead = store.start(TUNING, "dead", tags=Owner(socket.gethostname(), 2**22 + 1, "", 1.0).to_tags())
-    others = [store.start(TUNING, "mine"), store.start(TUNING, "away", tags=Owner("elsewhere", 1, "", 1.0).to_tags())]
-    assert store.reap(TUNING) == 1
+def test_orphans_are_ended_and_nothing_of_the_living(store: Store) -> None:
+    here = Owner.this_process()
+    dead = store.start(TUNING, "dead", tags=replace(here, pid=2**22 + 1).to_tags())
+    elsewhere = replace(here, machine="another machine", pid=1)
+    others = [store.start(TUNING, "mine"), store.start(TUNING, "away", tags=elsewhere.to_tags())]
+    store.end_orphans(TUNING)
     assert store.client.get_run(dead).info.status == "KILLED"
     assert [store.client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 2
 
 
-def test_a_param_is_won_once(store: Store) -> None:
-    run_id = store.start(TRANSFER, "ledger")
-    assert store.log_once(run_id, "cell.k.1", "first") == "first"
-    assert store.log_once(run_id, "cell.k.1", "first") == "first"
-    assert store.log_once(run_id, "cell.k.1", "second") == "first"
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: Store) -> None:
+    experiment_id = store.experiment(TRANSFER)
+    store.client.delete_experiment(experiment_id)
+    again = open_store(store.uri)
+    with pytest.raises(StoreError, match=f"mlflow experiments restore --experiment-id {experiment_id}") as refused:
+        again.find(TRANSFER)
+    assert refused.value.exit_status == 4
 
 
 def test_a_runs_description_is_refreshed_until_a_user_writes_one(store: Store) -> None:

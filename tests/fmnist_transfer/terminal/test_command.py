@@ -83,8 +83,8 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size
     inits=st.lists(st.sampled_from(INITS), min_size=1, unique=True),
     replicates=st.integers(1, 1_000),
     epochs=st.none() | st.integers(1, 10**6),
-    flags=st.dictionaries(st.sampled_from(["dry_run", "retry_failed", "debug", "join"]), st.booleans()).filter(
-        lambda flags: not (flags.get("join") and flags.get("dry_run"))
+    flags=st.dictionaries(st.sampled_from(["dry_run", "retry_failed", "debug", "take_over"]), st.booleans()).filter(
+        lambda flags: not (flags.get("take_over") and flags.get("dry_run"))
     ),
     seconds=st.floats(0, 1_000),
     model_uri=TEXTS,

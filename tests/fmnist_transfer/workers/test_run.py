@@ -71,28 +71,43 @@ def test_a_worker_lives_from_one_job_to_the_next(tmp_path: Path) -> None:
     assert os.getpid() not in first
 
 
-def test_a_dead_worker_takes_only_its_own_task_which_is_tried_once_more() -> None:
+def test_a_dead_worker_takes_only_its_own_task_which_is_retried_once() -> None:
     started: list[object] = []
+    lost: list[tuple[object, str]] = []
     with StopSignal() as stop, Workers(2, stop) as workers:
-        outcomes = list(workers.run(work, 1, [1, "die", 2, 3, 4], on_start=started.append))
-    assert [o.status for o in outcomes if o.task == "die"] == ["lost", "failed"]
-    reasons = [o.reason for o in outcomes if o.task == "die"]
-    assert reasons[0] == "the worker process died (signal 9, perhaps for want of memory)"
-    assert reasons[1] == reasons[0] + ", twice"
+        outcomes = list(
+            workers.run(
+                *(work, 1, [1, "die", 2, 3, 4]),
+                on_start=started.append,
+                on_lost=lambda task, reason: lost.append((task, reason)),
+            )
+        )
+    (died,) = [o for o in outcomes if o.task == "die"]
+    ((task, reason),) = lost
+    assert (task, died.status, died.reason) == ("die", "failed", f"{reason}, twice")
+    assert "signal 9" in reason
     assert {o.task: o.result for o in outcomes if o.task != "die"} == {1: 1, 2: 4, 3: 9, 4: 16}
-    assert sorted(map(str, started)) == ["1", "2", "3", "4", "die", "die"]
-
-
-def test_a_lost_task_is_the_callers_if_it_wants_it() -> None:
-    with StopSignal() as stop, Workers(2, stop) as workers:
-        outcomes = list(workers.run(work, 1, ["die", "die"], retry_lost=False))
-    assert [outcome.status for outcome in outcomes] == ["lost", "lost"]
+    assert sorted(map(str, started)) == ["1", "2", "3", "4", "die"]
 
 
 def test_a_task_that_was_lost_once_is_done(tmp_path: Path) -> None:
     with StopSignal() as stop, Workers(2, stop) as workers:
         outcomes = list(workers.run(work, 1, [tmp_path / "was here", 2]))
-    assert sorted(outcome.status for outcome in outcomes) == ["done", "done", "lost"]
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_one_task_is_cancelled_and_the_others_go_on(n_workers: int) -> None:
+    with StopSignal() as stop, Workers(n_workers, stop) as workers:
+        tasks = ["wait", 1, 2, "wait", 3]
+        outcomes = list(
+            workers.run(work, 1, tasks, on_report=lambda task, news: news == "waiting" and workers.cancel(task))
+        )
+        assert not stop.is_set()
+    assert sorted((str(o.task), o.status) for o in outcomes) == [
+        *(("1", "done"), ("2", "done"), ("3", "done")),
+        *[("wait", "interrupted")] * 2,
+    ]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

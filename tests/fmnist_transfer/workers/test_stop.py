@@ -50,12 +50,3 @@ def test_an_outage_stops_the_tasks_and_is_raised_afterwards() -> None:
         with pytest.raises(StoreError, match="gone"):
             outage.raise_if_any()
         stop.raise_if_set("no signal came")
-
-
-def test_a_task_without_its_store_has_not_failed() -> None:
-    def task(*_: object) -> None:
-        raise StoreError("gone")
-
-    with StopSignal() as stop, Workers(1, stop) as workers:
-        (outcome,) = workers.run(task, None, [0])
-    assert (outcome.status, str(outcome.outage)) == ("interrupted", "gone")

@@ -1,12 +1,13 @@
-"""The ledger without training: claims, attempts, ghosts, and what is to run."""
+"""The ledger without training: which run of a cell counts, and what is to run."""
 
 from collections.abc import Callable
 
 import pytest
 
 from fmnist_transfer.data.examples import Half
+from fmnist_transfer.errors import BusyError
 from fmnist_transfer.identity import identity
-from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from sweeps.grid import Cell, RecipeChange
 from sweeps.results.ledger import Ledger
@@ -18,15 +19,24 @@ CELL, N = Cell(20, "random", 0), 50
 @pytest.fixture
 def ledger(store: Store, half: Half) -> Ledger:
     ledger = Ledger(store, WORK, half)
-    ledger.create("a sweep", {"model_uri": "models:/cnn2/best"})
-    ledger.open({})
+    ledger.open("a sweep", {"model_uri": "models:/cnn2/best"})
     return ledger
 
 
 @pytest.fixture
-def look(store: Store, half: Half) -> Callable[[], Ledger]:
+def reopen(store: Store, half: Half) -> Callable[[], Ledger]:
     """Reads the store anew, as another command does."""
     return lambda: Ledger(store, WORK, half)
+
+
+def log_run(ledger: Ledger, store: Store, status: str, reason: str = "") -> str:
+    """A run of the cell that ended so, whoever made it."""
+    tags = {"role": Role.CELL, "parent": ledger.run_id, "cell_key": ledger.cell_key(CELL, N), "reason": reason}
+    params = {"percent": CELL.percent, "init": CELL.init, "replicate": CELL.replicate, "n_train": N}
+    run_id = store.start(TRANSFER, CELL.name, parent=ledger.run_id, params=params, tags=tags)
+    if status != "RUNNING":
+        store.end(run_id, status)  # type: ignore[arg-type]
+    return run_id
 
 
 def test_looking_makes_nothing(store: Store, half: Half) -> None:
@@ -34,39 +44,54 @@ def test_looking_makes_nothing(store: Store, half: Half) -> None:
     assert store.client.search_experiments(filter_string=f"name = '{TRANSFER}'") == []
 
 
-def test_a_claim_is_in_the_store_before_anything_else(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
-    run_id = ledger.claim(CELL, N)
-    other = look()
-    assert other.run_id == ledger.run_id
-    assert other.row(CELL, N).run_id == run_id
-    assert other.to_run({CELL: N}) == [CELL]
+def test_a_cell_is_open_until_it_has_a_finished_run(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
+    ledger.begin(CELL, N)
+    assert reopen().to_run({CELL: N}) == [CELL]
+    ledger.kill(CELL, "stopped")
+    assert reopen().to_run({CELL: N}) == [CELL]
+    assert reopen().row(CELL, N).status == "open"
+    finished = log_run(ledger, store, "FINISHED")
+    row = reopen().row(CELL, N)
+    assert (row.run_id, row.status) == (finished, "finished")
+    assert reopen().to_run({CELL: N}) == []
 
 
-def test_the_loser_of_a_race_deletes_its_own_run(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
-    rival = look()  # both believe that nothing is claimed
-    winner = ledger.claim(CELL, N)
-    assert rival.claim(CELL, N) is None
-    assert [run.info.run_id for run in store.find(TRANSFER, role="cell")] == [winner]
+def test_the_earliest_finished_run_counts(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
+    """Results are deterministic, so a cell that is trained twice is harmless."""
+    log_run(ledger, store, "FAILED", "ValueError: no")
+    first = log_run(ledger, store, "FINISHED")
+    log_run(ledger, store, "FINISHED")
+    log_run(ledger, store, "FAILED", "ValueError: no")
+    assert reopen().row(CELL, N).run_id == first
 
 
-def test_a_zombie_that_finishes_late_is_not_counted(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
-    zombie = ledger.claim(CELL, N)
-    successor = look()
-    successor.open({})
-    second = successor.claim(CELL, N)
-    store.end(zombie, "FINISHED")
-    row = look().row(CELL, N)
-    assert (row.run_id, row.status) == (second, "open")
+def test_nothing_is_written_to_the_parent_per_cell(ledger: Ledger, store: Store) -> None:
+    before = store.client.get_run(ledger.run_id).data
+    for replicate in range(3):
+        cell = Cell(20, "random", replicate)
+        ledger.begin(cell, N)
+        ledger.fail(cell, N, "ValueError: no")
+    after = store.client.get_run(ledger.run_id).data
+    assert (after.params, after.tags, after.metrics) == (before.params, before.tags, before.metrics)
 
 
-def test_what_died_is_closed_and_ghosts_go(ledger: Ledger, store: Store, look: Callable[[], Ledger]) -> None:
-    died = ledger.claim(CELL, N)
-    ghost = store.start(TRANSFER, "ghost", tags={"role": "cell", "parent": ledger.run_id})
-    successor = look()
-    successor.open({})
-    assert [store.client.get_run(run_id).info.status for run_id in (died, ghost)] == ["KILLED"] * 2
-    assert successor.delete_ghosts() == 1
-    assert [run.info.run_id for run in store.find(TRANSFER, role="cell")] == [died]
+def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
+    left = log_run(ledger, store, "RUNNING")
+    reopen().open("a sweep", {})
+    assert store.client.get_run(left).info.status == "KILLED"
+    assert store.client.get_run(ledger.run_id).info.status == "RUNNING"
+
+
+def test_of_two_parents_that_were_begun_at_once_the_earlier_counts(
+    store: Store, half: Half, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by two machines, whose locks do not see each other."""
+    mine = Ledger(store, WORK, half)
+    rival = Ledger(store, WORK, half)
+    rival.open("a sweep", {})
+    with pytest.raises(BusyError):
+        mine.open("a sweep", {})
+    assert [run.info.run_id for run in store.find(TRANSFER, role=Role.SWEEP)] == [rival.run_id]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +99,12 @@ def test_what_died_is_closed_and_ghosts_go(ledger: Ledger, store: Store, look: C
     [("MemoryError: too little", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
 )
 def test_which_failures_are_tried_again(
-    ledger: Ledger, look: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
+    ledger: Ledger, reopen: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
 ) -> None:
-    ledger.fail(ledger.claim(CELL, N), reason, "Traceback ...")
-    assert look().to_run({CELL: N}, retry_failed=retry_failed) == to_run
+    ledger.begin(CELL, N)
+    ledger.fail(CELL, N, reason, "Traceback ...")
+    assert ledger.row(CELL, N).status == "failed"
+    assert reopen().to_run({CELL: N}, retry_failed=retry_failed) == to_run
 
 
 def test_a_cell_is_known_by_its_images_and_not_by_their_percent(ledger: Ledger, store: Store, half: Half) -> None:

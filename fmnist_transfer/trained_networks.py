@@ -1,0 +1,98 @@
+"""Networks that are trained on the source half, as MLflow runs with their weights: re-trainings and source networks.
+
+What was trained once is found when it is asked for again.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple
+
+from fmnist_transfer.data.examples import Half
+from fmnist_transfer.store.model_format import finish_with_weights
+from fmnist_transfer.store.open_runs import Key, OpenRuns
+from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.score import Epoch, Result
+from fmnist_transfer.workers.task import Outcome
+
+WORK_KEY = "work_key"  # tag: equal for equal work
+
+
+class Training(NamedTuple):
+    """How a task becomes a run."""
+
+    name: str
+    params: dict[str, Any]
+    key: str
+    """Equal for equal work."""
+    epochs: int
+
+
+class Trained(NamedTuple):
+    """A finished training, as its run has it."""
+
+    run_id: str
+    val_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+
+class TrainedNetworks(Generic[Key]):
+    """The trained networks of one role below a parent, as `run_logged` wants a log of tasks.
+
+    The caller holds the parent's lock, so whatever is RUNNING at the start was left by a dead process.
+
+    Args:
+        training: how a task becomes a run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experiment: str,
+        parent: str,
+        role: Role,
+        *,
+        half: Half,
+        training: Callable[[Key], Training],
+    ):
+        self._runs = OpenRuns[Key](store, experiment, parent, role, half=half, half_role="source")
+        self._training = training
+        self._trained: dict[str, Trained] = {}
+        for run in store.find(experiment, role=role, parent=parent):
+            if run.info.status == "RUNNING":
+                store.end(run.info.run_id, "KILLED")
+            elif run.info.status == "FINISHED":
+                scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
+                self._trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
+
+    def trained(self, task: Key) -> Trained | None:
+        """What the task gave, by this command or an earlier one; None if it is still to be done."""
+        return self._trained.get(self._training(task).key)
+
+    def name(self, task: Key) -> str:
+        return self._training(task).name
+
+    def begin(self, task: Key) -> None:
+        training = self._training(task)
+        self._runs.begin(task, training.name, training.params, {WORK_KEY: training.key})
+
+    def report(self, task: Key, news: Epoch) -> tuple[float, str]:
+        training = self._training(task)
+        note = f"{training.name}: epoch {news.epoch}/{training.epochs}, {news.val_accuracy:.2%}"
+        return news.epoch / training.epochs, note
+
+    def end(self, outcome: Outcome[Key, Result]) -> str | None:
+        """Log the result with its weights, the failure, or that the task is to be done again."""
+        task, result = outcome.task, outcome.result
+        if outcome.status == "interrupted":
+            self._runs.kill(task, outcome.reason)
+            return None
+        if result is None:
+            self._runs.fail(task, outcome.reason, outcome.details)
+        elif run_id := finish_with_weights(self._runs, task, result):
+            accuracies = result.final.val.accuracy, result.test.accuracy
+            self._trained[self._training(task).key] = Trained(run_id, *accuracies, result.seconds)
+        return ""
+
+    def close(self) -> None:
+        self._runs.kill_rest()
