@@ -33,7 +33,7 @@ class TaskLog(Protocol[Task_contra]):
         """Log how the task ended. Returns a note for the progress; None if the task is to be done again."""
 
     def close(self) -> None:
-        """Leave nothing RUNNING, whatever has happened."""
+        """End what is still open."""
 
 
 def run_logged(

@@ -1,7 +1,8 @@
 """One driver per sweep and per study.
 
 On one machine a lock of the operating system, which cannot outlive its process. On a store that other machines use,
-too, the driver's tags on the parent run: a second machine is refused while that run is RUNNING.
+too, the driver's tags on the parent run: a second machine is refused while that run is RUNNING. Two machines that begin
+the same new study in the same second are not told apart.
 """
 
 import contextlib
@@ -28,12 +29,12 @@ SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot 
 MACHINE_ID = Path("/etc/machine-id")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER]
-MULTICAST = 1 << 40  # bit of a network address that was drawn at random
+MULTICAST = 1 << 40  # set by uuid.getnode() when it found no network address and drew one
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process. A pid alone may be another's by now; with its start, counted from the boot, it is not."""
+    """A process. Its pid may be another's by now, so its start, counted from the boot, identifies it, too."""
 
     host: str
     machine: str

@@ -1,4 +1,4 @@
-"""The runs below one parent that a command has begun and not yet ended: whatever happens, none is left RUNNING."""
+"""The runs below one parent that a command has begun and not yet ended. A lost store's, the next command ends."""
 
 import contextlib
 from collections.abc import Hashable, Mapping, Sequence
@@ -65,7 +65,7 @@ class OpenRuns(Generic[Key]):
         self.end(key, "KILLED", tags={"reason": reason})
 
     def kill_rest(self) -> None:
-        """End what is still open: nothing is, unless something went wrong, which is then the error to see."""
+        """End what is still open as KILLED; errors are suppressed, since one that went before is the one to see."""
         for key in list(self._open):
             with contextlib.suppress(Exception):
                 self.kill(key, "the command ended before it")

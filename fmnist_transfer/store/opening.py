@@ -38,7 +38,7 @@ def open_store(
 
     Args:
         mend_copy: let a copied store find its own artifacts instead of the original's.
-        may_write: make and mend nothing.
+        may_write: if False, create and mend nothing; raise StoreError instead.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -25,14 +25,14 @@ from tuning.space import first_trial
 SETTINGS, EPOCHS, SPEC, RECIPE = "settings", "epochs", "spec", "recipe"
 REASON = "reason"  # why a trial failed or diverged; a FAILED trial without one was interrupted, and does not count
 AGAIN = "again"  # number of the trial that this one runs again: that one does not count any more
-FIXED = "fixed_params"  # system attribute in which Optuna keeps the parameters of an enqueued trial
+FIXED = "fixed_params"  # Optuna's own system attribute for an enqueued trial's parameters; not public
 SCHEMA = Schema("Optuna", "studies")
 
 
 def open_storage(
     storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True
 ) -> optuna.storages.RDBStorage:
-    """Open the study database, `--storage` or `optuna.db` in `folder`; made if it is missing, and may be made.
+    """Open the study database, `--storage` or `optuna.db` in `folder`; created if missing, unless `may_write` is False.
 
     Raises StoreError.
     """
@@ -92,13 +92,13 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[st
 
 
 def requeue(study: optuna.Study, *, failed: bool) -> None:
-    """Fail the RUNNING trials, which nobody runs any more, and enqueue the parameters of those that do not count.
+    """End the RUNNING trials as FAIL, since nobody runs them any more, and enqueue the parameters of interrupted ones.
 
     A trial that was interrupted before it had all of its parameters is drawn again, alike; an enqueued one keeps those
     that it was given.
 
     Args:
-        failed: run trials that failed by an error of their own again, too.
+        failed: also enqueue those that failed by an error of their own.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)

@@ -1,6 +1,6 @@
 """The search's driver: asks the study for trials, hands them to workers, prunes them, and tells the study their ends.
 
-The driver alone talks to the study. Public Optuna only.
+The driver alone talks to the study.
 """
 
 import dataclasses
@@ -97,7 +97,9 @@ class Driver:
     def report(self, task: TrialTask, news: Epoch) -> tuple[float, str]:
         """Pass an epoch on to the trial, and cancel its training if it is to be pruned."""
         running = self._running[task.number]
-        if not running.is_pruned:
+        if running.is_pruned:
+            self._workers.cancel(task)  # a retry, after a worker was lost, does not know of it
+        elif news.epoch > len(running.epochs):  # a retry repeats equal epochs
             running.epochs.append(news)
             running.trial.report(news.val_accuracy, news.epoch)
             if news.epoch < self._plan.epochs and running.trial.should_prune():
