@@ -58,10 +58,10 @@ class TrainedNetworks(Generic[Key]):
         self._runs = OpenRuns[Key](store, experiment, parent, role, half=half, half_role="source")
         self._training = training
         self._trained: dict[str, Trained] = {}
-        for run in store.find(experiment, role=role, parent=parent):
-            if run.info.status == "RUNNING":
-                store.end(run.info.run_id, "KILLED")
-            elif run.info.status == "FINISHED":
+        children = store.find(experiment, role=role, parent=parent)
+        self._runs.end_left(children)
+        for run in children:
+            if run.info.status == "FINISHED":
                 scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
                 self._trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
 

@@ -77,14 +77,17 @@ def train_fixed(
     work = identity(device=plan.device, **settings_params(candidate.spec, candidate.recipe), **plan.facts(), **like)
     with locked(store.uri, "search", f"study-{fixed.study}"):
         runs = store.find(TUNING, role=Role.STUDY, study=fixed.study)
-        known = next((str(run.info.run_id) for run in runs if run.data.tags.get("study_key") == work.key), "")
+        known = next((run for run in runs if run.data.tags.get("study_key") == work.key), None)
         for run in runs:
             check_owner(store.is_shared, run, "search", take_over=take_over)
-            if run.info.status == "RUNNING" and run.info.run_id != known:
+            if run.info.status == "RUNNING" and run is not known:
                 store.end(run.info.run_id, "KILLED")
-        tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
-        run_id = known or store.start(TUNING, fixed.study, params=work.facts, tags=tags)
-        store.reopen(store.client.get_run(run_id), work.facts)
+        if known:
+            run_id = str(known.info.run_id)
+            store.reopen(known, work.facts)
+        else:
+            tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
+            run_id = store.start(TUNING, fixed.study, params=work.facts, tags=tags)
         with store.ending(run_id):
             store.log_data(run_id, plan.half, "source")
             store.describe(run_id, describe_training(store, candidate.name, plan.split))

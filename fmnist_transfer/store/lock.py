@@ -139,7 +139,7 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise busy(noun, _read(owner)) from None
+        raise _busy(noun, _read(owner)) from None
     try:
         owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
@@ -159,7 +159,7 @@ def check_owner(is_shared: bool, run: "Run", noun: str, *, take_over: bool) -> N
     if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
         return
     if owner.is_of_this_machine():
-        raise busy(noun, str(owner))
+        raise _busy(noun, str(owner))
     if not take_over:
         raise BusyError(
             f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
@@ -167,7 +167,7 @@ def check_owner(is_shared: bool, run: "Run", noun: str, *, take_over: bool) -> N
         )
 
 
-def busy(noun: str, driver: str) -> BusyError:
+def _busy(noun: str, driver: str) -> BusyError:
     """Tell the second driver about the first."""
     return BusyError(
         f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
@@ -180,7 +180,7 @@ def _read(file: Path) -> str:
         fields = json.loads(file.read_text())
         since = fields.pop("since")
         return f"{Owner(**fields)}, since {since}"
-    except (OSError, ValueError, TypeError, KeyError):  # it has the lock, but has not yet written
+    except (OSError, ValueError, TypeError, KeyError):  # not yet written, or by another version
         return "it has not yet said which"
 
 
@@ -188,11 +188,6 @@ def _locks_folder(uri: str) -> Path:
     """Beside a sqlite file; for a server, among the user's files."""
     if (database := sqlite_path(uri)) is not None:
         return database.parent / "locks"
-    return state_folder() / "locks" / short_name(uri)
-
-
-def state_folder() -> Path:
-    """The folder in which this user's programs keep state that belongs to no store."""
     import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer")
+    return platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri)

@@ -1,7 +1,7 @@
 """The runs below one parent that a command has begun and not yet ended. A lost store's, the next command ends."""
 
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from mlflow.exceptions import MlflowException
@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.store.metric_rows import MetricRow
 from fmnist_transfer.store.roles import Role
-from fmnist_transfer.store.runs import Status, Store
+from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import warn
 
 Key = TypeVar("Key", bound=Hashable)
@@ -26,6 +26,12 @@ class OpenRuns(Generic[Key]):
         self._store, self._experiment, self._parent, self._role = store, experiment, parent, role
         self._half, self._half_role = half, half_role
         self._open: dict[Key, str] = {}
+
+    def end_left(self, runs: Iterable[Run]) -> None:
+        """End as KILLED those of these runs that a dead driver left RUNNING. The caller holds the parent's lock."""
+        for run in runs:
+            if run.info.status == "RUNNING":
+                self._store.end(run.info.run_id, "KILLED")
 
     def begin(self, key: Key, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Create the run, RUNNING."""

@@ -1,6 +1,7 @@
 """Which cells are done: those with a FINISHED run of their `cell_key` below the sweep's parent.
 
-The runs are listed once, when the sweep opens; the driver alone adds to them. The parent gets nothing per cell.
+The runs are listed once, when the ledger is made (under the sweep's lock); the driver alone adds to them. The parent
+gets nothing per cell.
 """
 
 import dataclasses
@@ -94,10 +95,8 @@ class Ledger:
             if self.run_id != run_id:
                 self._store.client.delete_run(run_id)
                 raise BusyError(f"another machine has begun this sweep at the same moment: run {self.run_id}")
-        for run in self._children:
-            if run.info.status == "RUNNING":
-                self._store.end(run.info.run_id, "KILLED")
         self._open = OpenRuns[Cell](self._store, TRANSFER, self.run_id, Role.CELL, half=self._half, half_role="target")
+        self._open.end_left(self._children)
 
     def cell_key(self, cell: Cell, n_train: int) -> str:
         """The number of images counts, not the percent that they were written as."""

@@ -10,7 +10,7 @@ from fmnist_transfer.errors import StoreError
 from fmnist_transfer.store.lock import check_owner
 from fmnist_transfer.store.metric_rows import curve_rows, settings_params
 from fmnist_transfer.store.roles import TUNING, Role
-from fmnist_transfer.store.runs import Status, Store
+from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.score import Epoch
 from tuning.study.study import EPOCHS, REASON, RECIPE, counting, spec_and_recipe
@@ -46,11 +46,10 @@ class StudyLog:
         take_over: bool = False,
     ):
         self._store, self._study, self._params, self._half = store, study, params, half
-        self.run_id = self._find_parent(is_shared)
-        if self.run_id:
-            run = store.client.get_run(self.run_id)
-            check_owner(store.is_shared, run, f"study {study.study_name!r}", take_over=take_over)
-            store.reopen(run, params)
+        if parent := self._find_parent(is_shared):
+            self.run_id = str(parent.info.run_id)
+            check_owner(store.is_shared, parent, f"study {study.study_name!r}", take_over=take_over)
+            store.reopen(parent, params)
         else:
             tags = {"role": Role.STUDY, "study": study.study_name}
             self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
@@ -62,18 +61,18 @@ class StudyLog:
             if "complete" in run.data.tags:
                 self._logged.add(int(run.data.tags["trial"]))
 
-    def _find_parent(self, is_shared: bool) -> str:
-        """The study's run; empty if there is none, or if it was deleted."""
+    def _find_parent(self, is_shared: bool) -> Run | None:
+        """The study's run; None if there is none, or if it was deleted."""
         run_id = str(self._study.user_attrs.get(PARENT, ""))
         if not run_id:
-            return ""
+            return None
         run = self._store.get(run_id)
         if run is None and is_shared:
             raise StoreError(
                 f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
                 "give that one with --tracking-uri, or another --study-name"
             )
-        return run_id if run is not None and run.info.lifecycle_stage == "active" else ""
+        return run if run is not None and run.info.lifecycle_stage == "active" else None
 
     def log_finished(self) -> None:
         """Log every finished trial that is not yet logged, in order of number."""
