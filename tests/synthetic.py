@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from fmnist_transfer.data import files
+from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.store.moved_folder import mend
 
 PUBLISHED = files.FILES
 PER_CLASS = {"train": 60, "t10k": 20}
+SMALL_SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 
 
 def write(folder: Path) -> tuple[files.IdxFile, ...]:

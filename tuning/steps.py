@@ -30,7 +30,7 @@ from fmnist_transfer.workers.run import Workers
 from tuning.mlflow_text import INLINE, INLINE_COPY, describe_search
 from tuning.settings import SearchSettings
 from tuning.space import SPACE_VERSION, check_limit, first_trial, on_edge, suggest
-from tuning.study.study import counting, find_study, open_storage, open_study, requeue, spec_and_recipe
+from tuning.study.study import begin, counting, find_study, open_storage, open_study, requeue, spec_and_recipe
 from tuning.study.study_log import StudyLog
 from tuning.study.task import TrialPlan, train_trial
 from tuning.study.trials import Driver
@@ -101,6 +101,7 @@ def tune(context: SearchContext) -> dict[str, Any]:
         is_shared = sqlite_path(storage.url) is None
         log = StudyLog(store, study, work.facts, context.half, is_shared=is_shared, take_over=settings.take_over)
         with store.ending(log.run_id):
+            begin(study, work.facts)
             return _tune(context, study, log)
 
 
@@ -133,7 +134,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog) -> dict[st
     store.describe(log.run_id, described(n_wanted))
     store.log_data(log.run_id, context.half, "source")
     print_pairs(f"Search for CNN2 on classes {digits(context.split.source)}", outline(context, study))
-    log.log_finished()
+    log.log_finished(counting(study))
     context.stopwatch.lap("start")
     trials = _run_trials(context, study, log)
     context.stopwatch.lap("trials")

@@ -7,8 +7,9 @@ from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
-from fmnist_transfer.store.lock import check_owner, locked
+from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
@@ -26,7 +27,7 @@ class FixedConfiguration:
 
     candidate: Candidate
     study: str
-    """Name of its run, and of its lock."""
+    """Name of its run."""
     name: str
     """Of the registered model."""
     like: str = ""
@@ -75,19 +76,17 @@ def train_fixed(
     candidate = fixed.candidate
     like = {"like": fixed.like} if fixed.like else {}
     work = identity(device=plan.device, **settings_params(candidate.spec, candidate.recipe), **plan.facts(), **like)
-    with locked(store.uri, "search", f"study-{fixed.study}"):
-        runs = store.find(TUNING, role=Role.STUDY, study=fixed.study)
-        known = next((run for run in runs if run.data.tags.get("study_key") == work.key), None)
-        for run in runs:
-            check_owner(store.is_shared, run, "search", take_over=take_over)
-            if run.info.status == "RUNNING" and run is not known:
-                store.end(run.info.run_id, "KILLED")
-        if known:
-            run_id = str(known.info.run_id)
-            store.reopen(known, work.facts)
-        else:
-            tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
-            run_id = store.start(TUNING, fixed.study, params=work.facts, tags=tags)
+    tags = {"role": Role.STUDY, "study": fixed.study, "study_key": work.key}
+    with locked(store.uri, "search", f"study-{work.key}"):
+        parent = open_parent(
+            store,
+            "search",
+            find=lambda: store.find(TUNING, **tags),
+            start=lambda: store.start(TUNING, fixed.study, params=work.facts, tags=tags),
+            params=work.facts,
+            take_over=take_over,
+        )
+        run_id = str(parent.info.run_id)
         with store.ending(run_id):
             store.log_data(run_id, plan.half, "source")
             store.describe(run_id, describe_training(store, candidate.name, plan.split))

@@ -1,8 +1,6 @@
-"""One driver per sweep and per study.
+"""One driver per sweep and per study on this machine: a lock of the operating system, which ends with its process.
 
-On one machine a lock of the operating system, which cannot outlive its process. On a store that other machines use,
-too, the driver's tags on the parent run: a second machine is refused while that run is RUNNING. Two machines that begin
-the same new study in the same second are not told apart.
+`Owner` identifies the driver, also to other machines (`parents`).
 """
 
 import contextlib
@@ -23,7 +21,6 @@ from fmnist_transfer.store.places import short_name, sqlite_path
 
 if TYPE_CHECKING:
     import psutil
-    from mlflow.entities import Run
 
 SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot in seconds
 MACHINE_ID = Path("/etc/machine-id")
@@ -139,7 +136,7 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise _busy(noun, _read(owner)) from None
+        raise busy(noun, _read(owner)) from None
     try:
         owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
@@ -147,28 +144,8 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
         lock.release()
 
 
-def check_owner(is_shared: bool, run: "Run", noun: str, *, take_over: bool) -> None:
-    """Raise BusyError if another driver may be working on a parent run. The caller holds this machine's lock.
-
-    On a store of this machine alone the lock says enough: a run that is RUNNING belongs to a dead driver.
-
-    Args:
-        take_over: the other machine is known to be gone.
-    """
-    owner = Owner.from_tags(run.data.tags)
-    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
-        return
-    if owner.is_of_this_machine():
-        raise _busy(noun, str(owner))
-    if not take_over:
-        raise BusyError(
-            f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
-            "that machine is gone for good, add --take-over"
-        )
-
-
-def _busy(noun: str, driver: str) -> BusyError:
-    """Tell the second driver about the first."""
+def busy(noun: str, driver: str) -> BusyError:
+    """The error of a second driver, which names the first."""
     return BusyError(
         f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
     )

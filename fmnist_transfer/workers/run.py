@@ -43,7 +43,7 @@ class Workers:
         self._apart = apart or n > 1 or engine != "local"
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
-        self._is_cancelled = False  # the task of this process
+        self._cancelled: list[Any] = []  # running tasks
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
@@ -89,7 +89,7 @@ class Workers:
 
     def cancel(self, task: Any) -> None:
         """Stop this running task; its outcome is `interrupted`, unless it ended first. The others go on."""
-        self._is_cancelled = True
+        self._cancelled.append(task)
         for worker in self._busy:
             if worker.task == task:
                 worker.cancel()
@@ -100,10 +100,10 @@ class Workers:
         prepare_process()
 
         def should_stop() -> bool:
-            return self._is_cancelled or self.stop.is_set()
+            return bool(self._cancelled) or self.stop.is_set()
 
         while not self.stop.is_set() and (task := next(tasks, None)) is not None:
-            self._is_cancelled = False
+            self._cancelled.clear()
             on_start(task)
             yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
@@ -141,11 +141,16 @@ class Workers:
                 if (outcome := worker.receive(job)) is None:
                     continue
                 self._busy.remove(worker)
+                is_cancelled = outcome.task in self._cancelled
+                if is_cancelled:
+                    self._cancelled.remove(outcome.task)
                 if outcome.status != "lost":
                     yield outcome
                     continue
                 pool.remove(worker)
-                if outcome.task in retried:
+                if is_cancelled:  # it was to end in any case
+                    yield dataclasses.replace(outcome, status="interrupted")
+                elif outcome.task in retried:
                     yield dataclasses.replace(outcome, status="failed", reason=f"{outcome.reason}, twice")
                 else:
                     on_lost(outcome.task, outcome.reason)

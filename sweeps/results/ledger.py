@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import BusyError
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.network.weights import weights_digest
-from fmnist_transfer.store.lock import check_owner
 from fmnist_transfer.store.metric_rows import result_rows, settings_params
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.open_runs import OpenRuns
+from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from sweeps.grid import Cell
@@ -58,17 +57,15 @@ class Ledger:
     def __init__(self, store: Store, work: Identity, half: Half):
         self._store, self._half = store, half
         self._facts, self.key = work
-        self._parent = self._find_parent()
+        self._parent = next(reversed(self._parents()), None)  # the earliest
         self._runs: dict[str, Run] = {}  # cell key -> the run that counts
         self._children: list[Run] = []
         if self._parent:
             self._children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id)
             self._runs = counting_runs(self._children)
 
-    def _find_parent(self) -> Run | None:
-        """The sweep's parent, the earliest if two were begun at once."""
-        parents = self._store.find(TRANSFER, role=Role.SWEEP, sweep_key=self.key)
-        return parents[-1] if parents else None
+    def _parents(self) -> list[Run]:
+        return self._store.find(TRANSFER, role=Role.SWEEP, sweep_key=self.key)
 
     @property
     def run_id(self) -> str:
@@ -84,17 +81,16 @@ class Ledger:
             tags: of the parent, set anew each time (which model was asked for).
             take_over: another machine's driver is known to be gone.
         """
-        if self._parent:
-            check_owner(self._store.is_shared, self._parent, "sweep", take_over=take_over)
-            self._store.reopen(self._parent, self._facts)
-            self._store.log(self.run_id, tags=tags)
-        else:
-            all_tags = {"role": Role.SWEEP, "sweep_key": self.key} | dict(tags)
-            run_id = self._store.start(TRANSFER, name, params=self._facts, tags=all_tags)
-            self._parent = self._find_parent()
-            if self.run_id != run_id:
-                self._store.client.delete_run(run_id)
-                raise BusyError(f"another machine has begun this sweep at the same moment: run {self.run_id}")
+        all_tags = {"role": Role.SWEEP, "sweep_key": self.key} | dict(tags)
+        self._parent = open_parent(
+            self._store,
+            "sweep",
+            find=self._parents,
+            start=lambda: self._store.start(TRANSFER, name, params=self._facts, tags=all_tags),
+            params=self._facts,
+            take_over=take_over,
+        )
+        self._store.log(self.run_id, tags=tags)
         self._open = OpenRuns[Cell](self._store, TRANSFER, self.run_id, Role.CELL, half=self._half, half_role="target")
         self._open.end_left(self._children)
 

@@ -39,6 +39,14 @@ def test_each_database_is_made_and_neither_is_taken_for_the_other(postgres: Post
     assert "own-study" in swapped.stderr
 
 
+def test_several_processes_make_the_databases_at_once(postgres: PostgreSQL) -> None:
+    """Row 5 on PostgreSQL."""
+    uris = [postgres.create("raced-mlflow"), postgres.create("raced-study")]
+    command = [sys.executable, "-c", OPEN_BOTH, *uris]
+    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
+
+
 def test_a_database_that_is_not_there_is_told_at_once(shared_site: SharedSite) -> None:
     """Row 7."""
     start = time.monotonic()
@@ -104,6 +112,14 @@ def test_a_second_machine_is_refused_until_the_first_is_known_to_be_gone(shared_
     assert shared_site.n_cells("KILLED") >= 1
     assert site.sweep(*CELLS_24).status == 0
     assert shared_site.digests() == site.digests()
+
+
+def test_of_two_machines_that_begin_a_search_at_once_one_goes_on(shared_site: SharedSite) -> None:
+    """Row 12 for a study that neither has begun before."""
+    machines = [shared_site.start_search("--trials", "8", "--epochs", "100", fault=f"machine:{m}") for m in "ab"]
+    assert sorted(machine.done().status for machine in machines) == [0, 5]
+    assert len(shared_site.trials()) == 8
+    assert len(shared_site.open().find(TUNING, role="study")) == 1
 
 
 def test_a_second_machine_is_refused_in_a_search(shared_site: SharedSite) -> None:

@@ -74,13 +74,9 @@ def find_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study |
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
-    """Create the study, or go on with it. Raises UsageError if it was begun with other settings."""
+    """Open the study, created if missing; `begin` is next. Raises UsageError if it was begun with other settings."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
-    before = study.user_attrs.get(SETTINGS)
-    if before is None:
-        study.enqueue_trial(first_trial(settings["max_mflops"]), skip_if_exists=True)
-        study.set_user_attr(SETTINGS, settings)  # last: now it is begun
-        return study
+    before = study.user_attrs.get(SETTINGS, settings)
     differing = [key for key in settings | before if settings.get(key) != before.get(key)]
     if differing:
         changes = ", ".join(f"{key} {before.get(key)} (now {settings.get(key)})" for key in differing)
@@ -89,6 +85,13 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[st
             "values to go on with it, or another --study-name to begin anew"
         )
     return study
+
+
+def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
+    """Enqueue the hand-made first trial of a new study. The caller is the study's only driver."""
+    if SETTINGS not in study.user_attrs:
+        study.enqueue_trial(first_trial(settings["max_mflops"]), skip_if_exists=True)
+        study.set_user_attr(SETTINGS, settings)  # last: now it is begun
 
 
 def requeue(study: optuna.Study, *, failed: bool) -> None:

@@ -7,15 +7,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store.lock import check_owner
 from fmnist_transfer.store.metric_rows import curve_rows, settings_params
+from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.score import Epoch
-from tuning.study.study import EPOCHS, REASON, RECIPE, counting, spec_and_recipe
+from tuning.study.study import EPOCHS, REASON, RECIPE, spec_and_recipe
 
-PARENT = "mlflow_run_id"  # user attribute of the study
+PARENT = "mlflow_run_id"  # begins the names of the study's user attributes that hold the id of its run
 STATUS: dict[TrialState, Status] = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "KILLED",
@@ -46,14 +46,15 @@ class StudyLog:
         take_over: bool = False,
     ):
         self._store, self._study, self._params, self._half = store, study, params, half
-        if parent := self._find_parent(is_shared):
-            self.run_id = str(parent.info.run_id)
-            check_owner(store.is_shared, parent, f"study {study.study_name!r}", take_over=take_over)
-            store.reopen(parent, params)
-        else:
-            tags = {"role": Role.STUDY, "study": study.study_name}
-            self.run_id = store.start(TUNING, f"study {study.study_name}", params=params, tags=tags)
-            study.set_user_attr(PARENT, self.run_id)
+        parent = open_parent(
+            store,
+            f"study {study.study_name!r}",
+            find=lambda: self._parents(is_shared),
+            start=self._start_parent,
+            params=params,
+            take_over=take_over,
+        )
+        self.run_id = str(parent.info.run_id)
         self._logged: set[int] = set()
         for run in store.find(TUNING, role=Role.TRIAL, parent=self.run_id):
             if run.info.status == "RUNNING":  # its logging was cut off
@@ -61,22 +62,26 @@ class StudyLog:
             if "complete" in run.data.tags:
                 self._logged.add(int(run.data.tags["trial"]))
 
-    def _find_parent(self, is_shared: bool) -> Run | None:
-        """The study's run; None if there is none, or if it was deleted."""
-        run_id = str(self._study.user_attrs.get(PARENT, ""))
-        if not run_id:
-            return None
-        run = self._store.get(run_id)
-        if run is None and is_shared:
+    def _start_parent(self) -> str:
+        name = self._study.study_name
+        tags = {"role": Role.STUDY, "study": name}
+        run_id = self._store.start(TUNING, f"study {name}", params=self._params, tags=tags)
+        self._study.set_user_attr(f"{PARENT} {run_id}", run_id)
+        return run_id
+
+    def _parents(self, is_shared: bool) -> list[Run]:
+        """The study's runs that were not deleted."""
+        ids = [str(value) for key, value in self._study.user_attrs.items() if key.startswith(PARENT)]
+        runs = [self._store.get(run_id) for run_id in ids]
+        if None in runs and is_shared:
             raise StoreError(
                 f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
                 "give that one with --tracking-uri, or another --study-name"
             )
-        return run if run is not None and run.info.lifecycle_stage == "active" else None
+        return [run for run in runs if run is not None and run.info.lifecycle_stage == "active"]
 
-    def log_finished(self) -> None:
-        """Log every finished trial that is not yet logged, in order of number."""
-        trials = counting(self._study)
+    def log_finished(self, trials: list[FrozenTrial]) -> None:
+        """Log those of the study's `counting` trials that are not yet logged, in order of number."""
         for trial in trials:
             if trial.number not in self._logged:
                 self._log(trial, trials)

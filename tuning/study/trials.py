@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.retry import RetryingClient, RetryPolicy
@@ -67,7 +67,7 @@ class Driver:
         study.pruner = optuna.pruners.MedianPruner(
             n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, plan.epochs // 5), n_min_trials=5
         )
-        progress.best = best_of(study)
+        progress.best = best_of(counting(study))
 
     def tasks(self) -> Iterator[TrialTask]:
         """One task after another, each asked for when a worker is free; enqueued parameters come first."""
@@ -97,9 +97,7 @@ class Driver:
     def report(self, task: TrialTask, news: Epoch) -> tuple[float, str]:
         """Pass an epoch on to the trial, and cancel its training if it is to be pruned."""
         running = self._running[task.number]
-        if running.is_pruned:
-            self._workers.cancel(task)  # a retry, after a worker was lost, does not know of it
-        elif news.epoch > len(running.epochs):  # a retry repeats equal epochs
+        if news.epoch > len(running.epochs) and not running.is_pruned:  # a retry repeats equal epochs
             running.epochs.append(news)
             running.trial.report(news.val_accuracy, news.epoch)
             if news.epoch < self._plan.epochs and running.trial.should_prune():
@@ -124,16 +122,17 @@ class Driver:
             trial.set_user_attr(REASON, outcome.reason)
             result = {"state": TrialState.FAIL}
         self._retry.call(self._study.tell, outcome.task.number, skip_if_finished=True, **result)
-        self._progress.best = best_of(self._study)
-        self._log.log_finished()
+        trials = self._retry.call(counting, self._study)
+        self._progress.best = best_of(trials)
+        self._log.log_finished(trials)
         return ""
 
     def close(self) -> None:
         self._retry.call(requeue, self._study, failed=False)
 
 
-def best_of(study: optuna.Study) -> str:
-    """The best complete trial so far, in words."""
-    complete = [trial for trial in counting(study) if trial.state == TrialState.COMPLETE]
+def best_of(trials: list[FrozenTrial]) -> str:
+    """The best complete trial, in words."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
     return "none is complete yet" if best is None else f"best {best.value:.2%} (trial {best.number})"

@@ -1,4 +1,4 @@
-"""One driver: locks of this machine, and what a parent run says of another."""
+"""One driver on this machine, and who it is."""
 
 import os
 import socket
@@ -11,9 +11,8 @@ import psutil
 import pytest
 
 from fmnist_transfer.errors import BusyError
-from fmnist_transfer.store.lock import Owner, check_owner, locked
-from fmnist_transfer.store.roles import TRANSFER
-from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.store.lock import Owner, locked
+from fmnist_transfer.store.runs import Store
 
 HERE = Owner.this_process()
 ELSEWHERE = replace(HERE, machine="another machine", pid=1)  # of the same name
@@ -53,32 +52,3 @@ def test_a_second_driver_is_refused_and_told_about_the_first(store: Store) -> No
         pass
     with locked(store.uri, "sweep", "a"):
         pass
-
-
-@pytest.fixture
-def parent(store: Store) -> Run:
-    """A RUNNING run of another machine."""
-    run_id = store.start(TRANSFER, "a sweep")
-    store.log(run_id, tags=ELSEWHERE.to_tags())
-    return store.client.get_run(run_id)
-
-
-def test_another_machine_is_refused_while_the_parent_is_running(store: Store, parent: Run) -> None:
-    with pytest.raises(BusyError, match="--take-over") as refused:
-        check_owner(True, parent, "sweep", take_over=False)
-    assert refused.value.exit_status == 5
-    check_owner(True, parent, "sweep", take_over=True)
-    check_owner(False, parent, "sweep", take_over=False)  # a store of this machine alone, whose lock says enough
-    store.end(parent.info.run_id)
-    check_owner(True, store.client.get_run(parent.info.run_id), "sweep", take_over=False)
-
-
-def test_a_process_of_this_machine_holds_its_run_while_it_lives(store: Store, parent: Run) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        started = psutil.Process(process.pid).create_time() - psutil.boot_time()
-        store.log(parent.info.run_id, tags=replace(HERE, pid=process.pid, started=started).to_tags())
-        run = store.client.get_run(parent.info.run_id)
-        for take_over in (False, True):
-            with pytest.raises(BusyError):
-                check_owner(True, run, "sweep", take_over=take_over)
-    check_owner(True, run, "sweep", take_over=False)

@@ -25,6 +25,11 @@ def work(shared, task, report, should_stop):
         os.kill(os.getpid(), signal.SIGKILL)
     if isinstance(task, Path):
         return os.getpid()
+    if task == "die if stopped":
+        report("waiting")
+        while not should_stop():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
     if task == "fail":
         raise RuntimeError("as asked")
     if task == "wait":
@@ -108,6 +113,20 @@ def test_one_task_is_cancelled_and_the_others_go_on(n_workers: int) -> None:
         *(("1", "done"), ("2", "done"), ("3", "done")),
         *[("wait", "interrupted")] * 2,
     ]
+
+
+def test_a_cancelled_task_whose_worker_dies_is_not_retried() -> None:
+    lost: list[object] = []
+    with StopSignal() as stop, Workers(2, stop) as workers:
+        outcomes = list(
+            workers.run(
+                *(work, 1, ["die if stopped", 1]),
+                on_report=lambda task, news: news == "waiting" and workers.cancel(task),
+                on_lost=lambda task, reason: lost.append(task),
+            )
+        )
+    assert sorted((o.task, o.status) for o in outcomes if o.task != 1) == [("die if stopped", "interrupted")]
+    assert lost == []
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

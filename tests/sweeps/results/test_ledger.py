@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import BusyError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
@@ -80,18 +79,6 @@ def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store,
     reopen().open("a sweep", {})
     assert store.client.get_run(left).info.status == "KILLED"
     assert store.client.get_run(ledger.run_id).info.status == "RUNNING"
-
-
-def test_of_two_parents_that_were_begun_at_once_the_earlier_counts(
-    store: Store, half: Half, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As by two machines, whose locks do not see each other."""
-    mine = Ledger(store, WORK, half)
-    rival = Ledger(store, WORK, half)
-    rival.open("a sweep", {})
-    with pytest.raises(BusyError):
-        mine.open("a sweep", {})
-    assert [run.info.run_id for run in store.find(TRANSFER, role=Role.SWEEP)] == [rival.run_id]
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from synthetic import SMALL_SPEC as SPEC
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
-from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import fit
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import Cell, RecipeChange
 from sweeps.training.cells import CellPlan, CellResult, train_cells
 
-SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
-
-
-@pytest.fixture(scope="module")
-def registered() -> dict[str, torch.Tensor]:
-    network = fresh_network(SPEC, Streams(99))
-    network.train()(torch.randn(16, 1, 28, 28))
-    return {name: tensor + 1 for name, tensor in network.state_dict().items()}  # no constant of a fresh network
 
 
 def train_cell(plan: CellPlan, cell: Cell) -> CellResult:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from synthetic import SMALL_SPEC as SPEC
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UsageError
@@ -16,16 +17,8 @@ from fmnist_transfer.training.score import Epoch
 from sweeps.grid import INITS, Init
 from sweeps.training.inits import fit_arm, probing_epochs, starting_network
 
-SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 DRAW = partial(fresh_network, SPEC)
 RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
-
-
-@pytest.fixture(scope="module")
-def registered() -> dict[str, torch.Tensor]:
-    network = fresh_network(SPEC, Streams(99))
-    network.train()(torch.randn(16, 1, 28, 28))
-    return {name: tensor + 1 for name, tensor in network.state_dict().items()}  # no constant of a fresh network
 
 
 def test_pretrained_copies_everything_but_the_classifier(registered: dict[str, torch.Tensor]) -> None:
