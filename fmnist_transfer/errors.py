@@ -54,6 +54,10 @@ class StoreError(UserError):
     exit_status = 4
 
 
+class NoStoreError(StoreError):
+    """There is no store or study database yet, and this command must not create one."""
+
+
 class BusyError(UserError):
     """Another process owns this sweep or this study."""
 

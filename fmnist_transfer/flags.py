@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.store.places import POSTGRESQL
@@ -21,6 +22,8 @@ from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine
 
 MOST_WORKERS = 10_000
+# Flags of one run of a command, which a command to go on with does not repeat.
+ONE_TIME: dict[str, Any] = {"json": None, "mend_copy": False, "take_over": False, "retry_failed": False}
 
 
 @dataclass(frozen=True, kw_only=True)

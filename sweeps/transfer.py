@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fmnist_transfer.data.split import digits
-from fmnist_transfer.flags import device_of_tasks, workers_for
+from fmnist_transfer.flags import ONE_TIME, device_of_tasks, workers_for
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import command_line, run_command
 from fmnist_transfer.terminal.output import print_pairs, say, write_json
@@ -103,8 +103,8 @@ def _sweep(
     result = run_sweep(context, work, pinned_model)
     n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
     sources = n_more if settings.pretrain_replicates else 0  # each replicate needs one
-    changes = {"model_uri": pinned_model.pinned, "replicates": n_more, "pretrain_replicates": sources, "json": None}
-    more = command_line("sweeps.transfer", settings, **changes)
+    changes = {"model_uri": pinned_model.pinned, "replicates": n_more, "pretrain_replicates": sources}
+    more = command_line("sweeps.transfer", settings, **(ONE_TIME | changes))
     print_pairs(
         "Look next",
         {

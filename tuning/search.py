@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmnist_transfer.data.split import parse_split
-from fmnist_transfer.flags import device_of_tasks, workers_for
+from fmnist_transfer.flags import ONE_TIME, device_of_tasks, workers_for
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import command_line, run_command
 from fmnist_transfer.terminal.output import print_pairs, say, write_json
@@ -93,7 +93,7 @@ def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> d
         place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
         commands = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | commands
     if settings.is_search:
-        more = command_line("tuning.search", settings, trials=2 * settings.trials, json=None)
+        more = command_line("tuning.search", settings, **ONE_TIME | {"trials": 2 * settings.trials})
         commands["search on"] = f"{more}  # tops this study up"
     return commands
 

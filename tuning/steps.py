@@ -3,6 +3,7 @@
 Imported when torch, mlflow and optuna are to be loaded, which the command's flags need not.
 """
 
+import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from optuna.trial import FrozenTrial
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.data.split import Split, digits, parse_split
-from fmnist_transfer.errors import SAME_COMMAND, UserError
+from fmnist_transfer.errors import SAME_COMMAND, NoStoreError, UserError
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.logged_tasks import run_logged
 from fmnist_transfer.store.links import INLINE_DPI
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri, study_uri
+from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say
@@ -218,9 +219,8 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
         return {"study": fixed.study} | result
     file = sqlite_path(store_uri(settings.tracking_uri))
     folder = file.parent if file else default_folder()
-    database = sqlite_path(study_uri(settings.storage, folder))
     study = None
-    if database is None or database.exists():
+    with contextlib.suppress(NoStoreError):
         study = find_study(open_storage(settings.storage, folder, retry, may_write=False), settings.study)
     n_done = len(counting(study)) if study else 0
     n_to_run = max(0, settings.trials - n_done)

@@ -38,7 +38,7 @@ def open_store(
 
     Args:
         mend_copy: let a copied store find its own artifacts instead of the original's.
-        may_write: if False, create and mend nothing; raise StoreError instead.
+        may_write: if False, create and mend nothing; raise StoreError instead, NoStoreError if there is no store yet.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -48,8 +48,6 @@ def open_store(
     uri, folder = store_uri(tracking_uri), default_folder()
     if (database := sqlite_path(uri)) is not None:
         folder = database.parent
-        if not may_write and not database.exists():
-            raise StoreError(f"there is no store {database} yet")
     elif uri.startswith(("http://", "https://")):
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)

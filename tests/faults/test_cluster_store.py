@@ -43,8 +43,17 @@ def test_several_processes_make_the_databases_at_once(postgres: PostgreSQL) -> N
     """Row 5 on PostgreSQL."""
     uris = [postgres.create("raced-mlflow"), postgres.create("raced-study")]
     command = [sys.executable, "-c", OPEN_BOTH, *uris]
-    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 4
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+
+
+def test_a_dry_run_makes_no_tables(shared_site: SharedSite) -> None:
+    """Row 29 on PostgreSQL: an empty study database stays empty."""
+    uri = shared_site.postgres.create("stays-empty")
+    shared_site.storage = uri
+    done = shared_site.search("--trials", "3", "--dry-run")
+    assert done.status == 0, done.err
+    assert shared_site.postgres.execute("stays-empty", "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
 
 
 def test_a_database_that_is_not_there_is_told_at_once(shared_site: SharedSite) -> None:
