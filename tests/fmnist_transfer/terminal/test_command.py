@@ -73,7 +73,7 @@ def parsed(settings_type: Any, line: str) -> Any:
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=8).filter(
-    lambda text: not text.startswith("-")
+    lambda text: not text.startswith("-") and text != "None"  # which tyro reads as no value
 )
 
 
