@@ -16,6 +16,7 @@ from fmnist_transfer.store.places import POSTGRESQL
 from fmnist_transfer.store.retry import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS
 from fmnist_transfer.terminal.command import check_range
 from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.terminal.process import check_open_files
 from fmnist_transfer.training.recipe import Precision
 from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
@@ -128,8 +129,11 @@ def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local"
 
 def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
     """Workers as the command's flags describe them; a dry run contacts no cluster."""
+    n = count_workers(settings.workers, device, n_tasks, settings.engine)
+    if settings.engine == "local":
+        check_open_files(n)
     return Workers(
-        count_workers(settings.workers, device, n_tasks, settings.engine),
+        n,
         stop,
         apart=device != "cpu",
         engine="local" if settings.dry_run else settings.engine,

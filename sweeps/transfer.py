@@ -60,6 +60,7 @@ def _sweep(
 ) -> dict[str, Any]:
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
+    from fmnist_transfer.store.artifacts import check_artifacts
     from fmnist_transfer.store.opening import open_store
     from fmnist_transfer.store.registry import load, resolve
     from fmnist_transfer.store.roles import TRANSFER
@@ -73,6 +74,7 @@ def _sweep(
     store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=may_write)
     pinned_model = resolve(store, settings.model_uri)
     if not settings.dry_run:
+        check_artifacts(store, TRANSFER)
         store.end_orphans(TRANSFER)
     model = load(store, pinned_model)
     data_dir = settings.data_dir or default_data_dir()

@@ -22,6 +22,7 @@ from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress
@@ -196,13 +197,16 @@ def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog) -> l
 
 def _log_figures(context: SearchContext, study: optuna.Study, log: StudyLog) -> str:
     """The run that has the search's figures; empty if there are none, for too few trials."""
-    from tuning.figures import search_figures  # matplotlib: not before the first trial
+    import matplotlib.style  # not before the first trial
 
-    figures = search_figures(study)
-    for path, figure in figures.items():
-        context.store.log_figure(log.run_id, path, figure)
-    if INLINE in figures:
-        context.store.log_figure(log.run_id, INLINE_COPY, figures[INLINE], INLINE_DPI)
+    from tuning.figures import search_figures
+
+    with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+        figures = search_figures(study)
+        for path, figure in figures.items():
+            context.store.log_figure(log.run_id, path, figure)
+        if INLINE in figures:
+            context.store.log_figure(log.run_id, INLINE_COPY, figures[INLINE], INLINE_DPI)
     context.stopwatch.lap("figures")
     return log.run_id if INLINE in figures else ""
 
@@ -217,6 +221,8 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
         name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
         say(f"{fixed.name} ({name}) would be trained for {epochs} epochs and registered, unless it is there")
         return {"study": fixed.study} | result
+    with contextlib.suppress(NoStoreError):  # an experiment that was deleted is said here, too
+        open_store(settings.tracking_uri, retry, may_write=False).find(TUNING, study=settings.study)
     file = sqlite_path(store_uri(settings.tracking_uri))
     folder = file.parent if file else default_folder()
     study = None

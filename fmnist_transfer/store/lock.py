@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fmnist_transfer.errors import BusyError
+from fmnist_transfer.errors import BusyError, StoreError
 from fmnist_transfer.store.places import short_name, sqlite_path
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     import filelock
 
     folder = _locks_folder(uri)
-    folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f"{key}.owner"
     lock = filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds)
     try:
@@ -162,9 +162,22 @@ def _read(file: Path) -> str:
 
 
 def _locks_folder(uri: str) -> Path:
-    """Beside a sqlite file; for a server, among the user's files."""
+    """Beside a sqlite file; for a server, among the user's files, or where temporary files go if there is no home."""
     if (database := sqlite_path(uri)) is not None:
-        return database.parent / "locks"
-    import platformdirs
+        folders = [database.parent / "locks"]
+    else:
+        import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri)
+        own = f"fmnist-transfer-{os.getuid()}"
+        folders = [platformdirs.user_state_path("fmnist-transfer"), Path(tempfile.gettempdir()) / own]
+        folders = [folder / "locks" / short_name(uri) for folder in folders]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+        except OSError:  # the next one, then
+            continue
+    raise StoreError(
+        f"cannot write {folders[0]}, where locks are kept; set XDG_STATE_HOME to a folder that can be written"
+    )

@@ -88,8 +88,11 @@ def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch
 
 def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.Tensor]:
     """What a run logged as `weights.safetensors`. Raises ModelError."""
-    location = str(store.client.get_run(run_id).info.artifact_uri)
-    return unpack_weights(_fetch(store, location, WEIGHTS_FILE, f"run {run_id}"), spec, f"run {run_id}")
+    location, name = str(store.client.get_run(run_id).info.artifact_uri), f"run {run_id}"
+    try:
+        return unpack_weights(_fetch(store, location, WEIGHTS_FILE, name), spec, name)
+    except ModelError as error:
+        raise ModelError(f"{error}. Delete the run in MLflow's UI, and the same command trains it again") from error
 
 
 def _fetch(store: Store, location: str, path: str, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,8 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked, warn_of_password
 
 HEALTH_SECONDS = 5.0
+OLDEST_SERVER = 3  # the major version
+VERSION = re.compile(r"\d+\.\d+[\w.]*")
 SCHEMA = Schema("MLflow", "experiments")
 HTTP_DEFAULTS = {  # without them a client is silent for four minutes, and makes two runs of a request that it repeats
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -80,7 +83,7 @@ def _client(uri: str) -> MlflowClient:
     mlflow.set_tracking_uri(uri)  # sets the variable, too, where the next store that is opened would look
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ |= {"MLFLOW_TRACKING_URI": users_uri} if users_uri is not None else {}
-    return MlflowClient(uri)
+    return MlflowClient(uri, registry_uri=uri)  # whatever MLFLOW_REGISTRY_URI says: models belong to their runs
 
 
 def _create_tables(uri: str, folder: Path) -> None:
@@ -98,6 +101,7 @@ def _wait_for_server(uri: str) -> None:
     while True:
         try:
             requests.get(f"{address}/health", timeout=HEALTH_SECONDS, verify=verify)
+            _check_version(uri, requests.get(f"{address}/version", timeout=HEALTH_SECONDS, verify=verify))
             return
         except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL at all
             if isinstance(error, requests.exceptions.ConnectionError) and time.monotonic() < deadline:
@@ -106,3 +110,13 @@ def _wait_for_server(uri: str) -> None:
             raise StoreError(
                 f"no MLflow server at {masked(uri)} ({reason(error)}); start it and run the same command again"
             ) from error
+
+
+def _check_version(uri: str, response: requests.Response) -> None:
+    """Raise StoreError for a server that is too old; one that does not tell its version is let pass."""
+    version = response.text.strip()
+    if response.ok and VERSION.fullmatch(version) and int(version.split(".")[0]) < OLDEST_SERVER:
+        raise StoreError(
+            f"the server at {masked(uri)} runs MLflow {version}, this command MLflow {mlflow.__version__}: logged "
+            f"models need a server of version {OLDEST_SERVER} or newer"
+        )

@@ -59,6 +59,15 @@ def has_model(store: Store, name: str) -> bool:
     return name in {model.name for model in store.client.search_registered_models(f"name = '{name}'")}
 
 
+def is_whole(store: Store, version: ModelVersion) -> bool:
+    """Whether the version's model can be loaded: its logged model or its files may have been deleted."""
+    try:
+        load(store, _reference(store, "", f"models:/{version.name}/{version.version}", model_id_of(version)))
+    except (ModelError, MlflowException):
+        return False
+    return True
+
+
 def set_best(store: Store, version: ModelVersion) -> None:
     store.client.set_registered_model_alias(version.name, BEST, version.version)
 
@@ -79,7 +88,10 @@ def resolve(store: Store, uri: str) -> PinnedModel:
         if scheme == "models" and name and suffix and "/" not in suffix:
             return _resolve_version(store, uri, name, suffix)
     except MlflowException as error:
-        raise ModelError(f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}") from error
+        raise ModelError(
+            f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}; if it was deleted, the "
+            "search that registered it registers it again"
+        ) from error
     raise ModelError(
         f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or "
         f"runs:/RUN_ID/NAME. {_known(store)}"

@@ -143,13 +143,14 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 
 
 def reason(error: BaseException | None) -> str:
-    """The innermost error in a line: `Connection refused`, `database is locked`, `disk full`."""
+    """The innermost error in a line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
     # A LookupError on the way is a library's cache, say, and no reason.
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]
     text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
-    return masked(str(text).strip().splitlines()[0])
+    file = getattr(innermost, "filename", None)
+    return masked(str(text).strip().splitlines()[0]) + (f": {file}" if file else "")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,8 +15,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fmnist_transfer.errors import SAME_COMMAND, UsageError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
+from fmnist_transfer.terminal.process import prepare_command
+
+STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
 
 
 class CommandSettings(Protocol):
@@ -39,6 +42,8 @@ def run_command(
             the help; it checks its values in `__post_init__` by raising UsageError.
         module: what the user calls after `python -m`.
     """
+    if args is None:
+        prepare_command()
     import tyro
 
     given = sys.argv[1:] if args is None else list(args)
@@ -57,7 +62,16 @@ def run_command(
         return _report("stopped; what was finished is kept", 128 + signal.SIGINT, debug)
     except Exception as error:  # whatever else went wrong is one line too
         text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
-        return _report(text, UserError.exit_status, debug)
+        return _report(text, (StoreError if _is_of_a_store(error) else UserError).exit_status, debug)
+
+
+def _is_of_a_store(error: BaseException | None) -> bool:
+    """Whether a library that talks to the store raised the error, or caused it."""
+    while error is not None:
+        if type(error).__module__.partition(".")[0] in STORE_LIBRARIES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:

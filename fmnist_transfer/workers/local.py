@@ -32,10 +32,15 @@ class ProcessPool:
         return [by_connection[cast(Any, ready)] for ready in wait(list(by_connection), POLL_SECONDS)]
 
     def remove(self, worker: Worker) -> None:
-        self._workers[self._workers.index(cast(_Process, worker))] = _Process(self._stop, self._prepare)
+        self._workers.remove(cast(_Process, worker))
+        if not self._stop.is_set():
+            self._workers.append(_Process(self._stop, self._prepare))
 
     def stop_tasks(self) -> None:
-        """They see the flag themselves."""
+        """Running tasks see the flag themselves; workers that have not begun theirs are ended: they may hang."""
+        for process in self._workers:
+            if process.task is not None and not process.is_at_work:
+                process.kill()
 
     def close(self) -> None:
         for process in self._workers:
@@ -51,6 +56,7 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task: Any = None
+        self.is_at_work = self.has_worked = False
         self._cancelled = context.RawValue("b", 0)
         self._job: Job | None = None  # what it knows of
         self._process = context.Process(target=_work, args=(theirs, stop.flag, self._cancelled, prepare), daemon=True)
@@ -61,7 +67,7 @@ class _Process:
         theirs.close()  # so that its death is the end of the pipe
 
     def hand_out(self, job: Job, task: Any) -> None:
-        self.task = task
+        self.task, self.is_at_work = task, False
         self._cancelled.value = 0
         with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
             if self._job is not job:
@@ -72,14 +78,20 @@ class _Process:
     def cancel(self) -> None:
         self._cancelled.value = 1
 
+    def kill(self) -> None:
+        self._process.kill()
+
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
         """The outcome of the task, or None after a mere report. A dead worker's task is lost."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):  # also in the midst of a message
-            self._process.kill()  # if it is the pipe that failed
-            self._process.join()
+            self.leave()  # if it is the pipe that failed
+            self.wait()
             return died(self.task, _death(self._process.exitcode or 0))
+        if kind == "begun":
+            self.is_at_work = self.has_worked = True
+            return None
         if kind == "report":
             job.on_report(self.task, content)
             return None
@@ -127,6 +139,7 @@ def _work(connection: Connection, stop_flag: Any, cancelled: Any, prepare: bool)
                 case ("job", function, shared):
                     pass
                 case ("task", task):
+                    connection.send(("begun", None))
                     if should_stop():  # as an orphan, say, which is to begin nothing any more
                         outcome = Outcome[Any, Any](task, "interrupted", reason="it was not begun")
                     else:

@@ -135,6 +135,7 @@ class _Actor:
 
     def __init__(self, handle: Any, shared: "_Shared"):
         self.task: Any = None
+        self.has_worked = False
         self.mail: Any = None
         self.node: str | None = None
         self._handle, self._shared = handle, shared
@@ -165,6 +166,7 @@ class _Actor:
         except RayError as error:
             self.leave()
             return died(self.task, _reason(error))
+        self.has_worked = True
         if kind == "report":
             self.mail = self._handle.message.remote()
             job.on_report(self.task, content)

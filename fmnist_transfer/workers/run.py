@@ -13,8 +13,11 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine, Job, Outcome, Pool, Task, TaskFunction, Worker, attempt
+
+MOST_UNUSED = 3  # workers in a row that die before they have begun a task
 
 
 class Workers:
@@ -44,6 +47,7 @@ class Workers:
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
         self._cancelled: list[Any] = []  # running tasks
+        self._n_unused = 0  # workers in a row that died before they began a task
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
@@ -148,6 +152,7 @@ class Workers:
                     yield outcome
                     continue
                 pool.remove(worker)
+                self._check_deaths(worker, outcome.reason)
                 if is_cancelled:  # it was to end in any case
                     yield dataclasses.replace(outcome, status="interrupted")
                 elif outcome.task in retried:
@@ -155,6 +160,15 @@ class Workers:
                 else:
                     on_lost(outcome.task, outcome.reason)
                     lost.append(outcome.task)
+
+    def _check_deaths(self, worker: Worker, reason: str) -> None:
+        """Raise UsageError if workers cannot be started here at all."""
+        self._n_unused = 0 if worker.has_worked or self.stop.is_set() else self._n_unused + 1
+        if self._n_unused >= MOST_UNUSED:
+            raise UsageError(
+                f"{MOST_UNUSED} workers in a row ended before their first task: {reason}. Their own lines above say "
+                "why; a program needs `if __name__ == '__main__':` in a file. --workers 1 needs no other process"
+            )
 
 
 def available_cores() -> int:

@@ -46,6 +46,8 @@ class Worker(Protocol):
     """A process that runs one task at a time; `task` is None while it is idle."""
 
     task: Any
+    has_worked: bool
+    """Whether it has ever begun a task."""
 
     def hand_out(self, job: Job, task: Any) -> None:
         """Start the task."""

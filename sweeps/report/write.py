@@ -3,6 +3,8 @@
 import io
 from collections.abc import Sequence
 
+import matplotlib.style
+
 from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.store.links import INLINE_DPI
 from fmnist_transfer.store.runs import Store
@@ -27,14 +29,15 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     check_stop()
     findings = find(sweep, others)
     images, captions = {}, {}
-    for name, (figure, caption) in report_figures(findings).items():
-        check_stop()
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=PAGE_DPI)
-        images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
-        store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
-        if name == INLINE:
-            store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
+    with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+        for name, (figure, caption) in report_figures(findings).items():
+            check_stop()
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=PAGE_DPI)
+            images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
+            store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
+            if name == INLINE:
+                store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
     markdown = markdown_of(findings, captions)
     for path, text in {
         f"{FOLDER}/report.md": markdown,

@@ -60,11 +60,14 @@ class SweepFigures:
 
     def draw(self) -> list[Row]:
         """Draw now; the rows."""
+        import matplotlib.style
+
         from sweeps.results.figures import sweep_figures
 
         rows = self._read_rows()
-        for path, figure in sweep_figures(rows, self._title).items():
-            self._store.log_figure(self._run_id, path, figure)
+        with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+            for path, figure in sweep_figures(rows, self._title).items():
+                self._store.log_figure(self._run_id, path, figure)
         self._store.log_text(self._run_id, "results.csv", to_csv(rows))
         return rows
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from fmnist_transfer.errors import UsageError, UserError
+from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
@@ -71,7 +71,10 @@ class LoggedSweep:
 
 
 def find_sweep(store: Store, run_id: str) -> "Run":
-    """The sweep's parent run by its id; `latest`: the one that was begun last. Raises UserError, UsageError."""
+    """The sweep's parent run by its id; `latest`: the one that was begun last.
+
+    Raises UserError, UsageError, or DataError if it was deleted.
+    """
     if run_id == "latest":
         sweeps = store.find(TRANSFER, role=Role.SWEEP)
         if not sweeps:
@@ -80,6 +83,8 @@ def find_sweep(store: Store, run_id: str) -> "Run":
     run = store.get(run_id)
     if run is None:
         raise UsageError(f"no run {run_id} in this store; {_known_sweeps(store)}")
+    if run.info.lifecycle_stage != "active":
+        raise DataError(f"run {run_id} was deleted; restore it in MLflow's UI, or: {_known_sweeps(store)}")
     if run.data.tags.get("role") != Role.SWEEP:
         raise UsageError(f"run {run_id} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
     return run

@@ -138,4 +138,5 @@ if __name__ == "__main__":
     described = Path(os.environ.get("DESCRIBED_DATA", folder))  # what the files should be
     files.FILES = synthetic.describe(described)
     where = [] if module == "sweeps.report" else ["--data-dir", folder]
-    sys.exit(synthetic.entry_point(module).command([*arguments, *where]))
+    sys.argv = [module, *arguments, *where]
+    sys.exit(synthetic.entry_point(module).command())

@@ -243,10 +243,11 @@ class Server:
 
     Args:
         backend: database URI; default: the folder's sqlite file.
+        flags: where it keeps artifacts; default: in the folder.
     """
 
-    def __init__(self, folder: Path, backend: str | None = None):
-        self._folder = folder
+    def __init__(self, folder: Path, backend: str | None = None, flags: tuple[str, ...] = ()):
+        self._folder, self._flags = folder, flags
         self._backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -257,7 +258,7 @@ class Server:
 
     def start(self) -> None:
         where = ["--backend-store-uri", self._backend]
-        where += ["--artifacts-destination", str(self._folder / "artifacts")]
+        where += self._flags or ["--artifacts-destination", str(self._folder / "artifacts")]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *where]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:

@@ -5,6 +5,7 @@ log it at any later time. One driver owns the study; whatever is RUNNING when it
 """
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,23 @@ def open_storage(
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
     with _as_store_error(uri):
-        retry.call(open_database, uri, SCHEMA, _create, may_write=may_write)
+        retry.call(open_database, uri, SCHEMA, _connect, may_write=may_write)
         return retry.call(_connect, uri)
-
-
-def _create(uri: str) -> None:
-    _connect(uri).engine.dispose()
 
 
 def _connect(uri: str) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A server may have been restarted since: connections are tried before use.
     options = {} if sqlite_path(uri) else {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
-    return optuna.storages.RDBStorage(uri, engine_kwargs=options)
+    storage = optuna.storages.RDBStorage(uri, engine_kwargs=options)
+    weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
+    return storage
+
+
+def _close(sessions: Any, engine: Any) -> None:
+    """Close the connections of a storage that is no longer used, which Optuna leaves open."""
+    sessions.remove()
+    engine.dispose()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""The process that a command runs in: what its streams, its terminal and its limits must not break."""
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+from typing import Any
+
+from fmnist_transfer.errors import UsageError
+
+FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
+MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS grants no more than the second
+
+
+def prepare_command() -> None:
+    """Make the process of a command ready. Call it before anything is printed or opened."""
+    _fill_standard_streams()
+    if (width := shutil.get_terminal_size().columns) < FEWEST_COLUMNS:
+        os.environ["COLUMNS"] = str(FEWEST_COLUMNS if width > 0 else 80)
+    _allow_many_files()
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which its commands inherit, need not be installed here
+
+
+def check_open_files(n_workers: int) -> None:
+    """Raise UsageError if these workers need more open files than this process may have.
+
+    A driver was seen to have 100 open for two workers, 157 for four.
+    """
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 32 * n_workers
+        if n_workers > 1 and resource.RLIM_INFINITY != limit < needed:
+            raise UsageError(
+                f"{n_workers} workers need {needed} open files, and {limit} are allowed: ulimit -n {needed} allows "
+                "more, or use --workers 1"
+            )
+
+
+def _fill_standard_streams() -> None:
+    """Let output end where it can no longer be written, and the work go on."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file that is opened, a database perhaps, would be written to
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _lasting(1, sys.stdout), _lasting(2, sys.stderr)
+
+
+def _lasting(number: int, present: Any) -> io.TextIOWrapper:
+    if present:
+        with contextlib.suppress(OSError):
+            present.flush()
+    encoding = getattr(present, "encoding", None) or "utf-8"
+    binary = io.BufferedWriter(_LastingFile(number, "w", closefd=False))
+    return io.TextIOWrapper(binary, encoding, errors="backslashreplace", line_buffering=True)
+
+
+class _LastingFile(io.FileIO):
+    """A stream that becomes the null device when its reader has gone or its disk is full."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(content)
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files as far as the hard one allows."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for many in MANY_FILES:
+            wanted = many if hard == resource.RLIM_INFINITY else min(many, hard)
+            if soft in (resource.RLIM_INFINITY, wanted) or soft > wanted:
+                return
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                return
