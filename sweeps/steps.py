@@ -108,7 +108,7 @@ def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel)
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
     """A source network for each replicate in place of the registered one."""
     settings, model, plan = context.settings, context.model, context.plan
-    half = load_half(settings.data_dir or default_data_dir(), model.split.source).share_memory()
+    half = context.workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
     pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
     sources = source_networks(
         context.store, run_id, pretraining, settings.pretrain_replicates, context.workers, debug=settings.debug

@@ -78,7 +78,7 @@ def _sweep(
         store.end_orphans(TRANSFER)
     model = load(store, pinned_model)
     data_dir = settings.data_dir or default_data_dir()
-    half = load_half(data_dir, model.split.target, fetch=may_write).share_memory()
+    half = workers.share(load_half(data_dir, model.split.target, fetch=may_write))
     plan = plan_for(
         model,
         half,

@@ -6,6 +6,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.device import prepare_process
 
 prepare_process()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # by a shell's `&`; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

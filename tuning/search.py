@@ -63,7 +63,7 @@ def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: 
     from tuning.without_search import fixed_configuration, train_fixed
 
     split = parse_split(settings.split)
-    half = load_half(settings.data_dir or default_data_dir(), split.source).share_memory()
+    half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
     check_artifacts(store, TUNING)

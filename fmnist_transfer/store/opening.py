@@ -107,8 +107,11 @@ def _wait_for_server(uri: str) -> None:
             if isinstance(error, requests.exceptions.ConnectionError) and time.monotonic() < deadline:
                 time.sleep(0.25)
                 continue
+            proxies = requests.utils.get_environ_proxies(address)
+            by_proxy = " by way of your environment's proxy, which NO_PROXY goes past" if proxies else ""
             raise StoreError(
-                f"no MLflow server at {masked(uri)} ({reason(error)}); start it and run the same command again"
+                f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the same "
+                "command again"
             ) from error
 
 

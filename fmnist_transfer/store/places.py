@@ -22,8 +22,9 @@ def short_name(uri: str) -> str:
 
 def sqlite_uri(path: Path) -> str:
     """The URI of an absolute path. Raises StoreError for one that sqlite URIs cannot hold."""
-    if any(character in str(path) for character in "?%"):
-        raise StoreError(f"{path}: a path with ? or % cannot be written as a sqlite URI; use another folder")
+    text = str(path)
+    if any(character in text for character in "?%") or text != text.encode("utf-8", "replace").decode():
+        raise StoreError(f"{path}: a sqlite URI holds no ?, no % and nothing but UTF-8; use another folder")
     return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, and not every reader unquotes them
 
 

@@ -11,13 +11,22 @@ worker dies, only its task is lost. The task is retried once on another worker; 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine, Job, Outcome, Pool, Task, TaskFunction, Worker, attempt
 
 MOST_UNUSED = 3  # workers in a row that die before they have begun a task
+
+
+class CanShareMemory(Protocol):
+    """Data whose tensors can be moved to shared memory."""
+
+    def share_memory(self) -> Any: ...
+
+
+Shared = TypeVar("Shared", bound=CanShareMemory)
 
 
 class Workers:
@@ -63,6 +72,21 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.close()
+
+    def share(self, data: Shared) -> Shared:
+        """Put the tensors of `data` where this machine's worker processes read them; nothing if there are none.
+
+        Raises UsageError if there is too little shared memory, as in a container by default.
+        """
+        if self._apart and self.engine == "local":
+            try:
+                data.share_memory()
+            except RuntimeError as error:
+                raise UsageError(
+                    f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; "
+                    "--workers 1 needs none"
+                ) from error
+        return data
 
     def run(
         self,

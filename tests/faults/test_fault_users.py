@@ -1,12 +1,13 @@
-"""Rows 24 and 31 to 36: what users do to a store, and what their machines and environments do to the commands."""
+"""Rows 7, 24, 26 and 31 to 37: what users do to a store, and their machines and environments to the commands."""
 
 import os
+import subprocess
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from proving import MakeSite, Server, Site
+from proving import MakeSite, Server, Site, free_port
 
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import TRANSFER, TUNING
@@ -212,7 +213,34 @@ def test_a_narrow_terminal_gets_help(site: Site) -> None:
         assert site.start_report("--help", env={"COLUMNS": columns}).done(60).status == 0
 
 
-# Row 36
+# Rows 7 and 26
+
+
+def test_a_proxy_that_leads_nowhere_is_told(site: Site, server: Server) -> None:
+    """Row 7: the server is there, but the environment's proxy is asked for it."""
+    done = site.sweep(*SWEEP, uri=server.uri, env={"http_proxy": f"http://127.0.0.1:{free_port()}"})
+    assert done.status == 4
+    assert "NO_PROXY" in done.err
+
+
+def test_a_path_that_is_no_text_is_refused(site: Site) -> None:
+    """Row 26: bytes that are not UTF-8."""
+    assert site.sweep(*SWEEP, uri=os.fsdecode(b"/tmp/b\xff/mlflow.db")).status == 4
+
+
+# Rows 36 and 37
+
+
+def test_little_shared_memory_is_told(site: Site) -> None:
+    """Row 37: as a container has it; one worker needs none."""
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode and not os.environ.get("CI"):
+        pytest.skip("cannot have mounts of its own")
+    little = ("unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=200k none /dev/shm && exec "$@"', "bash")
+    done = site.sweep(*SWEEP, "--workers", "2", prefix=little)
+    assert done.status == 2, done.err
+    assert "--workers 1" in done.err
+    assert site.open().find(TRANSFER) == []
+    assert site.sweep(*SWEEP, "--workers", "1", prefix=little).status == 0
 
 
 def test_the_limit_of_open_files_is_raised_or_told(site: Site) -> None:
