@@ -29,7 +29,7 @@ class FixedConfiguration:
     study: str
     """Name of its run."""
     name: str
-    """Of the registered model."""
+    """Name of the registered model."""
     like: str = ""
     """The pinned URI of the model that it is taken from."""
 

@@ -20,6 +20,7 @@ from fmnist_transfer.flags import CommandFlags, Flags, MachineFlags, OutputFlags
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_distinct, run_command
 from fmnist_transfer.terminal.output import say, write_json
+from fmnist_transfer.terminal.process import check_open_files
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.benchmark.loop import Contenders
     from fmnist_transfer.benchmark.measurements import Measurements
     from fmnist_transfer.data.examples import Half
+    from fmnist_transfer.store.runs import Store
 
 Part = Literal["loop", "stack", "goal", "outside", "resume"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -63,6 +65,9 @@ def main(settings: BenchmarkSettings) -> int:
     from fmnist_transfer.benchmark.commands import ScratchStore, measure_commands
     from fmnist_transfer.benchmark.measurements import Measurements
     from fmnist_transfer.data.files import default_data_dir
+    from fmnist_transfer.store.artifacts import check_artifacts
+    from fmnist_transfer.store.opening import open_store
+    from fmnist_transfer.store.roles import BENCHMARK
     from fmnist_transfer.training.device import choose_device
 
     device = str(choose_device(settings.device))
@@ -71,13 +76,18 @@ def main(settings: BenchmarkSettings) -> int:
     measured, parts = Measurements(), set[str](settings.only)
     if settings.quick and device == "cpu":
         parts.discard("stack")
+    check_open_files(n_workers)
     with StopSignal() as stop:
+        retry = RetryPolicy(settings.store_timeout, stop.is_set)
+        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
+        check_artifacts(store, BENCHMARK)
         if parts & {"loop", "stack", "goal"}:
             from fmnist_transfer.benchmark.loop import Contenders
             from fmnist_transfer.data.examples import load_half
 
-            half = load_half(data_dir, DEFAULT_SPLIT.source).share_memory()
+            half = load_half(data_dir, DEFAULT_SPLIT.source)
             with Workers(n_workers, stop, apart=True) as ours, Workers(1, stop, apart=True, prepare=False) as theirs:
+                ours.share(half)
                 contenders = Contenders(ours, theirs, measured)
                 measure_trainings(half, data_dir, device, contenders, parts=parts, quick=settings.quick)
             stopwatch.lap("trainings")
@@ -88,10 +98,10 @@ def main(settings: BenchmarkSettings) -> int:
             stopwatch.lap("commands")
         result = measured.to_json(describe(device))
         measured.print_table()
-        log(settings, measured, result, RetryPolicy(settings.store_timeout, stop.is_set))
+        if settings.json:
+            write_json(settings.json, result)
+        log(store, settings, measured, result)
     say(f"The benchmark took {stopwatch}")
-    if settings.json:
-        write_json(settings.json, result)
     return 0
 
 
@@ -134,12 +144,10 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def log(settings: BenchmarkSettings, measured: "Measurements", result: dict[str, Any], retry: RetryPolicy) -> None:
-    """An MLflow run with the table and the medians."""
-    from fmnist_transfer.store.opening import open_store
+def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", result: dict[str, Any]) -> None:
+    """Log the table and the medians as an MLflow run."""
     from fmnist_transfer.store.roles import BENCHMARK, Role
 
-    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
     params = {"quick": settings.quick, "device": result["device"], "parts": " ".join(settings.only)}
     run_id = store.start(BENCHMARK, f"benchmark on {result['device']}", params=params, tags={"role": Role.BENCHMARK})
     with store.ending(run_id):

@@ -1,4 +1,4 @@
-"""Whether artifacts can be written and read, tried before anything is trained."""
+"""A check, before anything is trained, that artifacts can be written and read."""
 
 import contextlib
 import secrets
@@ -8,9 +8,11 @@ from pathlib import Path
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store.retry import reason
+from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
+
+PROBE_SECONDS = 10.0
 
 
 def check_artifacts(store: Store, experiment: str) -> None:
@@ -19,23 +21,23 @@ def check_artifacts(store: Store, experiment: str) -> None:
     A tracking server may hand out a place that this machine must reach itself (`--no-serve-artifacts`).
     """
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
-    content, folder_there = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"
+    content, probe = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"
+    retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.txt"
         file.write_text(content)
         try:
             repository = get_artifact_repository(location)
-            store.retry.call(repository.log_artifact, str(file), folder_there)
-            read = Path(store.retry.call(repository.download_artifacts, f"{folder_there}/probe.txt")).read_text()
+            retry.call(repository.log_artifact, str(file), probe)
+            read = Path(retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)).read_text()
             with contextlib.suppress(Exception):  # not every kind of place can
-                repository.delete_artifacts(folder_there)
-        except StoreError:
-            raise
-        except Exception as error:  # of any storage's client library, or the want of one
-            raise StoreError(
-                f"cannot write artifacts to {masked(location)} ({type(error).__name__}: {reason(error)}). Give this "
-                "user access and install that storage's client library, or let the tracking server keep them "
-                "(mlflow server --serve-artifacts)"
-            ) from error
+                repository.delete_artifacts(probe)
+        except Exception as error:  # of any storage's client library, or for want of one
+            remedy = "Give this user access to it, or let the tracking server keep artifacts (--serve-artifacts)"
+            if location.startswith("mlflow-artifacts:"):
+                remedy = "The server itself must be able to write its --artifacts-destination"
+            elif isinstance(error, ImportError):
+                remedy = "Install that storage's client library, or let the tracking server keep artifacts"
+            raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
     if read != content:
         raise StoreError(f"{masked(location)} does not give back the artifacts that are written to it")

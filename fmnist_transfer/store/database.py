@@ -29,7 +29,7 @@ class Schema:
     table: str
 
     def is_in(self, tables: set[str]) -> bool:
-        """Whether a database with these tables is the product's."""
+        """Return whether a database with these tables is the product's."""
         return {self.table, "alembic_version"} <= tables
 
 
@@ -79,7 +79,7 @@ def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, 
             if not tables:
                 create(uri)
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # a table is there already
-            if is_late:
+            if is_late or not table_names(uri):  # a missing right, say
                 raise
         time.sleep(CREATION_POLL_SECONDS)
 

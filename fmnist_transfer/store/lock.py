@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fmnist_transfer.errors import BusyError, StoreError
+from fmnist_transfer.errors import BusyError, StoreError, write_problem
 from fmnist_transfer.store.places import short_name, sqlite_path
 
 if TYPE_CHECKING:
@@ -130,15 +130,18 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     """
     import filelock
 
-    folder = _locks_folder(uri)
+    folder = locks_folder(uri)
     owner = folder / f"{key}.owner"
     lock = filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds)
     try:
         lock.acquire()
+        owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
     except filelock.Timeout:
         raise busy(noun, _read(owner)) from None
+    except OSError as error:  # another user's lock, or a full disk
+        lock.release()
+        raise StoreError(write_problem(owner, error)) from error
     try:
-        owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
         yield
     finally:
         lock.release()
@@ -161,23 +164,38 @@ def _read(file: Path) -> str:
         return "it has not yet said which"
 
 
-def _locks_folder(uri: str) -> Path:
-    """Beside a sqlite file; for a server, among the user's files, or where temporary files go if there is no home."""
-    if (database := sqlite_path(uri)) is not None:
-        folders = [database.parent / "locks"]
-    else:
-        import platformdirs
+def locks_folder(uri: str) -> Path:
+    """The folder of locks: beside a sqlite file; for a server among the user's files, else the temporary ones.
 
-        own = f"fmnist-transfer-{os.getuid()}"
-        folders = [platformdirs.user_state_path("fmnist-transfer"), Path(tempfile.gettempdir()) / own]
-        folders = [folder / "locks" / short_name(uri) for folder in folders]
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
+    Raises StoreError if it cannot be written.
+    """
+    if (database := sqlite_path(uri)) is not None:
+        folder = database.parent / "locks"
+        if not _is_writable(folder):
+            raise StoreError(
+                f"cannot write {folder}, where locks are kept; give this user access, or use another store"
+            )
+        return folder
+    for place in (_state_folder, _temporary_folder):
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: this user has no home
+            folder = place() / "locks" / short_name(uri)
+            if _is_writable(folder):
                 return folder
-        except OSError:  # the next one, then
-            continue
-    raise StoreError(
-        f"cannot write {folders[0]}, where locks are kept; set XDG_STATE_HOME to a folder that can be written"
-    )
+    raise StoreError("no folder for locks can be written; set XDG_STATE_HOME to one")
+
+
+def _state_folder() -> Path:
+    import platformdirs
+
+    return platformdirs.user_state_path("fmnist-transfer")
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"fmnist-transfer-{os.getuid()}"
+
+
+def _is_writable(folder: Path) -> bool:
+    """Create the folder if it is missing."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)

@@ -92,7 +92,22 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
     try:
         return unpack_weights(_fetch(store, location, WEIGHTS_FILE, name), spec, name)
     except ModelError as error:
+        if isinstance(error.__cause__, MlflowException | OSError):  # it cannot be reached now
+            raise
         raise ModelError(f"{error}. Delete the run in MLflow's UI, and the same command trains it again") from error
+
+
+def list_files(store: Store, location: str) -> list[str]:
+    """The paths of a model's files, those of its extra files too."""
+    repository = get_artifact_repository(location)
+    folders = (None, FILES_FOLDER)
+    return [str(file.path) for folder in folders for file in store.retry.call(repository.list_artifacts, folder)]
+
+
+def is_elsewhere(location: str) -> bool:
+    """Return whether the place is a folder of another machine, of which nothing can be seen here."""
+    # EXPERIMENT/models/MODEL/artifacts
+    return urlsplit(location).scheme in ("", "file") and not file_path(location).parents[2].exists()
 
 
 def _fetch(store: Store, location: str, path: str, name: str) -> bytes:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.store.database import Schema, open_database
+from fmnist_transfer.store.lock import locks_folder
 from fmnist_transfer.store.moved_folder import mend
 from fmnist_transfer.store.places import ARTIFACTS, POSTGRESQL, default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason
@@ -62,6 +63,8 @@ def open_store(
         raise StoreError(
             f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
+    if may_write:
+        locks_folder(uri)
     if not uri.startswith("http"):
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
     try:
@@ -100,23 +103,38 @@ def _wait_for_server(uri: str) -> None:
     deadline = time.monotonic() + HEALTH_SECONDS
     while True:
         try:
-            requests.get(f"{address}/health", timeout=HEALTH_SECONDS, verify=verify)
-            _check_version(uri, requests.get(f"{address}/version", timeout=HEALTH_SECONDS, verify=verify))
+            health = requests.get(f"{address}/health", timeout=HEALTH_SECONDS, verify=verify)
+            if health.status_code in (502, 503, 504):  # by a proxy before it
+                raise requests.exceptions.ConnectionError(f"{health.status_code} {health.reason}")
+            _check_version(uri, _get_version(uri, verify))
             return
         except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL at all
             if isinstance(error, requests.exceptions.ConnectionError) and time.monotonic() < deadline:
                 time.sleep(0.25)
                 continue
-            proxies = requests.utils.get_environ_proxies(address)
-            by_proxy = " by way of your environment's proxy, which NO_PROXY goes past" if proxies else ""
+            proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
+            by_proxy = " by way of your environment's proxy, which NO_PROXY bypasses" if proxy else ""
             raise StoreError(
                 f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the same "
                 "command again"
             ) from error
 
 
+def _get_version(uri: str, verify: bool | str) -> requests.Response:
+    """Ask for the server's version with the credentials that MLflow itself would use."""
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return requests.get(
+        f"{uri.rstrip('/')}/version",
+        auth=(user, password) if user and password else None,
+        headers={"Authorization": f"Bearer {token}"} if token and not user else {},
+        timeout=HEALTH_SECONDS,
+        verify=verify,
+    )
+
+
 def _check_version(uri: str, response: requests.Response) -> None:
-    """Raise StoreError for a server that is too old; one that does not tell its version is let pass."""
+    """Raise StoreError for a server that is too old. A server that hides its version passes."""
     version = response.text.strip()
     if response.ok and VERSION.fullmatch(version) and int(version.split(".")[0]) < OLDEST_SERVER:
         raise StoreError(

@@ -46,7 +46,8 @@ def open_parent(
     while len(present := _earliest_first(find())) > 1:
         if present[0].info.run_id != run_id or time.monotonic() > deadline:
             store.client.delete_run(run_id)
-            raise BusyError(f"another machine started this {noun} at the same moment: run {present[0].info.run_id}")
+            other = next(run.info.run_id for run in present if run.info.run_id != run_id)
+            raise BusyError(f"another machine started this {noun} at the same moment: run {other}")
         time.sleep(0.5)
     return store.client.get_run(run_id)
 

@@ -11,7 +11,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fmnist_transfer.errors import ModelError
-from fmnist_transfer.store.model_format import TrainedModel, read_model
+from fmnist_transfer.store.model_format import (
+    FILES_FOLDER,
+    WEIGHTS_FILE,
+    TrainedModel,
+    is_elsewhere,
+    list_files,
+    read_model,
+)
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
 
@@ -59,13 +66,21 @@ def has_model(store: Store, name: str) -> bool:
     return name in {model.name for model in store.client.search_registered_models(f"name = '{name}'")}
 
 
-def is_whole(store: Store, version: ModelVersion) -> bool:
-    """Whether the version's model can be loaded: its logged model or its files may have been deleted."""
+def is_gone(store: Store, version: ModelVersion) -> bool:
+    """Return whether the version's model was deleted for certain: it, all of its files, or the weights that we wrote.
+
+    A model that merely cannot be reached from here, or is not ours, is not gone.
+    """
     try:
-        load(store, _reference(store, "", f"models:/{version.name}/{version.version}", model_id_of(version)))
-    except (ModelError, MlflowException):
+        location = str(store.client.get_logged_model(model_id_of(version)).artifact_location)
+        files = list_files(store, location)
+    except MlflowException as error:
+        return error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    except OSError:
         return False
-    return True
+    if not files and is_elsewhere(location):
+        return False
+    return not files or ("winner_key" in version.tags and f"{FILES_FOLDER}/{WEIGHTS_FILE}" not in files)
 
 
 def set_best(store: Store, version: ModelVersion) -> None:

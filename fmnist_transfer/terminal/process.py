@@ -10,14 +10,15 @@ from typing import Any
 from fmnist_transfer.errors import UsageError
 
 FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
+OWN_FILES, FILES_PER_WORKER = 64, 32  # open at once, with room to spare
 MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS grants no more than the second
 
 
 def prepare_command() -> None:
     """Make the process of a command ready. Call it before anything is printed or opened."""
     _fill_standard_streams()
-    if (width := shutil.get_terminal_size().columns) < FEWEST_COLUMNS:
-        os.environ["COLUMNS"] = str(FEWEST_COLUMNS if width > 0 else 80)
+    if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
+        os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
     _allow_many_files()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which its commands inherit, need not be installed here
 
@@ -30,11 +31,11 @@ def check_open_files(n_workers: int) -> None:
     with contextlib.suppress(ImportError):
         import resource
 
-        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 32 * n_workers
+        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], OWN_FILES + FILES_PER_WORKER * n_workers
         if n_workers > 1 and resource.RLIM_INFINITY != limit < needed:
             raise UsageError(
-                f"{n_workers} workers need {needed} open files, and {limit} are allowed: ulimit -n {needed} allows "
-                "more, or use --workers 1"
+                f"{n_workers} workers need {needed} open files, and {limit} are allowed: allow more by ulimit -n "
+                f"{needed}, or use --workers {max(1, (limit - OWN_FILES) // FILES_PER_WORKER)}"
             )
 
 
@@ -44,7 +45,7 @@ def _fill_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:  # closed: else the next file that is opened, a database perhaps, would be written to
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _lasting(1, sys.stdout), _lasting(2, sys.stderr)
 
 

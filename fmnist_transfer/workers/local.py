@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.workers.stop import SIGNALS, StopSignal
 from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, attempt, died
 
@@ -62,8 +62,12 @@ class _Process:
         self._process = context.Process(target=_work, args=(theirs, stop.flag, self._cancelled, prepare), daemon=True)
         # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        try:
+            self._process.start()
+        except OSError as error:
+            raise UsageError(f"cannot start a worker process: {error}; use fewer --workers") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         theirs.close()  # so that its death is the end of the pipe
 
     def hand_out(self, job: Job, task: Any) -> None:

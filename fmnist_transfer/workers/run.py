@@ -83,8 +83,8 @@ class Workers:
                 data.share_memory()
             except RuntimeError as error:
                 raise UsageError(
-                    f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; "
-                    "--workers 1 needs none"
+                    f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; on the "
+                    "CPU --workers 1 needs none"
                 ) from error
         return data
 
@@ -166,7 +166,10 @@ class Workers:
             if not self._busy and (self.stop.is_set() or not (lost or there_are_more)):
                 return
             for worker in pool.wait(self._busy):
-                if (outcome := worker.receive(job)) is None:
+                outcome = worker.receive(job)
+                if worker.has_worked:
+                    self._n_unused = 0
+                if outcome is None:
                     continue
                 self._busy.remove(worker)
                 is_cancelled = outcome.task in self._cancelled
@@ -176,10 +179,11 @@ class Workers:
                     yield outcome
                     continue
                 pool.remove(worker)
-                self._check_deaths(worker, outcome.reason)
-                if is_cancelled:  # it was to end in any case
+                if is_cancelled or self.stop.is_set():  # it was to end in any case
                     yield dataclasses.replace(outcome, status="interrupted")
-                elif outcome.task in retried:
+                    continue
+                self._check_deaths(worker, outcome.reason)
+                if outcome.task in retried:
                     yield dataclasses.replace(outcome, status="failed", reason=f"{outcome.reason}, twice")
                 else:
                     on_lost(outcome.task, outcome.reason)
@@ -187,11 +191,12 @@ class Workers:
 
     def _check_deaths(self, worker: Worker, reason: str) -> None:
         """Raise UsageError if workers cannot be started here at all."""
-        self._n_unused = 0 if worker.has_worked or self.stop.is_set() else self._n_unused + 1
+        self._n_unused += not worker.has_worked
         if self._n_unused >= MOST_UNUSED:
             raise UsageError(
                 f"{MOST_UNUSED} workers in a row ended before their first task: {reason}. Their own lines above say "
-                "why; a program needs `if __name__ == '__main__':` in a file. --workers 1 needs no other process"
+                "why; a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no other "
+                "process"
             )
 
 

@@ -73,7 +73,7 @@ class StudyLog:
         """The study's runs that were not deleted."""
         ids = [str(value) for key, value in self._study.user_attrs.items() if key.startswith(PARENT)]
         runs = [self._store.get(run_id) for run_id in ids]
-        if None in runs and is_shared:
+        if runs and is_shared and not any(runs):
             raise StoreError(
                 f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
                 "give that one with --tracking-uri, or another --study-name"

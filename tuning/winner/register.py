@@ -12,7 +12,7 @@ from fmnist_transfer.store.links import run_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
 from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import ModelVersion, best_version, is_whole, set_best, versions_of
+from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, set_best, versions_of
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, say
@@ -72,9 +72,9 @@ def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
 
 
 def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
-    """The version of `name` that the same work registered, if it can still be loaded."""
+    """The version of `name` that the same work registered, unless its model was deleted."""
     same = (version for version in versions_of(store, name) if version.tags.get("winner_key") == key)
-    return next((version for version in same if is_whole(store, version)), None)
+    return next((version for version in same if not is_gone(store, version)), None)
 
 
 def register_winner(
@@ -133,9 +133,9 @@ def _move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[boo
         set_best(store, version)
         return True, f"best -> {new}"
     old = f"version {current.version}"
-    if not is_whole(store, current):
+    if is_gone(store, current):
         set_best(store, version)
-        return True, f"best -> {new}: {old} cannot be loaded any more"
+        return True, f"best -> {new}: the model of {old} was deleted"
     same = all(current.tags.get(key) == version.tags.get(key) for key in ("split", "data_sha256"))
     means = (float(version.tags.get("retrained_mean", "nan")), float(current.tags.get("retrained_mean", "nan")))
     if not same:

@@ -7,7 +7,6 @@ import pytest
 
 from fmnist_transfer.benchmark.__main__ import BenchmarkSettings, log
 from fmnist_transfer.benchmark.measurements import Measurements, Spread
-from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.roles import BENCHMARK
 from fmnist_transfer.store.runs import Store
 
@@ -49,7 +48,7 @@ def test_csv_holds_every_line(measured: Measurements) -> None:
 
 def test_the_result_is_logged(measured: Measurements, store: Store) -> None:
     settings = BenchmarkSettings(quick=True, tracking_uri=store.uri)
-    log(settings, measured, measured.to_json("cpu: x"), RetryPolicy())
+    log(store, settings, measured, measured.to_json("cpu: x"))
     (run,) = store.find(BENCHMARK, role="benchmark")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["resume_seconds 100 runs"] == pytest.approx(0.15)

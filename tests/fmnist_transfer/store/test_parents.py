@@ -81,7 +81,7 @@ def test_of_machines_that_start_at_once_one_goes_on(store: Store, n_machines: in
             if has_looked:
                 return parents(store)
             has_looked = True
-            everybody.wait()
+            everybody.wait(60)
             return []
 
         try:
@@ -95,7 +95,7 @@ def test_of_machines_that_start_at_once_one_goes_on(store: Store, n_machines: in
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(opened) == 1
     assert len(refused) == n_machines - 1
     assert [run.info.run_id for run in parents(store)] == opened

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import mlflow
 import numpy as np
 import pytest
+import requests
 import safetensors.torch
 import synthetic
 import torch
@@ -19,11 +20,13 @@ from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
+from fmnist_transfer.store import registry
 from fmnist_transfer.store.links import experiment_page
 from fmnist_transfer.store.model_format import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, TrainedModel
 from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import best_version, load, resolve, set_best
+from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, load, resolve, set_best
 from fmnist_transfer.store.roles import TRANSFER, TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
@@ -219,6 +222,38 @@ def test_another_packages_model_is_refused(store: Store, tmp_path: Path) -> None
     )
     with pytest.raises(ModelError, match="it was not registered by this package"):
         load(store, resolve(store, model.model_uri))
+
+
+def test_only_what_was_deleted_for_certain_is_gone(
+    store: Store, trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a model that cannot be reached now, nor one of a folder of another machine, nor another package's."""
+
+    def a_version() -> tuple[ModelVersion, Path]:
+        run_id = store.start(TUNING, "run")
+        version = register(store, run_id, "cnn2", trained, tags={"winner_key": "k"}, description="")
+        return version, file_path(resolve(store, f"models:/cnn2/{version.version}").location)
+
+    version, folder = a_version()
+    assert not is_gone(store, version)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "list_files", raise_forbidden)
+        assert not is_gone(store, version)
+    experiment = folder.parents[2]
+    experiment.rename(tmp_path / "elsewhere")
+    assert not is_gone(store, version)
+    (tmp_path / "elsewhere").rename(experiment)
+    (folder / FILES_FOLDER / "weights.safetensors").unlink()
+    assert is_gone(store, version)
+    store.client.create_registered_model("plain")
+    assert not is_gone(store, store.client.create_model_version("plain", folder.as_uri(), model_id=version.model_id))
+    another, folder = a_version()
+    store.client.delete_logged_model(another.model_id)
+    assert is_gone(store, another)
+
+
+def raise_forbidden(*_: object) -> list[str]:
+    raise requests.HTTPError("403 Client Error: Forbidden")  # which is an OSError
 
 
 def test_the_registered_model_says_how_it_is_transferred(registered: Store) -> None:

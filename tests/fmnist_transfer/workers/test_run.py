@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
+from fmnist_transfer.workers.task import Job, Outcome
 
 
 def work(shared, task, report, should_stop):
@@ -113,6 +114,68 @@ def test_one_task_is_cancelled_and_the_others_go_on(n_workers: int) -> None:
         *(("1", "done"), ("2", "done"), ("3", "done")),
         *[("wait", "interrupted")] * 2,
     ]
+
+
+class Stillborn:
+    """Stands for a worker: the tasks in `deaths` kill it before it has begun them, once each."""
+
+    task: object = None
+    has_worked = False
+
+    def __init__(self, deaths: set[object]):
+        self.deaths = deaths
+
+    def hand_out(self, job: Job, task: object) -> None:
+        self.task = task
+
+    def cancel(self) -> None: ...
+
+    def receive(self, job: Job) -> Outcome:
+        if self.task in self.deaths:
+            self.deaths.discard(self.task)
+            return Outcome(self.task, "lost", reason="it died")
+        task, self.task, self.has_worked = self.task, None, True
+        return Outcome(task, "done")
+
+
+class OneWorker:
+    """Stands for a pool; replaces its worker when that has died."""
+
+    def __init__(self, deaths: set[object]):
+        self.worker = Stillborn(deaths)
+
+    def idle(self) -> list[Stillborn]:
+        return [self.worker] if self.worker.task is None else []
+
+    def wait(self, busy: list[Stillborn]) -> list[Stillborn]:
+        return busy[:]
+
+    def remove(self, worker: Stillborn) -> None:
+        self.worker = Stillborn(worker.deaths)
+
+    def stop_tasks(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("deaths", [[0, 1, 2, 3, 4], [0, 5, 9]])
+def test_workers_that_die_at_their_start_end_a_run_only_if_none_works_in_between(deaths: list[int]) -> None:
+    """Task 0 is handed out again after it was lost, and so works."""
+    with StopSignal() as stop:
+        workers = Workers(1, stop)
+        workers._pool = OneWorker(set(deaths))  # type: ignore[assignment]
+        assert [outcome.status for outcome in workers.run(work, 1, range(10))] == ["done"] * 10
+        workers._pool = OneWorker({0})  # type: ignore[assignment]
+        workers._pool.worker.deaths = Always()  # type: ignore[attr-defined]
+        with pytest.raises(UsageError, match="3 workers in a row"):
+            list(workers.run(work, 1, range(10)))
+
+
+class Always(set[object]):
+    """Every task."""
+
+    def __contains__(self, task: object) -> bool:
+        return True
 
 
 def test_a_cancelled_task_whose_worker_dies_is_not_retried() -> None:

@@ -1,0 +1,42 @@
+"""The check that artifacts can be written, before any work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from fmnist_transfer.errors import StoreError
+from fmnist_transfer.store import artifacts
+from fmnist_transfer.store.artifacts import check_artifacts
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
+
+
+def test_a_good_place_keeps_nothing_of_the_check(store: Store) -> None:
+    check_artifacts(store, TRANSFER)
+    assert list((store.folder / "artifacts" / TRANSFER).rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError(13, "Permission denied", "/srv/artifacts"), "Give this user access"),
+        (ModuleNotFoundError("No module named 'boto3'"), "Install"),
+        (requests.exceptions.RetryError("too many 500 error responses"), "Give this user access"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
+) -> None:
+    class Repository:
+        def log_artifact(self, *_: Any) -> None:
+            raise error
+
+    store = open_store(str(store_path), RetryPolicy(timeout_seconds=0))
+    monkeypatch.setattr(artifacts, "get_artifact_repository", lambda location: Repository())
+    with pytest.raises(StoreError, match=remedy) as refused:
+        check_artifacts(store, TRANSFER)
+    assert str((store_path.parent / "artifacts" / TRANSFER).as_uri()) in str(refused.value)
