@@ -71,8 +71,10 @@ def is_gone(store: Store, version: ModelVersion) -> bool:
 
     A model that merely cannot be reached from here, or is not ours, is not gone.
     """
+    if not (model_id := model_id_of(version)).startswith("m-"):  # it was registered from a run's artifacts
+        return False
     try:
-        location = str(store.client.get_logged_model(model_id_of(version)).artifact_location)
+        location = str(store.client.get_logged_model(model_id).artifact_location)
         files = list_files(store, location)
     except MlflowException as error:
         return error.error_code == "RESOURCE_DOES_NOT_EXIST"
