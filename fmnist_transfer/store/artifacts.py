@@ -1,4 +1,4 @@
-"""Whether artifacts can be written and read, tried before anything is trained."""
+"""Check, before anything is trained, that artifacts can be written and read."""
 
 import contextlib
 import secrets
@@ -16,7 +16,7 @@ from fmnist_transfer.terminal.output import masked
 def check_artifacts(store: Store, experiment: str) -> None:
     """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location.
 
-    A tracking server may hand out a place that this machine must reach itself (`--no-serve-artifacts`).
+    A tracking server with `--no-serve-artifacts` hands out a location that this machine must reach itself.
     """
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
     content, folder_there = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"
@@ -27,15 +27,15 @@ def check_artifacts(store: Store, experiment: str) -> None:
             repository = get_artifact_repository(location)
             store.retry.call(repository.log_artifact, str(file), folder_there)
             read = Path(store.retry.call(repository.download_artifacts, f"{folder_there}/probe.txt")).read_text()
-            with contextlib.suppress(Exception):  # not every kind of place can
+            with contextlib.suppress(Exception):  # not every kind of storage supports deletion
                 repository.delete_artifacts(folder_there)
         except StoreError:
             raise
-        except Exception as error:  # of any storage's client library, or the want of one
+        except Exception as error:  # each storage's client library has its own errors, and may be missing
             raise StoreError(
                 f"cannot write artifacts to {masked(location)} ({type(error).__name__}: {reason(error)}). Give this "
                 "user access and install that storage's client library, or let the tracking server keep them "
                 "(mlflow server --serve-artifacts)"
             ) from error
     if read != content:
-        raise StoreError(f"{masked(location)} does not give back the artifacts that are written to it")
+        raise StoreError(f"{masked(location)} returned different content than was written to it; check that storage")
