@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 class TrainedNetworks(Generic[Key]):
     """A `TaskLog` for the networks of one role below a parent run.
 
-    The caller holds the parent's lock, so runs that are RUNNING at the start were left by a dead process.
+    The caller holds the parent's lock, so RUNNING runs are a dead process's.
 
     Args:
         training: describes a task as a run.

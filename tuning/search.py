@@ -101,7 +101,6 @@ def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> d
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command line."""
     return run_command(SearchSettings, main, "tuning.search", args)
 
 

@@ -40,16 +40,12 @@ def fixed_configuration(store: Store | None, like: str | None, split: Split) -> 
 
 
 def reference_configuration(split: Split) -> FixedConfiguration:
-    """The original report's network and recipe."""
     name = f"cnn2-reference{split.suffix}"
     return FixedConfiguration(Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name)
 
 
 def registered_configuration(store: Store, uri: str, split: Split) -> FixedConfiguration:
-    """Network and recipe of a registered model, for the source half of another split.
-
-    Raises UsageError if the source half is the same or the model has no version, ModelError if it cannot be read.
-    """
+    """Network and recipe of a registered model, for the source half of another split. Raises UsageError, ModelError."""
     pinned_model = resolve(store, uri)
     model = load(store, pinned_model)
     if model.split.source == split.source:

@@ -16,7 +16,7 @@ from fmnist_transfer.terminal.output import masked
 def check_artifacts(store: Store, experiment: str) -> None:
     """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location.
 
-    A tracking server with `--no-serve-artifacts` hands out a location that this machine must reach itself.
+    With a server's `--no-serve-artifacts`, this machine must reach the location itself.
     """
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
     content, folder_there = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"

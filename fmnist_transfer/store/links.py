@@ -15,7 +15,6 @@ def experiment_page(experiment_id: str, view: str = "") -> str:
 
 
 def run_page(experiment_id: str, run_id: str, artifact: str = "") -> str:
-    """The run, or one of its artifacts."""
     return f"#/experiments/{experiment_id}/runs/{run_id}" + (f"/artifacts/{artifact}" if artifact else "")
 
 
@@ -29,7 +28,6 @@ def curves_page(experiment_id: str, sweep_run_id: str) -> str:
 
 
 def model_page(name: str, version: str | int = "") -> str:
-    """The registered model, or one of its versions."""
     return f"#/models/{quote(name)}" + (f"/versions/{version}" if version else "")
 
 

@@ -95,10 +95,7 @@ class Owner:
 
 @functools.cache
 def _machine() -> str:
-    """Hash of machine id (else network address) and host name, 16 hexadecimal digits; empty if unknown.
-
-    The host name tells containers of one machine apart.
-    """
+    """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
     with contextlib.suppress(OSError):
         return _digest(MACHINE_ID.read_text().strip())
     address = uuid.getnode()

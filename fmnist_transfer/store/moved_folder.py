@@ -44,8 +44,8 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
 def _former_places(database: Path) -> list[str]:
     """URIs of former artifact folders to which our experiments still point.
 
-    Each experiment was created with its artifacts in `artifacts/NAME` beside the database, so any other folder of that
-    form is a former place. Locations of another form are a user's choice and stay.
+    Artifacts are created in `artifacts/NAME` beside the database, so another folder of that form is a former place.
+    Locations of another form are a user's choice.
     """
     here = (database.parent / ARTIFACTS).resolve()
     with contextlib.closing(sqlite3.connect(database)) as connection:

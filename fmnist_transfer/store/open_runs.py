@@ -1,7 +1,4 @@
-"""Track the runs below a parent that this command has begun and not yet ended.
-
-If the store is lost, they stay RUNNING until the next command ends them.
-"""
+"""Track a command's open runs below a parent. If the store is lost, the next command ends them."""
 
 import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence

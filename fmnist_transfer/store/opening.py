@@ -37,8 +37,7 @@ def open_store(
 ) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`, created if missing.
 
-    A sqlite store keeps its artifacts in `artifacts/` beside the file, also after its folder was moved. Raises
-    StoreError.
+    A sqlite store keeps its artifacts in `artifacts/` beside the file, also when moved. Raises StoreError.
 
     Args:
         mend_copy: point a copied store to its own artifacts instead of the original's.

@@ -41,8 +41,7 @@ def open_parent(
         return present[0]
     run_id = start()
     deadline = time.monotonic() + GIVE_WAY_SECONDS
-    # Continue only if this is the only parent. Each driver looks after it has started its own, so at most one driver
-    # sees its parent alone.
+    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
     while len(present := _earliest_first(find())) > 1:
         if present[0].info.run_id != run_id or time.monotonic() > deadline:
             store.client.delete_run(run_id)

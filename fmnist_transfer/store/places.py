@@ -16,7 +16,7 @@ POSTGRESQL = "postgresql"  # followed by :// or +driver://
 
 
 def short_name(uri: str) -> str:
-    """A file name for the store at `uri`, equal for all its users: user information does not count."""
+    """A file name for the store at `uri`, equal for all users."""
     return hashlib.sha256(masked(uri).replace("***@", "").rstrip("/").encode()).hexdigest()[:16]
 
 

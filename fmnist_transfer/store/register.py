@@ -94,7 +94,6 @@ def register(
 
 
 def _description(store: Store, name: str, split: Split) -> str:
-    """The registered model's description in Markdown."""
     searches, sweeps = (experiment_page(store.experiment(experiment)) for experiment in (TUNING, TRANSFER))
     return (
         f"CNN2, trained on Fashion-MNIST classes {digits(split.source)}. Alias `{BEST}` points to the version whose "

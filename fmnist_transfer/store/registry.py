@@ -1,9 +1,4 @@
-"""Resolve, load and alias CNN2 models of MLflow's registry.
-
-    model = load(store, resolve(store, "models:/cnn2/best"))
-
-Nothing from a registry is ever unpickled, imported or run: only `weights.safetensors` and `cnn2.json` are read.
-"""
+"""Resolve, load and alias CNN2 models of MLflow's registry: `load(store, resolve(store, "models:/cnn2/best"))`."""
 
 from dataclasses import dataclass
 
@@ -144,8 +139,5 @@ def _known(store: Store) -> str:
 
 
 def load(store: Store, model: PinnedModel) -> TrainedModel:
-    """Read and check the model's two files, see `read_model`.
-
-    Raises ModelError for anything that `register` would not write.
-    """
+    """Read and check the model (see `read_model`). Raises ModelError for anything that `register` would not write."""
     return read_model(store, model.location, model.pinned)

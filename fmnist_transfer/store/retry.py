@@ -42,10 +42,7 @@ class RetryPolicy:
     _stopped_at: float | None = field(default=None, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call `function(*args, **kwargs)` until it succeeds.
-
-        Raises StoreError when it gives up or the store's error is permanent; raises other errors unchanged.
-        """
+        """Call `function` until it succeeds. Raises StoreError when it gives up or the store's error is permanent."""
         import tenacity
 
         start = time.monotonic()

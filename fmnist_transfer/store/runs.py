@@ -123,11 +123,7 @@ class Store:
         tags: Mapping[str, Any] | None = None,
         start_ms: int | None = None,
     ) -> str:
-        """Create a RUNNING run with its provenance tags and return its id.
-
-        Args:
-            start_ms: start time in milliseconds since the epoch; default: now.
-        """
+        """Create a RUNNING run with provenance tags; return its id. `start_ms`: Unix time in ms, default now."""
         creation = secrets.token_hex(8)  # finds the run again if only the response was lost
         all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
@@ -197,10 +193,7 @@ class Store:
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Make the run RUNNING again with this process as its owner. The caller holds the lock of its work.
-
-        Logs missing `params`: the process that created the run may have died before logging them.
-        """
+        """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
         missing = {key: value for key, value in params.items() if key not in run.data.params}
         # Set the owner before the status: RUNNING with the old owner would look like an orphaned run.
         self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
@@ -218,11 +211,7 @@ class Store:
         tags: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Log the rest of a run and end it; the status is set last.
-
-        Args:
-            files: artifacts, name -> content.
-        """
+        """Log the rest of a run and end it; the status is set last. `files`: artifacts, name -> content."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in (files or {}).items():
                 file = Path(folder) / name

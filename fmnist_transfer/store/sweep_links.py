@@ -35,10 +35,7 @@ def note_sweep(store: Store, reference: PinnedModel, run_id: str, name: str) -> 
 
 
 def _with_sweeps(version: ModelVersion, experiment_id: str, run_id: str) -> str:
-    """The version's description with a list of its sweeps, `run_id` first; empty if the user's text leaves no room.
-
-    Text that the user wrote above or below the list stays.
-    """
+    """The version's description with a list of its sweeps, `run_id` first; empty if the user's text fills it."""
     above, _, below = (version.description or "").partition(SWEEPS_HEAD)
     own = "\n".join(line for line in below.splitlines() if not SWEEPS_LINE.fullmatch(line)).strip()
     own = f"\n\n{own}" if own else ""

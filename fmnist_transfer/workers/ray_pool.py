@@ -188,10 +188,7 @@ class _Actor:
 
 
 def _connect() -> None:
-    """Connect to the cluster at `RAY_ADDRESS`, else to one on this machine, else start one.
-
-    Raises UsageError if there is none at `RAY_ADDRESS` or Ray cannot use it.
-    """
+    """Connect to the cluster at `RAY_ADDRESS`, else to one on this machine, else start one. Raises UsageError."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.partition(":")
     try:

@@ -96,5 +96,4 @@ def attempt(
 
 
 def died(task: Any, cause: str) -> Outcome[Any, Any]:
-    """The outcome of a task whose worker died."""
     return Outcome(task, "lost", reason=f"the worker process died ({cause})")

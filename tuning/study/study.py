@@ -1,7 +1,7 @@
 """Open and resume the Optuna study, and define which of its trials count.
 
-The study holds everything about a finished trial, with its epochs as a user attribute, so `study_log` can log it at any
-later time. A study has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
+The study holds everything about a finished trial, its epochs too, so `study_log` can log it at any later time. A study
+has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
 """
 
 import contextlib
@@ -102,8 +102,7 @@ def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
 def requeue(study: optuna.Study, *, failed: bool) -> None:
     """End orphaned RUNNING trials as FAIL, and enqueue the parameters of interrupted trials.
 
-    A trial interrupted before it had all its parameters is sampled again, with equal results; an enqueued trial keeps
-    its parameters.
+    A trial without all its parameters is sampled again, with equal results; an enqueued one keeps its parameters.
 
     Args:
         failed: also enqueue trials that failed with an error.
@@ -139,5 +138,4 @@ def counting(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def spec_and_recipe(trial: FrozenTrial) -> tuple[CNN2Spec, Recipe]:
-    """Network and recipe of the trial."""
     return CNN2Spec.from_dict(trial.user_attrs[SPEC]), Recipe.from_dict(trial.user_attrs[RECIPE])

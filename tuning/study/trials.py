@@ -78,10 +78,7 @@ class Driver:
             yield self._ask(ordinal)
 
     def _ask(self, ordinal: int) -> TrialTask:
-        """Ask for the next trial.
-
-        A sampler seeded per trial makes a resumed study equal to an uninterrupted one (with one worker).
-        """
+        """Ask for the next trial. Its own sampler makes a resumed study (one worker) equal an uninterrupted one."""
         seed = Streams(self._plan.seed, ordinal).seed("sampler") % 2**32
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
         trial: Any = RetryingClient(self._retry.call(self._study.ask), self._retry)

@@ -63,7 +63,7 @@ def retrain_and_register(
 
 
 def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
-    """Key that is equal for equal work with equal results, by which a repeated command finds its registered version."""
+    """Key by which a repeated command finds its registered version: equal for equal work with equal results."""
     configurations = [(each.candidate.spec.to_dict(), each.candidate.recipe.to_dict()) for each in retrained]
     accuracies = [each.val_accuracies for each in retrained]
     return identity(
