@@ -1,7 +1,7 @@
-"""Run tasks on workers, and log each as it ends: the one loop of trials, re-trainings, source networks and cells.
+"""Run tasks on workers and log each as it ends: trials, re-trainings, source networks and cells.
 
-This process alone talks to the store. If the store is lost, running tasks end in good order and their results are
-dropped: the same command trains them again, with equal weights.
+Only this process writes to the store. If the store is lost, running tasks are stopped and their results dropped; the
+same command trains them again, with equal weights.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,22 +18,22 @@ Task_contra = TypeVar("Task_contra", contravariant=True)
 
 
 class TaskLog(Protocol[Task_contra]):
-    """What the loop asks of the kind of task."""
+    """Interface of `run_logged` to one kind of task."""
 
     def name(self, task: Task_contra) -> str:
-        """The task in a few words."""
+        """A short name of the task for messages."""
 
     def begin(self, task: Task_contra) -> None:
-        """A worker starts the task."""
+        """Handle the start of the task."""
 
     def report(self, task: Task_contra, news: Any) -> tuple[float, str]:
-        """The task reports. Returns the share of it that is done, in [0, 1], and a note for the progress."""
+        """Handle a report. Returns the finished share of the task, in [0, 1], and a note for the progress."""
 
     def end(self, outcome: Outcome[Any, Any]) -> str | None:
-        """Log how the task ended. Returns a note for the progress; None if the task is to be done again."""
+        """Log the outcome. Returns a note for the progress; None if a later command must do the task again."""
 
     def close(self) -> None:
-        """End what is still open."""
+        """End all open runs."""
 
 
 def run_logged(
@@ -48,10 +48,10 @@ def run_logged(
 ) -> None:
     """Run `function(shared, task, report, should_stop)` for each task. Raises StoreError if the store is lost.
 
-    After a signal it returns when the running tasks have ended.
+    After a signal, return as soon as the running tasks have ended.
 
     Args:
-        debug: show the tracebacks of tasks that failed.
+        debug: print the tracebacks of failed tasks.
     """
     outage = Outage(workers.stop)
 
@@ -68,7 +68,7 @@ def run_logged(
             progress.working(task, *log.report(task, news))
 
     def lost(task: Task, reason: str) -> None:
-        say(f"{log.name(task)}: {reason}; once more")
+        say(f"{log.name(task)}: {reason}; retrying it once")
 
     try:
         for outcome in workers.run(function, shared, guarded(), on_start=begin, on_report=report, on_lost=lost):

@@ -1,7 +1,4 @@
-"""Networks that are trained on the source half, as MLflow runs with their weights: re-trainings and source networks.
-
-What was trained once is found when it is asked for again.
-"""
+"""Log networks trained on the source half (re-trainings, source networks) as MLflow runs, and find them again."""
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
@@ -14,21 +11,21 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.score import Epoch, Result
 from fmnist_transfer.workers.task import Outcome
 
-WORK_KEY = "work_key"  # tag: equal for equal work
+WORK_KEY = "work_key"  # tag: equal for trainings with equal settings
 
 
 class Training(NamedTuple):
-    """How a task becomes a run."""
+    """Description of a task as a run."""
 
     name: str
     params: dict[str, Any]
     key: str
-    """Equal for equal work."""
+    """Value of tag `work_key`."""
     epochs: int
 
 
 class Trained(NamedTuple):
-    """A finished training, as its run has it."""
+    """Run id and scores of a finished training."""
 
     run_id: str
     val_accuracy: float
@@ -37,12 +34,12 @@ class Trained(NamedTuple):
 
 
 class TrainedNetworks(Generic[Key]):
-    """The trained networks of one role below a parent, as `run_logged` wants a log of tasks.
+    """A `TaskLog` for the networks of one role below a parent run.
 
-    The caller holds the parent's lock, so whatever is RUNNING at the start was left by a dead process.
+    The caller holds the parent's lock, so RUNNING runs are a dead process's.
 
     Args:
-        training: how a task becomes a run.
+        training: describes a task as a run.
     """
 
     def __init__(
@@ -66,7 +63,7 @@ class TrainedNetworks(Generic[Key]):
                 self._trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
 
     def trained(self, task: Key) -> Trained | None:
-        """What the task gave, by this command or an earlier one; None if it is still to be done."""
+        """The task's result from this command or an earlier one; None if not trained yet."""
         return self._trained.get(self._training(task).key)
 
     def name(self, task: Key) -> str:
@@ -82,7 +79,7 @@ class TrainedNetworks(Generic[Key]):
         return news.epoch / training.epochs, note
 
     def end(self, outcome: Outcome[Key, Result]) -> str | None:
-        """Log the result with its weights, the failure, or that the task is to be done again."""
+        """Log the result with its weights, or the failure, or the interruption."""
         task, result = outcome.task, outcome.result
         if outcome.status == "interrupted":
             self._runs.kill(task, outcome.reason)

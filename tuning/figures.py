@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 matplotlib.use("Agg")
 
-FEWEST_TRIALS = 4  # completed ones, below which there is nothing to show
+FEWEST_TRIALS = 4  # completed trials needed for figures
 
 
 def search_figures(study: Study) -> dict[str, Figure]:
-    """File name -> figure; empty with fewer than four completed trials."""
+    """The search's figures, artifact path -> figure; empty if fewer than `FEWEST_TRIALS` trials completed."""
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(completed) < FEWEST_TRIALS:
         return {}
@@ -28,7 +28,7 @@ def search_figures(study: Study) -> dict[str, Figure]:
         ("slices", optuna_figures.plot_slice),
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's figures are experimental, and an axis may hold a single value
+            warnings.simplefilter("ignore")  # the figures are experimental, and an axis may have a single value
             axes = plot(study)
         figure = np.asarray(axes).flat[0].get_figure()
         if name == "slices":

@@ -1,6 +1,6 @@
-"""What a search's parent run says of itself in the MLflow UI, and where it sends the reader. Markdown out.
+"""The Markdown description of a search's parent run in the MLflow UI.
 
-The UI folds all but the first lines away, so the answer comes first.
+The UI shows only the first lines until it is expanded, so the result comes first.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from fmnist_transfer.store.roles import TUNING, View
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted
 
-INLINE = "figures/history.png"  # which of the search's figures
+INLINE = "figures/history.png"  # the figure shown in the description
 INLINE_COPY = "figures/inline.png"
 
 
@@ -25,13 +25,13 @@ def describe_search(
     result: dict[str, Any] | None = None,
     pictured: str = "",
 ) -> str:
-    """Describe a search that is under way, or, with its result, a finished one.
+    """Describe a running search or, given its `result`, a finished one.
 
     Args:
-        n_trials: planned, or run.
-        pictured: the run that has the search's figures; empty if there are none, for too few trials.
+        n_trials: number of trials, planned or finished.
+        pictured: id of the run with the search's figures; empty if there were too few trials.
     """
-    limit = "of any size" if mflops_limit is None else f"of at most {mflops_limit:g} MFLOPs an image"
+    limit = "of any size" if mflops_limit is None else f"of at most {mflops_limit:g} MFLOPs per image"
     text = (
         f"Search for a CNN {limit} on Fashion-MNIST classes {digits(split.source)}: {counted(n_trials, 'trial')} of "
         f"up to {counted(epochs, 'epoch')}."
@@ -41,7 +41,7 @@ def describe_search(
 
 
 def describe_training(store: Store, name: str, split: Split, result: dict[str, Any] | None = None) -> str:
-    """Describe configuration `name`, which is trained without a search."""
+    """Describe the training of configuration `name` without a search."""
     text = f"One configuration ({name}), trained on Fashion-MNIST classes {digits(split.source)} without a search."
     return f"{text} {_winner(result)}\n\nLook at: {_tables(store)}"
 
@@ -51,7 +51,7 @@ def _winner(result: dict[str, Any] | None) -> str:
         return "**Not finished yet.**"
     name, _, version = str(result["model_uri"]).removeprefix("models:/").partition("/")
     scores = {
-        "best of the search, which is optimistic": result["best_of_n"],
+        "best of the search (optimistic)": result["best_of_n"],
         "validation accuracy, trained again": result["retrained_mean"],
         "test accuracy": result["test_accuracy"],
     }

@@ -1,10 +1,10 @@
 """Tune CNN2 on FMNIST-2, train the best again, register the winner as `cnn2` and point alias `best` to it.
 
-    python -m tuning.search                # resumable: run again, it goes on
-    python -m tuning.search --reference    # the original report's network and recipe instead, as `cnn2-reference`
+    python -m tuning.search                # resumable: the same command continues
+    python -m tuning.search --reference    # train the original report's network instead, as `cnn2-reference`
     python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
 
-Data in; an Optuna study, MLflow runs and a registered model out. Selection looks at validation alone.
+Reads the data; writes an Optuna study, MLflow runs and a registered model. Selection uses validation scores only.
 """
 
 import shlex
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: SearchSettings) -> int:
-    """Run the search; 0, or 1 if a trial failed."""
+    """Run the search. Returns the exit status: 0, or 1 if a trial or a re-training failed."""
     stopwatch = Stopwatch()
     with StopSignal() as stop:
         result = search(settings, stop, stopwatch)
@@ -39,7 +39,7 @@ def main(settings: SearchSettings) -> int:
 
 
 def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
-    """The whole command; the result as `--json` writes it, with `n_failed`."""
+    """Run the whole command. Returns what `--json` writes, and `n_failed`."""
     say("Loading torch, mlflow and optuna ...")
     if settings.dry_run:
         from tuning.steps import dry_run
@@ -88,7 +88,7 @@ def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: 
 
 
 def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> dict[str, str]:
-    """What the user may do now -> the command."""
+    """Next steps, label -> command."""
     commands = {"in a browser": f"{store.show_command}  # trials, models"}
     if uri := result.get("model_uri"):
         model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
@@ -96,12 +96,11 @@ def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> d
         commands = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | commands
     if settings.is_search:
         more = command_line("tuning.search", settings, **ONE_TIME | {"trials": 2 * settings.trials})
-        commands["search on"] = f"{more}  # tops this study up"
+        commands["search on"] = f"{more}  # adds trials to this study"
     return commands
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """The command line."""
     return run_command(SearchSettings, main, "tuning.search", args)
 
 

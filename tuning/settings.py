@@ -13,29 +13,29 @@ from fmnist_transfer.terminal.command import check_range
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
     trials: int = 24
-    """How many networks to try in all; a search that has fewer is topped up to it."""
+    """Number of networks to try in total; a search that has fewer is continued up to it."""
     epochs: int = 10
-    """Passes over the training images in each trial; poor ones are stopped earlier."""
+    """Passes over the training images per trial; poor trials are stopped earlier."""
     max_mflops: float | Literal["none"] = 4.0
-    """Largest network to try: millions of floating-point operations for one image, forward; none: no limit."""
+    """Largest network to try, in millions of floating-point operations per image (forward pass); none: no limit."""
     split: str = "0-4/5-9"
     """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
     top: int = 2
-    """How many of the best trials are trained again before one is registered, since the best score is partly luck."""
+    """Number of best trials to train again before one is registered, since the best score is partly luck."""
     retrain_seeds: int = 3
-    """How often each of them is trained again, by other random draws (--reference: once)."""
+    """Number of fresh seeds per trial that is trained again (--reference: one)."""
     reference: bool = False
-    """Do not search: train the original report's network as it was (100 epochs), and register it as cnn2-reference."""
+    """Do not search: train the original report's network by its recipe (100 epochs); register it as cnn2-reference."""
     like: str | None = None
-    """Do not search: train the network of this model (models:/cnn2/best) anew, on the source half of --split."""
+    """Do not search: train the network of this model (models:/cnn2/best) from scratch on the source half of --split."""
     promote: bool = False
     """Move alias best to the new model even if its score is lower."""
     study_name: str | None = None
-    """Name under which the trials are kept; default: cnn2, and the source classes if --split is given."""
+    """Name of the Optuna study; default: cnn2, with the source classes appended if --split is given."""
     storage: str | None = None
-    """Where the trials are kept: a file or a database's URI (postgresql://...); default: optuna.db beside the runs."""
+    """Study database: a file or a URI (postgresql://...); default: optuna.db beside the runs."""
     timeout: float | None = None
-    """Seconds after which no further trial begins; default: no limit."""
+    """Seconds after which no further trial starts; default: no limit."""
 
     def __post_init__(self) -> None:
         for flag, count in (
@@ -58,7 +58,7 @@ class SearchFlags(Flags):
         super().__post_init__()
 
     def _check_no_search(self) -> None:
-        """Raise UsageError for a flag of a search where there is none."""
+        """Raise UsageError if flags of a search are given without a search."""
         flag = "--reference" if self.reference else "--like"
         search_only = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
         search_only += ["retrain_seeds", "like"] if self.reference else []
@@ -69,7 +69,6 @@ class SearchFlags(Flags):
 
     @property
     def study(self) -> str:
-        """Name of the study."""
         return self.study_name or f"cnn2{parse_split(self.split).suffix}"
 
     @property
@@ -83,5 +82,5 @@ class SearchFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings(TrainingSettings, SearchFlags):
-    """Look for the network and the training that do best on the source half of Fashion-MNIST, train the best again, and
-    register the winner for the sweep. A search that was stopped goes on by the same command."""
+    """Find the network and the recipe that do best on the source half of Fashion-MNIST, train the best again, and
+    register the winner for the sweep. The same command continues a stopped search."""

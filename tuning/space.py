@@ -1,7 +1,7 @@
-"""A trial becomes a network and a recipe here, and nowhere else.
+"""Convert a trial to a network and a recipe; no other module does so.
 
-`width` in [0, 1] picks the channels among those that the cost limit allows at the trial's depth, kernel and fully
-connected layers, so that no sample is rejected.
+Parameter `width` in [0, 1] selects among the channels that the cost limit allows with the trial's depth, kernel and
+fully connected layers, so that no sample is rejected.
 """
 
 import math
@@ -15,17 +15,17 @@ from fmnist_transfer.network.cost import forward_mflops
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
 
 SPACE_VERSION = 1  # Bump by hand when earlier trials must not share a study with later ones.
-FIRST_CHANNELS = range(4, 65, 2)  # of the first block
-GROWTHS = (1.5, 2.0, 2.5, 3.0)  # channels of the second block to those of the first
+FIRST_CHANNELS = range(4, 65, 2)  # channels of the first block
+GROWTHS = (1.5, 2.0, 2.5, 3.0)  # ratio of second-block to first-block channels
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "flip": {"flip": True},
     "flip+shift": {"flip": True, "shift": 2},
     "flip+erase": {"flip": True, "erase": 0.5},
 }
-EDGE = 0.02  # of a range: closer than this is on its edge
+EDGE = 0.02  # share of a range that counts as its edge
 
-# The hand-made configuration grows with the limit; 32 channels in the first block are enough at any limit.
+# The hand-made configuration widens with the limit, up to this number of channels in the first block.
 FIRST_CHANNELS_BY_HAND = 32
 _SPEC, _RECIPE = HAND_MADE_SPEC, HAND_MADE_RECIPE
 FIRST_TRIAL: dict[str, Any] = {
@@ -48,11 +48,11 @@ FIRST_TRIAL: dict[str, Any] = {
 
 
 def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | None) -> tuple[CNN2Spec, Recipe]:
-    """Read the trial's parameters.
+    """Draw the trial's parameters and build its network and recipe.
 
     Args:
-        epochs: fixed for a study, so that trials are pruned like against like.
-        max_mflops: limit of the network's forward MFLOPs for one image; None for no limit.
+        epochs: equal for all trials of a study, so that pruning compares like with like.
+        max_mflops: limit of the network's forward MFLOPs per image; None: no limit.
     """
     convs = trial.suggest_categorical("convs_per_block", [1, 2])
     kernel = trial.suggest_categorical("kernel_size", [3, 5])
@@ -92,7 +92,7 @@ def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | N
 
 
 def first_trial(max_mflops: float | None) -> dict[str, Any]:
-    """Parameters of the hand-made configuration, as wide as the limit allows but no wider than it was made."""
+    """Parameters of the hand-made configuration, as wide as the limit allows, up to `FIRST_CHANNELS_BY_HAND`."""
     channels = affordable_channels(2, 3, 2.5, (128, 64), max_mflops)
     index = max(i for i, (first, _) in enumerate(channels) if i == 0 or first <= FIRST_CHANNELS_BY_HAND)
     return FIRST_TRIAL | {"width": index / max(1, len(channels) - 1)}
@@ -101,14 +101,14 @@ def first_trial(max_mflops: float | None) -> dict[str, Any]:
 def affordable_channels(
     convs: int, kernel: int, growth: float, fc: tuple[int, int], max_mflops: float | None
 ) -> list[tuple[int, int]]:
-    """Channels of both blocks within the limit, ascending; the narrowest always is among them (`check_limit`)."""
+    """Channels of both blocks within the limit, ascending; always includes the narrowest (see `check_limit`)."""
     limit = math.inf if max_mflops is None else max_mflops
     pairs = [(first, round(first * growth)) for first in FIRST_CHANNELS]
     return [pair for i, pair in enumerate(pairs) if i == 0 or _mflops(pair, convs, kernel, fc) <= limit]
 
 
 def check_limit(max_mflops: float | None) -> None:
-    """Raise UsageError if some corner of the space has no network within the limit."""
+    """Raise UsageError if the limit excludes the narrowest network of the costliest corner of the space."""
     narrowest = FIRST_CHANNELS[0], round(FIRST_CHANNELS[0] * max(GROWTHS))
     smallest = math.ceil(100 * _mflops(narrowest, 2, 5, (512, 256))) / 100
     if max_mflops is not None and max_mflops < smallest:
@@ -120,9 +120,9 @@ def _mflops(channels: tuple[int, int], convs: int, kernel: int, fc: tuple[int, i
 
 
 def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """Names of the numeric parameters whose best value lies at an end of its range that could be moved.
+    """Numeric parameters of the trial that lie at an end of their range, each with value and range.
 
-    Not `width` at 1, which the cost limit sets, nor a zero of what cannot be negative.
+    Excluded are ends that cannot be moved: `width` at 1, which the cost limit sets, and lower ends at zero.
     """
     edges = []
     for name, distribution in trial.distributions.items():

@@ -1,6 +1,6 @@
-"""The steps of a search: trials, then the best trained again, and the winner registered.
+"""The steps of a search: run trials, train the best again, register the winner.
 
-Imported when torch, mlflow and optuna are to be loaded, which the command's flags need not.
+Imports torch, mlflow and optuna, so `tuning.search` imports this module only after it has parsed its flags.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ from tuning.winner.plan import Candidate, RetrainingPlan
 from tuning.winner.register import retrain_and_register
 from tuning.without_search import fixed_configuration
 
-# Mean seconds of a trial as a share of the first, hand-made one's: 54 of 79 s in a default search (10 of 24 pruned).
+# Mean duration of a trial relative to the hand-made first trial: 54 of 79 s in a default search (10 of 24 pruned).
 TRIAL_SHARE = 0.7
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What every stage of the command needs."""
+    """Settings, data and resources that every stage of the command uses."""
 
     settings: SearchSettings
     store: Store
@@ -63,9 +63,9 @@ class SearchContext:
 
 
 def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
-    """What is about to run, and for about how long."""
+    """Describe the planned work and its approximate duration, label -> text."""
     settings, workers = context.settings, context.workers
-    limit = "" if settings.mflops_limit is None else f", networks of at most {settings.mflops_limit:g} MFLOPs an image"
+    limit = "" if settings.mflops_limit is None else f", networks of at most {settings.mflops_limit:g} MFLOPs per image"
     n_done = len(counting(study))
     n_open = max(0, settings.trials - n_done)
     best = "the best" if settings.top == 1 else f"the best {settings.top}"
@@ -90,9 +90,9 @@ def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
 
 
 def tune(context: SearchContext) -> dict[str, Any]:
-    """Run the study's missing trials, then train the best again and register the winner.
+    """Run the study's missing trials, train the best again, and register the winner. Returns the result for `--json`.
 
-    Raises BusyError if another process has the study.
+    Raises BusyError if another process works on the study, UserError if no trial completed.
     """
     settings, store = context.settings, context.store
     check_limit(settings.mflops_limit)
@@ -108,7 +108,7 @@ def tune(context: SearchContext) -> dict[str, Any]:
 
 
 def study_identity(context: SearchContext) -> Identity:
-    """Everything that a study's trials depend on besides their parameters; fixed for the study."""
+    """Settings besides a trial's parameters that determine its result; fixed for the study."""
     settings = context.settings
     return identity(
         device=context.device,
@@ -143,8 +143,8 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog) -> dict[st
     completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
     if not completed:
         raise UserError(
-            f"no trial of study {study_name!r} completed, of {len(trials)} run; its runs in MLflow say why. "
-            "More --trials or a longer --timeout go on with it"
+            f"study {study_name!r}: none of its {len(trials)} trials completed; its runs in MLflow say why. "
+            "Continue it with more --trials or a longer --timeout"
         )
     for edge in on_edge(completed[0]):
         say(f"note: the best trial lies on the edge of its range: {edge}")
@@ -168,7 +168,7 @@ def _tune(context: SearchContext, study: optuna.Study, log: StudyLog) -> dict[st
 
 
 def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog) -> list[FrozenTrial]:
-    """Run trials until enough count; all that count. Raises Interrupted after a signal."""
+    """Run trials until enough count (see `counting`), and return these. Raises Interrupted after a signal."""
     settings, workers = context.settings, context.workers
     plan = TrialPlan(context.half, settings.seed, settings.epochs, context.device, settings.precision)
     seconds = float("inf") if settings.timeout is None else settings.timeout
@@ -196,12 +196,12 @@ def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog) -> l
 
 
 def _log_figures(context: SearchContext, study: optuna.Study, log: StudyLog) -> str:
-    """The run that has the search's figures; empty if there are none, for too few trials."""
-    import matplotlib.style  # not before the first trial
+    """Log the search's figures. Returns the id of their run; empty if there were too few trials."""
+    import matplotlib.style  # imported late, so as not to delay the first trial
 
     from tuning.figures import search_figures
 
-    with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+    with matplotlib.style.context("default"):  # not the user's own matplotlibrc
         figures = search_figures(study)
         for path, figure in figures.items():
             context.store.log_figure(log.run_id, path, figure)
@@ -212,16 +212,16 @@ def _log_figures(context: SearchContext, study: optuna.Study, log: StudyLog) -> 
 
 
 def dry_run(settings: SearchSettings) -> dict[str, Any]:
-    """Say what is done and what would run; nothing is made, changed or downloaded."""
+    """Print what is done and what would run. Creates, changes and downloads nothing."""
     result = {"n_trials": 0, "n_to_run": 0, "n_failed": 0}
     retry = RetryPolicy(settings.store_timeout)
     if not settings.is_search:
         store = open_store(settings.tracking_uri, retry, may_write=False) if settings.like else None
         fixed = fixed_configuration(store, settings.like, parse_split(settings.split))
         name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
-        say(f"{fixed.name} ({name}) would be trained for {epochs} epochs and registered, unless it is there")
+        say(f"{fixed.name} ({name}) would be trained for {epochs} epochs and registered, unless this is done already")
         return {"study": fixed.study} | result
-    with contextlib.suppress(NoStoreError):  # an experiment that was deleted is said here, too
+    with contextlib.suppress(NoStoreError):  # raises StoreError for a deleted experiment
         open_store(settings.tracking_uri, retry, may_write=False).find(TUNING, study=settings.study)
     file = sqlite_path(store_uri(settings.tracking_uri))
     folder = file.parent if file else default_folder()
@@ -233,6 +233,6 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
     say(f"Study {settings.study!r}{'' if study else ', a new one'}: {n_done} trials done, {n_to_run} would run")
     say(
         f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one "
-        "registered, unless they are there"
+        "registered, unless this is done already"
     )
     return {"study": settings.study} | result | {"n_trials": n_done, "n_to_run": n_to_run}

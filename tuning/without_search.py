@@ -1,4 +1,4 @@
-"""A configuration that is trained without a search: the original report's, or a registered one on another half."""
+"""Train a configuration without a search: the original report's, or a registered one on another half."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,24 +23,23 @@ from tuning.winner.register import retrain_and_register
 
 @dataclass(frozen=True)
 class FixedConfiguration:
-    """What is trained without a search."""
+    """A configuration to train without a search."""
 
     candidate: Candidate
     study: str
-    """Name of its run."""
+    """Name of its parent run."""
     name: str
     """Name of the registered model."""
     like: str = ""
-    """The pinned URI of the model that it is taken from."""
+    """Pinned URI of the model it is taken from; empty for the original report's."""
 
 
 def fixed_configuration(store: Store | None, like: str | None, split: Split) -> FixedConfiguration:
-    """The configuration of `--like`, else the original report's, which needs no store."""
+    """The configuration of model `like`, else the original report's, which needs no store."""
     return registered_configuration(store, like, split) if store and like else reference_configuration(split)
 
 
 def reference_configuration(split: Split) -> FixedConfiguration:
-    """The original report's network and recipe."""
     name = f"cnn2-reference{split.suffix}"
     return FixedConfiguration(Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name)
 
@@ -51,7 +50,7 @@ def registered_configuration(store: Store, uri: str, split: Split) -> FixedConfi
     model = load(store, pinned_model)
     if model.split.source == split.source:
         raise UsageError(
-            f"--like {uri}: it was trained on classes {model.split.source} already; give another half with --split"
+            f"--like {uri}: it was already trained on classes {model.split.source}; give another half with --split"
         )
     if pinned_model.version is None:
         raise UsageError(f"--like {uri}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
@@ -72,7 +71,7 @@ def train_fixed(
     take_over: bool,
     debug: bool,
 ) -> dict[str, Any]:
-    """Train one configuration without a search, and register it; arguments as those of `retrain_and_register`."""
+    """Train one configuration without a search and register it; arguments and result as in `retrain_and_register`."""
     candidate = fixed.candidate
     like = {"like": fixed.like} if fixed.like else {}
     work = identity(device=plan.device, **settings_params(candidate.spec, candidate.recipe), **plan.facts(), **like)

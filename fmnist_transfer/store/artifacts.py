@@ -18,7 +18,7 @@ PROBE_SECONDS = 10.0
 def check_artifacts(store: Store, experiment: str) -> None:
     """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location.
 
-    A tracking server may hand out a place that this machine must reach itself (`--no-serve-artifacts`).
+    With a server's `--no-serve-artifacts`, this machine must reach the location itself.
     """
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
     content, probe = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"
@@ -40,4 +40,4 @@ def check_artifacts(store: Store, experiment: str) -> None:
                 remedy = "Install that storage's client library, or let the tracking server keep artifacts"
             raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
     if read != content:
-        raise StoreError(f"{masked(location)} does not give back the artifacts that are written to it")
+        raise StoreError(f"{masked(location)} returned different content than was written to it; check that storage")

@@ -1,6 +1,6 @@
-"""Databases of MLflow's store and Optuna's study: created whole or not at all, and recognised before they are used.
+"""Create the databases of MLflow and Optuna atomically, and refuse foreign ones.
 
-A library would add its tables to a foreign database. Whether a schema is too old or too new, the library says itself.
+MLflow and Optuna would add their tables to a foreign database. They report outdated schemas themselves.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from fmnist_transfer.store.places import sqlite_path, sqlite_uri
 from fmnist_transfer.terminal.output import masked
 
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
-PROBE_BYTES = 8 * 2**20  # room for the runs and figures of a small sweep
+PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
 
 
 @dataclass(frozen=True)
 class Schema:
-    """How a product's database is recognised: each has this table."""
+    """The table by which a product's database is recognised."""
 
     product: str
     table: str
@@ -34,12 +34,12 @@ class Schema:
 
 
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
-    """Make sure that the product may use the database; `create(uri)` makes a missing file or missing tables.
+    """Check that the database is the product's, and create a missing file or missing tables by `create(uri)`.
 
-    Raises StoreError, with what is wrong and what to do (the database is then left as it is), or the driver's error.
+    Raises StoreError, or the driver's error, and then leaves the database unchanged.
 
     Args:
-        may_write: if False, create nothing and do not try the disk; raise NoStoreError if there is nothing yet.
+        may_write: if False, create nothing and write no probe; raise NoStoreError if there is no database yet.
     """
     if (file := sqlite_path(uri)) is None:
         _open_on_server(uri, schema, create, may_write=may_write)
@@ -54,18 +54,18 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
         tables = table_names(uri)
     except OSError as error:
         raise StoreError(write_problem(file, error)) from error
-    except sqlite3.OperationalError:  # it is locked, say: the caller decides whether to retry
+    except sqlite3.OperationalError:  # locked, for example: the caller decides whether to retry
         raise
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{file}: {error}; move it away, or use another store") from error
     if not tables:
-        raise StoreError(f"{file} is an empty database; delete it, and the same command makes a new one")
+        raise StoreError(f"{file} is an empty database; delete it and run the same command to create a new one")
     if not schema.is_in(tables):
         raise _foreign(str(file), schema, tables)
 
 
 def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool) -> None:
-    """Create the tables of an empty database. Of commands that do so at once, all but one fail and look again."""
+    """Create the tables of an empty database. If several commands do so, all but one fail and check again."""
     import sqlalchemy.exc
 
     deadline = time.monotonic() + CREATION_SECONDS
@@ -87,14 +87,13 @@ def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, 
 def _foreign(name: str, schema: Schema, tables: set[str]) -> StoreError:
     some = ", ".join(sorted(tables)[:3])
     return StoreError(
-        f"{name} is not {schema.product}'s: it holds other tables ({some} ...). It is left as it is; give another one"
+        f"{name} is not {schema.product}'s: it holds other tables ({some} ...). It was not changed; use another one"
     )
 
 
 def table_names(uri: str) -> set[str]:
-    """Names of the database's tables."""
     if (file := sqlite_path(uri)) is not None:
-        # Asked through sqlite: closing a plain handle of the file would drop the locks of this process's connections.
+        # Opened only through sqlite: closing a plain file handle would drop the locks of this process's connections.
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return {str(name) for (name,) in rows}
@@ -108,7 +107,7 @@ def table_names(uri: str) -> set[str]:
 
 
 def probe(folder: Path) -> None:
-    """Raise OSError unless there is room for some more files in the folder."""
+    """Raise OSError unless the folder's disk has room for `PROBE_BYTES`."""
     with tempfile.TemporaryFile(dir=folder) as stream:
         stream.write(bytes(PROBE_BYTES))
         stream.flush()
@@ -116,9 +115,9 @@ def probe(folder: Path) -> None:
 
 
 def create_once(database: Path, create: Callable[[str], None]) -> None:
-    """Make a sqlite file by `create(temporary uri)`, under a lock, and rename it into place when it is whole.
+    """Create a sqlite file by `create(temporary uri)` under a lock, and rename it into place when complete.
 
-    Racing processes and kills leave either no file or a good one.
+    Racing or killed processes leave either no file or a complete one.
     """
     import filelock
 
@@ -128,7 +127,7 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
         if database.exists():
             return
         folder = database.with_name(f".{database.name}.new")
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed, its journal too
+        shutil.rmtree(folder, ignore_errors=True)  # a killed process left it, with its journal
         folder.mkdir()
         temporary = folder / database.name
         create(sqlite_uri(temporary))

@@ -1,6 +1,6 @@
-"""One driver per sweep and per study on this machine: a lock of the operating system, which ends with its process.
+"""Allow one driver per sweep or study on this machine, by an operating-system lock that ends with its process.
 
-`Owner` identifies the driver, also to other machines (`parents`).
+`Owner` identifies the driver, also to other machines (see `parents`).
 """
 
 import contextlib
@@ -23,25 +23,25 @@ from fmnist_transfer.store.places import short_name, sqlite_path
 if TYPE_CHECKING:
     import psutil
 
-SAME_START_SECONDS = 2.0  # the system gives starts in hundredths, and the boot in seconds
+SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
 MACHINE_ID = Path("/etc/machine-id")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER]
-MULTICAST = 1 << 40  # set by uuid.getnode() when it found no network address and drew one
+PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER], the PID namespace
+MULTICAST = 1 << 40  # uuid.getnode() sets this bit if it found no network address and drew a random one
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process. Its pid may be another's by now, so its start, counted from the boot, identifies it, too."""
+    """A process, identified by its PID and, since PIDs are reused, its start time."""
 
     host: str
     machine: str
-    """Id of the machine; two may share a name. Empty where it is not known."""
+    """Id of the machine, since host names are not unique; empty if unknown."""
     pid: int
     boot: str
-    """Name of the machine's boot, and of the space of its pids (a container has its own); empty where unknown."""
+    """Boot id and PID namespace (each container has its own); empty if unknown."""
     started: float
-    """Seconds after the boot, which a clock that is set leaves alone; 0 where it is not known."""
+    """Start in seconds after the boot, which does not change if the clock is set; 0 if unknown."""
 
     @classmethod
     @functools.cache
@@ -74,7 +74,7 @@ class Owner:
         return bool(self.machine) and self.machine == _machine()
 
     def is_dead(self) -> bool:
-        """Whether it is certain that the process has ended; on another machine it never is."""
+        """Return whether the process has certainly ended; always False for another machine."""
         import psutil
 
         if not self.is_of_this_machine():
@@ -95,7 +95,7 @@ class Owner:
 
 @functools.cache
 def _machine() -> str:
-    """16 hexadecimal digits of the machine's id, its network address and its name; containers differ in the last."""
+    """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
     with contextlib.suppress(OSError):
         return _digest(MACHINE_ID.read_text().strip())
     address = uuid.getnode()
@@ -120,13 +120,12 @@ def _started(process: "psutil.Process") -> float:
 
 @contextlib.contextmanager
 def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock of `key` in the store at `uri` until the block ends or this process dies.
+    """Hold this machine's lock for `key` in the store at `uri` until the block ends or this process dies.
 
-    It holds on one machine. Raises BusyError, which names the other process, if that has it for longer than
-    `wait_seconds`.
+    Raises BusyError, which names the other process, if that still holds the lock after `wait_seconds`.
 
     Args:
-        noun: what is locked, for the message.
+        noun: names in the message what is locked.
     """
     import filelock
 
@@ -148,20 +147,20 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
 
 
 def busy(noun: str, driver: str) -> BusyError:
-    """The error of a second driver, which names the first."""
+    """The error for a second driver; `driver` names the first."""
     return BusyError(
         f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
     )
 
 
 def _read(file: Path) -> str:
-    """The process that holds a lock, in words."""
+    """Describe the process that holds the lock."""
     try:
         fields = json.loads(file.read_text())
         since = fields.pop("since")
         return f"{Owner(**fields)}, since {since}"
-    except (OSError, ValueError, TypeError, KeyError):  # not yet written, or by another version
-        return "it has not yet said which"
+    except (OSError, ValueError, TypeError, KeyError):  # not yet written, or written by another version
+        return "its owner is not recorded yet"
 
 
 def locks_folder(uri: str) -> Path:

@@ -1,4 +1,4 @@
-"""Trainings as rows of metrics and params."""
+"""Convert trainings to rows of metrics and params."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:
 
 
 def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
-    """The epoch curves of a training, step = epoch."""
+    """Epoch curves of a training; step = epoch."""
     return [
         row
         for e in epochs
@@ -33,7 +33,7 @@ def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
 
 
 def result_rows(result: "Result") -> list[MetricRow]:
-    """All of a finished training: epoch curves, and one value each of `final/*`, `best/*`, `test/*` and `cost/*`."""
+    """Epoch curves of a finished training, and its scores `final/*`, `best/*`, `test/*` and `cost/*` at step 0."""
     groups = result.to_dict() | {"cost": result.cost()}
     scores = [(f"{group}/{key}", value, 0) for group, values in groups.items() for key, value in values.items()]
     return [*curve_rows(result.epochs), *scores]

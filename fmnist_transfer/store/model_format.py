@@ -1,4 +1,4 @@
-"""The two files of a stored model, `weights.safetensors` and `cnn2.json` with the spec, checked when they are read.
+"""The two files of a stored model, `weights.safetensors` and `cnn2.json` (its spec), checked when read.
 
 Nothing is ever unpickled, imported or run.
 """
@@ -40,7 +40,7 @@ MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network as it passes from the search to the sweep."""
+    """A trained network, as a search hands it to a sweep."""
 
     spec: CNN2Spec
     recipe: Recipe
@@ -48,7 +48,7 @@ class TrainedModel:
     """The network was trained on `split.source`."""
     state: dict[str, torch.Tensor]
     facts: dict[str, Any]
-    """Where it comes from and how good it is: study, scores, seed, data sha256. Plain JSON."""
+    """Origin and quality (study, scores, seed, data sha256) as plain JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -70,14 +70,14 @@ def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def finish_with_weights(runs: OpenRuns[Key], key: Key, result: Result) -> str:
-    """End a run FINISHED with its scores, and its weights as `load_weights` finds them; its id."""
+    """Log scores and weights (for `load_weights`), end the run FINISHED and return its id; empty if it was deleted."""
     tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
     files = {WEIGHTS_FILE: pack_weights(result.final_state)}
     return runs.end(key, "FINISHED", metrics=result_rows(result), tags=tags, files=files)
 
 
 def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch.Tensor]:
-    """Inverse of `pack_weights`. Raises ModelError unless it holds exactly the weights of the spec's network."""
+    """Inverse of `pack_weights`. Raises ModelError unless `content` holds exactly the network's weights."""
     try:
         state = safetensors.torch.load(content)
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -87,7 +87,7 @@ def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch
 
 
 def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.Tensor]:
-    """What a run logged as `weights.safetensors`. Raises ModelError."""
+    """Read the run's `weights.safetensors`. Raises ModelError if it is missing or does not fit `spec`."""
     location, name = str(store.client.get_run(run_id).info.artifact_uri), f"run {run_id}"
     try:
         return unpack_weights(_fetch(store, location, WEIGHTS_FILE, name), spec, name)
@@ -111,7 +111,7 @@ def is_elsewhere(location: str) -> bool:
 
 
 def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
-    """The artifact `path` below `location`, if it is a plain file within its limit. Raises ModelError."""
+    """Read the artifact `path` below `location`. Raises ModelError unless it is a plain file of at most `MAX_BYTES`."""
     limit = MAX_BYTES[Path(path).name]
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -134,7 +134,7 @@ def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
 
 
 def _has_link(location: str, path: str) -> bool:
-    """Whether the file, or its folder, is a symbolic link; of a place that is not local it cannot be one."""
+    """Return whether the file or its folder is a symbolic link; False if it is not local."""
     if urlsplit(location).scheme not in ("", "file"):
         return False
     file = file_path(location) / path
@@ -152,7 +152,7 @@ def _read_json(text: bytes, name: str) -> dict[str, Any]:
 
 
 def read_model(store: Store, location: str, name: str) -> TrainedModel:
-    """Read the two files of the model at `location`, and check size, digests, names, shapes, types and finiteness.
+    """Read the model's two files at `location`, and check size, digests, names, shapes, types and finiteness.
 
     Raises ModelError, which calls the model `name`, for anything that `register` would not write.
     """
@@ -167,7 +167,7 @@ def read_model(store: Store, location: str, name: str) -> TrainedModel:
         spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
         split = Split(tuple(content["source_classes"]))
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
-            raise ModelError(f"{name}: its network would not fit into {WEIGHTS_FILE}'s limit")
+            raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")
         facts = dict(content["facts"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
         raise ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}") from error

@@ -1,4 +1,4 @@
-"""A store whose folder was moved or copied: MLflow stores absolute paths of artifacts. Imports no mlflow."""
+"""Repair a store whose folder was moved or copied, since MLflow stores absolute artifact paths. Imports no mlflow."""
 
 import contextlib
 import sqlite3
@@ -19,33 +19,33 @@ LOCATIONS = (  # table, column
 
 
 def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
-    """Point the runs of a store whose folder was moved to the artifacts beside its database, and say so.
+    """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
 
-    Raises StoreError for a copy, whose runs still find the original's artifacts, unless `mend_copy`; and where nothing
-    may be written.
+    Raises StoreError if the store is a copy (the original's artifacts still exist), unless `mend_copy`; and if a
+    repair is needed but `may_write` is False.
     """
     for former in _former_places(database):
         original, here = file_path(former), database.parent / ARTIFACTS
         if original.exists() and not mend_copy:
             raise StoreError(
                 f"{database.parent} is a copy: its runs look for their artifacts in {original}. Use the original, or "
-                "add --mend-copy, which makes the copy independent"
+                "add --mend-copy to make the copy independent"
             )
         if original.exists() and not here.exists():
-            raise StoreError(f"copy {original} to {here} first, where the runs shall find it")
+            raise StoreError(f"copy {original} to {here} first: the runs will look for their artifacts there")
         if not may_write:
             raise StoreError(
-                f"{database.parent} was moved from {original.parent}; a command without --dry-run mends it"
+                f"{database.parent} was moved from {original.parent}; run a command without --dry-run to repair it"
             )
         n_changed = _point_to(database, former, here.as_uri())
-        warn(f"this store was in {original.parent}: {n_changed} places of artifacts now lie in {here}")
+        warn(f"this store was moved from {original.parent}: {n_changed} artifact paths now point to {here}")
 
 
 def _former_places(database: Path) -> list[str]:
-    """URIs of the artifact folders of former places, to which our experiments still point.
+    """URIs of former artifact folders to which our experiments still point.
 
-    Their artifacts were put into `artifacts/NAME` beside the database when they were made, so any other folder that
-    ends so is a former place. Other locations are a user's own choice.
+    Artifacts are created in `artifacts/NAME` beside the database, so another folder of that form is a former place.
+    Locations of another form are a user's choice.
     """
     here = (database.parent / ARTIFACTS).resolve()
     with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -55,11 +55,11 @@ def _former_places(database: Path) -> list[str]:
         for name, location in rows
         if name in EXPERIMENTS and str(location).startswith("file:") and location.endswith(f"/{ARTIFACTS}/{name}")
     }
-    return sorted(folder for folder in folders if file_path(folder).resolve() != here)  # a link to it is no other place
+    return sorted(folder for folder in folders if file_path(folder).resolve() != here)  # a link to it is the same place
 
 
 def _point_to(database: Path, former: str, here: str) -> int:
-    """Replace the folder in all places, in one transaction; the number of places."""
+    """Replace the folder in all `LOCATIONS` in one transaction; return the number of changed rows."""
     n_changed = 0
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         for table, column in LOCATIONS:

@@ -1,4 +1,4 @@
-"""The runs below one parent that a command has begun and not yet ended. A lost store's, the next command ends."""
+"""Track a command's open runs below a parent. If the store is lost, the next command ends them."""
 
 import contextlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -16,10 +16,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class OpenRuns(Generic[Key]):
-    """Runs of one role below the run `parent`; `Key` is what a run stands for.
+    """Runs of one role below the run `parent`, each identified by a `Key`.
 
     Args:
-        half: which every run names as its data; `half_role` is `source` or `target`.
+        half: logged as every run's data.
+        half_role: `source` or `target`.
     """
 
     def __init__(self, store: Store, experiment: str, parent: str, role: Role, *, half: Half, half_role: str):
@@ -28,13 +29,13 @@ class OpenRuns(Generic[Key]):
         self._open: dict[Key, str] = {}
 
     def end_left(self, runs: Iterable[Run]) -> None:
-        """End as KILLED those of these runs that a dead driver left RUNNING. The caller holds the parent's lock."""
+        """End the RUNNING ones among `runs` as KILLED: a dead driver left them. The caller holds the parent's lock."""
         for run in runs:
             if run.info.status == "RUNNING":
                 self._store.end(run.info.run_id, "KILLED")
 
     def begin(self, key: Key, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Create the run, RUNNING."""
+        """Create a RUNNING run."""
         all_tags = {"role": self._role, "parent": self._parent} | dict(tags)
         run_id = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=all_tags)
         self._open[key] = run_id
@@ -49,7 +50,7 @@ class OpenRuns(Generic[Key]):
         tags: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> str:
-        """Log the rest and end the run. Returns its id; empty if it never began, or if it was deleted meanwhile."""
+        """Log the rest, end the run and return its id; empty if it never began or was deleted meanwhile."""
         if (run_id := self._open.pop(key, "")) == "":
             return ""
         try:
@@ -57,21 +58,21 @@ class OpenRuns(Generic[Key]):
         except MlflowException:
             if self._store.is_active(run_id):
                 raise
-            warn(f"run {run_id} was deleted while it was trained; the same command trains it again")
+            warn(f"run {run_id} was deleted during its training; run the same command to train it again")
             return ""
         return run_id
 
     def fail(self, key: Key, reason: str, details: str = "") -> str:
-        """End the run FAILED, with the reason as a tag and the traceback as an artifact."""
+        """End the run FAILED, with the reason as a tag and `details` as artifact `traceback.txt`."""
         files = {"traceback.txt": details.encode()} if details else {}
         return self.end(key, "FAILED", tags={"reason": reason}, files=files)
 
     def kill(self, key: Key, reason: str) -> None:
-        """End the run KILLED: its task is to be done again."""
+        """End the run KILLED; a later command trains its task again."""
         self.end(key, "KILLED", tags={"reason": reason})
 
     def kill_rest(self) -> None:
-        """End what is still open as KILLED; errors are suppressed, since one that went before is the one to see."""
+        """End all open runs as KILLED. Errors are suppressed so as not to hide an earlier one."""
         for key in list(self._open):
             with contextlib.suppress(Exception):
                 self.kill(key, "the command ended before it")

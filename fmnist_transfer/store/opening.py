@@ -1,4 +1,4 @@
-"""Opening a tracking store: a sqlite file, made if need be, a server or a database."""
+"""Open a tracking store: a sqlite file (created if missing), a server or a database."""
 
 import logging
 import os
@@ -23,10 +23,10 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked, warn_of_password
 
 HEALTH_SECONDS = 5.0
-OLDEST_SERVER = 3  # the major version
+OLDEST_SERVER = 3  # major version
 VERSION = re.compile(r"\d+\.\d+[\w.]*")
 SCHEMA = Schema("MLflow", "experiments")
-HTTP_DEFAULTS = {  # without them a client is silent for four minutes, and makes two runs of a request that it repeats
+HTTP_DEFAULTS = {  # MLflow's defaults retry silently for four minutes, and a repeated request makes a second run
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
@@ -36,17 +36,17 @@ POOL_DEFAULTS = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "2", "MLFLOW_SQLALCHEMYSTOR
 def open_store(
     tracking_uri: str | None, retry: RetryPolicy | None = None, *, mend_copy: bool = False, may_write: bool = True
 ) -> Store:
-    """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `sqlite` under `mlruns/`, made if need be.
+    """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`, created if missing.
 
-    A sqlite file gets its artifacts in `artifacts/` beside it, also after its folder was moved. Raises StoreError.
+    A sqlite store keeps its artifacts in `artifacts/` beside the file, also when moved. Raises StoreError.
 
     Args:
-        mend_copy: let a copied store find its own artifacts instead of the original's.
-        may_write: if False, create and mend nothing; raise StoreError instead, NoStoreError if there is no store yet.
+        mend_copy: point a copied store to its own artifacts instead of the original's.
+        may_write: if False, create and repair nothing; raise StoreError instead, NoStoreError if there is no store yet.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.pop("MLFLOW_RUN_ID", None)  # it would beat the parent of every run
+    os.environ.pop("MLFLOW_RUN_ID", None)  # it would override the parent of every run
     retry = retry or RetryPolicy()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
     uri, folder = store_uri(tracking_uri), default_folder()
@@ -83,10 +83,10 @@ def open_store(
 
 def _client(uri: str) -> MlflowClient:
     users_uri = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)  # sets the variable, too, where the next store that is opened would look
+    mlflow.set_tracking_uri(uri)  # this also sets MLFLOW_TRACKING_URI, which `open_store` reads
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ |= {"MLFLOW_TRACKING_URI": users_uri} if users_uri is not None else {}
-    return MlflowClient(uri, registry_uri=uri)  # whatever MLFLOW_REGISTRY_URI says: models belong to their runs
+    return MlflowClient(uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI: models stay with their runs
 
 
 def _create_tables(uri: str, folder: Path) -> None:
@@ -96,7 +96,7 @@ def _create_tables(uri: str, folder: Path) -> None:
 
 
 def _wait_for_server(uri: str) -> None:
-    """Raise StoreError if no server answers for a while. Whether it lets us in is seen at the first call."""
+    """Raise StoreError if no server answers within `HEALTH_SECONDS`. Access rights show at the first call."""
     address = masked(uri).replace("***@", "").rstrip("/")
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     verify = not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True)
@@ -108,7 +108,7 @@ def _wait_for_server(uri: str) -> None:
                 raise requests.exceptions.ConnectionError(f"{health.status_code} {health.reason}")
             _check_version(uri, _get_version(uri, verify))
             return
-        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: no URL at all
+        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: not a URL
             if isinstance(error, requests.exceptions.ConnectionError) and time.monotonic() < deadline:
                 time.sleep(0.25)
                 continue
@@ -138,6 +138,6 @@ def _check_version(uri: str, response: requests.Response) -> None:
     version = response.text.strip()
     if response.ok and VERSION.fullmatch(version) and int(version.split(".")[0]) < OLDEST_SERVER:
         raise StoreError(
-            f"the server at {masked(uri)} runs MLflow {version}, this command MLflow {mlflow.__version__}: logged "
+            f"the server at {masked(uri)} runs MLflow {version}, this command MLflow {mlflow.__version__}. Logged "
             f"models need a server of version {OLDEST_SERVER} or newer"
         )

@@ -1,7 +1,7 @@
-"""The parent run of a sweep or a search: found, reopened or started, by one driver alone.
+"""Start or reopen the parent run of a sweep or a search, for one driver at a time.
 
-This machine's lock (`locked`) keeps out a second driver here; the driver's tags on the parent run, while it is RUNNING,
-keep out another machine. Two machines that reopen the same stopped parent in the same second are not told apart.
+The lock `locked` refuses a second driver on this machine. While the parent is RUNNING, its driver's tags refuse drivers
+on other machines. Limit: two machines that reopen the same stopped parent in the same second both succeed.
 """
 
 import time
@@ -12,7 +12,7 @@ from fmnist_transfer.errors import BusyError
 from fmnist_transfer.store.lock import Owner, busy
 from fmnist_transfer.store.runs import Run, Store
 
-GIVE_WAY_SECONDS = 10.0  # within which a later starter has seen this run and withdrawn
+GIVE_WAY_SECONDS = 10.0  # within this time a later starter has seen this run and withdrawn
 
 
 def open_parent(
@@ -26,14 +26,14 @@ def open_parent(
 ) -> Run:
     """Make the parent RUNNING with this process as its driver, and return it. The caller holds this machine's lock.
 
-    Raises BusyError if another machine's driver has it, or starts it at the same moment.
+    Raises BusyError if a driver on another machine has it or starts it at the same moment.
 
     Args:
         noun: names the work in messages.
         find: returns the active parents of this work; the earliest counts.
-        start: starts one, which `find` returns from then on; returns its id.
-        params: logged where an interrupted driver has not logged them.
-        take_over: another machine's driver is known to be gone.
+        start: starts a parent, which `find` then returns, and returns its id.
+        params: logged if an interrupted driver has not logged them.
+        take_over: the other machine's driver is known to be gone.
     """
     if present := _earliest_first(find()):
         check_owner(store.is_shared, present[0], noun, take_over=take_over)
@@ -41,8 +41,7 @@ def open_parent(
         return present[0]
     run_id = start()
     deadline = time.monotonic() + GIVE_WAY_SECONDS
-    # Go on only when no other parent is there: each driver looks after it has started its own, so that at most one
-    # of them can see itself alone.
+    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
     while len(present := _earliest_first(find())) > 1:
         if present[0].info.run_id != run_id or time.monotonic() > deadline:
             store.client.delete_run(run_id)
@@ -57,9 +56,9 @@ def _earliest_first(runs: Sequence[Run]) -> list[Run]:
 
 
 def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
-    """Raise BusyError if another driver may be working on a parent run. The caller holds this machine's lock.
+    """Raise BusyError if another driver may be working on the parent run. The caller holds this machine's lock.
 
-    On a store of this machine alone the lock says enough: a run that is RUNNING belongs to a dead driver.
+    If only this machine uses the store, the lock suffices: a RUNNING run belongs to a dead driver.
 
     Args:
         take_over: the other machine is known to be gone.

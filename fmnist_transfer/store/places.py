@@ -1,4 +1,4 @@
-"""Where the store and the study are, and how their URIs are written."""
+"""Locations of the store and the study, and the form of their URIs."""
 
 import hashlib
 import os
@@ -10,22 +10,22 @@ from fmnist_transfer.errors import StoreError
 from fmnist_transfer.terminal.output import masked
 
 PROJECT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of an installed package
-SQLITE = "sqlite:///"  # and a path
+SQLITE = "sqlite:///"  # followed by a path
 ARTIFACTS = "artifacts"  # the folder beside the database
-POSTGRESQL = "postgresql"  # and ://, or +driver://
+POSTGRESQL = "postgresql"  # followed by :// or +driver://
 
 
 def short_name(uri: str) -> str:
-    """A file name for the store at `uri`, whoever uses it."""
+    """A file name for the store at `uri`, equal for all users."""
     return hashlib.sha256(masked(uri).replace("***@", "").rstrip("/").encode()).hexdigest()[:16]
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of an absolute path. Raises StoreError for one that sqlite URIs cannot hold."""
+    """The sqlite URI of an absolute path. Raises StoreError if the path holds characters that no sqlite URI can."""
     text = str(path)
     if any(character in text for character in "?%") or text != text.encode("utf-8", "replace").decode():
-        raise StoreError(f"{path}: a sqlite URI holds no ?, no % and nothing but UTF-8; use another folder")
-    return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, and not every reader unquotes them
+        raise StoreError(f"{path} cannot be written as a sqlite URI (no ?, no %, only UTF-8); use another folder")
+    return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, which not every reader unquotes
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -34,7 +34,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def file_path(uri: str) -> Path:
-    """The path of a `file:` URI, or of what is a path already."""
+    """The path of a `file:` URI; a plain path stays."""
     return Path(url2pathname(urlsplit(uri).path))
 
 
@@ -44,15 +44,15 @@ def default_folder() -> Path:
 
 
 def study_uri(given: str | None, folder: Path) -> str:
-    """Of the study database: what was asked for, a file's path too, else `optuna.db` in the tracking store's folder."""
+    """The study database's URI: `given` (a URI or a file's path), else `optuna.db` in `folder`."""
     uri = given or str(folder / "optuna.db")
     return uri if "://" in uri else sqlite_uri(Path(uri).absolute())
 
 
 def store_uri(given: str | None) -> str:
-    """The tracking store's URI: as asked for, else `MLFLOW_TRACKING_URI`, else sqlite under `mlruns/`.
+    """The tracking store's URI: `given`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`.
 
-    A mere path that ends in `.db` becomes a sqlite URI, and a sqlite URI's path absolute.
+    A plain path that ends in `.db` becomes a sqlite URI. The path of a sqlite URI becomes absolute.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
     if "://" not in uri and uri.endswith(".db"):

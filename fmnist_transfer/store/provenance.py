@@ -1,4 +1,4 @@
-"""What every run says of its origin: package version, git commit, command, process."""
+"""Tags that record a run's origin."""
 
 import functools
 import subprocess
@@ -12,7 +12,7 @@ from fmnist_transfer.store.places import PROJECT
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """Tags of every run: package version, git commit, the command, and the process that owns it."""
+    """Tags of every run: package version, git commit, command, and the process that owns it."""
     try:
         package = version("fmnist-transfer")
     except PackageNotFoundError:
@@ -25,9 +25,9 @@ def provenance() -> dict[str, str]:
 
 
 def git_tags(checkout: Path) -> dict[str, str]:
-    """Commit and dirty flag of the checkout; empty if it is none.
+    """Commit and dirty flag of the checkout; empty if `checkout` is not the root of a repository.
 
-    An installed package may lie in a folder of somebody else's repository, whose commit says nothing about it.
+    An installed package may lie inside another repository, whose commit would be misleading.
     """
 
     def git(*arguments: str) -> str:

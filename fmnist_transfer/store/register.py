@@ -2,7 +2,7 @@
 
     version = register(store, run_id, "cnn2", TrainedModel(...), tags={...}, description="...")
 
-MLflow serves the logged `pt2` program. This package loads `weights.safetensors` and `cnn2.json` beside it (`registry`).
+MLflow serves the logged `pt2` program; this package loads the files `weights.safetensors` and `cnn2.json` beside it.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ from fmnist_transfer.store.runs import Store, already_there
 def register(
     store: Store, run_id: str, name: str, model: TrainedModel, *, tags: dict[str, Any], description: str
 ) -> ModelVersion:
-    """Log `model` to the run and register it as the next version of `name`. The alias is moved by `set_best`."""
-    network = CNN2(model.spec).to(memory_format=torch.contiguous_format)  # what torch.export packs without a word
+    """Log `model` to the run and register it as the next version of `name`; `set_best` moves the alias."""
+    network = CNN2(model.spec).to(memory_format=torch.contiguous_format)  # torch.export warns about others
     network.load_state_dict(model.state)
-    network.eval()  # a module exported in training mode would keep its dropout for ever
+    network.eval()  # a module exported in training mode would always apply its dropout
     images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, 1, IMAGE_SIZE, IMAGE_SIZE))]),
@@ -55,7 +55,7 @@ def register(
         experiment_id = store.client.get_run(run_id).info.experiment_id
         for half_made in _half_made(store, experiment_id, run_id, name):
             store.client.delete_logged_model(half_made.model_id)
-        logged = store.retry.create(  # log_model alone would put it into the experiment `Default`
+        logged = store.retry.create(  # log_model alone would log to the experiment `Default`
             lambda: next(iter(_half_made(store, experiment_id, run_id, name)), None),
             lambda: store.once.create_logged_model(
                 experiment_id,
@@ -94,7 +94,6 @@ def register(
 
 
 def _description(store: Store, name: str, split: Split) -> str:
-    """The registered model's description, Markdown."""
     searches, sweeps = (experiment_page(store.experiment(experiment)) for experiment in (TUNING, TRANSFER))
     return (
         f"CNN2, trained on Fashion-MNIST classes {digits(split.source)}. Alias `{BEST}` points to the version whose "
@@ -107,7 +106,7 @@ def _description(store: Store, name: str, split: Split) -> str:
 
 
 def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:
-    """Models of this run that are not registered: whoever began them was killed, or is about to go on."""
+    """Unregistered models of this run, left by a killed command or by a lost response in this one."""
     registered = {model_id_of(version) for version in versions_of(store, name)}
     made = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
     return [model for model in made if model.model_id not in registered]

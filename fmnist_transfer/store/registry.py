@@ -1,9 +1,4 @@
-"""Resolve, load and alias CNN2 models of MLflow's registry.
-
-    model = load(store, resolve(store, "models:/cnn2/best"))
-
-Nothing from a registry is ever unpickled, imported or run: only `weights.safetensors` and `cnn2.json` are read.
-"""
+"""Resolve, load and alias CNN2 models of MLflow's registry: `load(store, resolve(store, "models:/cnn2/best"))`."""
 
 from dataclasses import dataclass
 
@@ -28,26 +23,26 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """What a model URI stands for, pinned so that it cannot change half-way."""
+    """The model that a URI named when it was resolved; later moves of an alias do not change it."""
 
     asked: str
     pinned: str
     """`models:/NAME/VERSION`, or `models:/MODEL_ID` for a model without a version."""
     location: str
-    """Of its artifacts."""
+    """URI of its artifacts."""
     run_id: str
-    """Of the run that it was logged to; empty if there is none."""
+    """Id of the run it was logged to; empty if none."""
     model_id: str
 
     @property
     def version(self) -> tuple[str, str] | None:
-        """Name and number of the registered version; None for a model that is none."""
+        """Name and number of the registered version; None for a model without one."""
         name, _, number = self.pinned.removeprefix("models:/").partition("/")
         return (name, number) if number else None
 
 
 def model_id_of(version: ModelVersion) -> str:
-    """Of the version's logged model; a search returns versions without it, but with their source."""
+    """Id of the version's logged model. Versions found by a search lack it, but have it in their source."""
     return str(version.model_id or str(version.source).removeprefix("models:/"))
 
 
@@ -56,7 +51,7 @@ def versions_of(store: Store, name: str) -> list[ModelVersion]:
 
 
 def best_version(store: Store, name: str) -> ModelVersion | None:
-    """The version that alias `best` of `name` points to; None without the model or the alias."""
+    """The version that alias `best` of `name` points to; None if the model or the alias is missing."""
     if not has_model(store, name) or BEST not in store.client.get_registered_model(name).aliases:
         return None
     return store.client.get_model_version_by_alias(name, BEST)
@@ -93,7 +88,7 @@ def resolve(store: Store, uri: str) -> PinnedModel:
     """Find the model that `uri` names and pin it.
 
     Takes `models:/NAME/ALIAS` (which MLflow itself reads as a stage), `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
-    `models:/NAME/latest`, `models:/MODEL_ID` and `runs:/RUN_ID/NAME`. Raises ModelError, saying what there is.
+    `models:/NAME/latest`, `models:/MODEL_ID` and `runs:/RUN_ID/NAME`. Raises ModelError, which lists the known models.
     """
     scheme, _, rest = uri.partition(":/")
     try:
@@ -106,8 +101,8 @@ def resolve(store: Store, uri: str) -> PinnedModel:
             return _resolve_version(store, uri, name, suffix)
     except MlflowException as error:
         raise ModelError(
-            f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}; if it was deleted, the "
-            "search that registered it registers it again"
+            f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}; if it was deleted, rerun "
+            "the search that registered it"
         ) from error
     raise ModelError(
         f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or "
@@ -148,7 +143,7 @@ def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> PinnedModel:
 
 
 def _known(store: Store) -> str:
-    """Every model with its versions and aliases, in one phrase."""
+    """List every registered model with its versions and aliases."""
     models = []
     for model in store.client.search_registered_models():
         versions = sorted(int(version.version) for version in versions_of(store, model.name))
@@ -161,8 +156,5 @@ def _known(store: Store) -> str:
 
 
 def load(store: Store, model: PinnedModel) -> TrainedModel:
-    """Read the model's two files, and check size, digests, names, shapes, types and finiteness.
-
-    Raises ModelError for anything that `register` would not write.
-    """
+    """Read and check the model (see `read_model`). Raises ModelError for anything that `register` would not write."""
     return read_model(store, model.location, model.pinned)

@@ -1,10 +1,10 @@
-"""One policy for every call of a store that may be away for a while: say so, try again, and at last give up.
+"""Retry calls of a store that may be unreachable for a while: print a note, retry, and finally give up.
 
     retry = RetryPolicy(timeout_seconds=300, should_stop=stop.is_set)
     retry.call(client.log_batch, run_id, metrics)
 
-What a store may recover from is retried: no connection, a time-out, a server's error, a locked or full database. All
-else is raised at once. Imports neither mlflow nor optuna.
+Retried are errors that may pass: no connection, a time-out, a server error, a locked or full database. All other errors
+are raised at once. Imports neither mlflow nor optuna.
 """
 
 import errno
@@ -21,28 +21,28 @@ from fmnist_transfer.terminal.output import duration, masked, warn
 T = TypeVar("T")
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
 TIMEOUT_SECONDS, LONGEST_TIMEOUT_SECONDS = 300.0, 86_400.0
-STOPPED_TIMEOUT_SECONDS = 5.0  # for the last words of a command that is to end
-# What sqlite and PostgreSQL say as they say what passes.
+STOPPED_TIMEOUT_SECONDS = 5.0  # time left to log the end of a stopped command
+# Fragments of permanent errors that sqlite and PostgreSQL raise as an OperationalError, like passing ones.
 LASTING = ("readonly database", "does not exist", "authentication failed", "no password supplied")
 
 
 @dataclass
 class RetryPolicy:
-    """How long calls are retried.
+    """Duration of retries.
 
     Args:
-        timeout_seconds: after the first failure of a call.
-        should_stop: asked while waiting; from the first True on a few seconds are left.
+        timeout_seconds: counted from the start of the call.
+        should_stop: polled while waiting; after its first True, `STOPPED_TIMEOUT_SECONDS` are left.
     """
 
     timeout_seconds: float = TIMEOUT_SECONDS
     should_stop: Callable[[], bool] = lambda: False
     gave_up: bool = field(default=False, init=False)
-    """Once it did, it waits for nothing any more: the command is ending."""
+    """After the first call that gave up, no call waits any more: the command is ending."""
     _stopped_at: float | None = field(default=None, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """`function(*args, **kwargs)`, tried until it succeeds. Raises StoreError when it gives up."""
+        """Call `function` until it succeeds. Raises StoreError when it gives up or the store's error is permanent."""
         import tenacity
 
         start = time.monotonic()
@@ -72,7 +72,7 @@ class RetryPolicy:
         return result
 
     def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
-        """`create()`, but after a failure first `find()`: the response may have been lost, and not the request."""
+        """Call `create()`; before a retry, look with `find()` whether only the response of the last try was lost."""
         tried = False
 
         def attempt() -> T:
@@ -92,7 +92,7 @@ class RetryPolicy:
         return self.gave_up or now - start >= self.timeout_seconds
 
     def _sleep(self, seconds: float) -> None:
-        """Until the time is over, or the command is to stop."""
+        """Sleep; end early if `should_stop` changes."""
         end, stopped = time.monotonic() + seconds, self.should_stop()
         while time.monotonic() < end and self.should_stop() == stopped:
             time.sleep(0.05)
@@ -106,7 +106,7 @@ class RetryPolicy:
 
 
 class RetryingClient:
-    """Any client, every method of which is called with retry."""
+    """Wrap a client so that each method call is retried."""
 
     def __init__(self, client: Any, retry: RetryPolicy):
         self._client, self._retry = client, retry
@@ -117,7 +117,7 @@ class RetryingClient:
 
 
 def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
-    """Whether the error is the store's own: `passing` if it may take the same call later, None if it is not."""
+    """Classify an error: `passing` if a retry may succeed, `lasting` if not; None if it is not the store's error."""
     import requests
     import sqlalchemy.exc
 
@@ -143,8 +143,8 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 
 
 def reason(error: BaseException | None) -> str:
-    """The innermost error in a line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
-    # A LookupError on the way is a library's cache, say, and no reason.
+    """The innermost error in one line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
+    # A LookupError in the chain is no reason: for example, a miss in a library's cache.
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]
@@ -154,7 +154,7 @@ def reason(error: BaseException | None) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that ..."""
+    """The error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Names that the store's runs are found by, written once: experiments, roles, scores, saved views, MLflow's tags."""
+"""Names by which runs are found in the store: experiments, roles, scores, saved views, MLflow's tags."""
 
 from enum import StrEnum
 
@@ -7,7 +7,7 @@ EXPERIMENTS = TUNING, TRANSFER, BENCHMARK
 
 
 class Role(StrEnum):
-    """Tag `role` of a run: what it stands for."""
+    """Values of a run's tag `role`."""
 
     STUDY = "study"
     TRIAL = "trial"
@@ -19,14 +19,14 @@ class Role(StrEnum):
     BENCHMARK = "benchmark"
 
 
-# Scores of a finished training that other modules ask for by name; `metric_rows.result_rows` logs these and more.
+# Scores that other modules read by name, among those that `metric_rows.result_rows` logs.
 TRAIN_LOSS, VAL_LOSS, VAL_ACCURACY = "final/train_loss", "final/val_loss", "final/val_accuracy"
 BEST_VAL_LOSS, SCALED_VAL_LOSS = "best/val_loss", "final/val_scaled_loss"
 TEST_ACCURACY, SECONDS = "test/accuracy", "cost/seconds"
 
 
 class View(StrEnum):
-    """A saved view of an experiment's runs, as the UI's menu `Views` lists it."""
+    """A saved view of an experiment's runs, in the UI's menu `Views`."""
 
     TRIALS = "trials"
     RETRAINED = "retrained"
@@ -37,4 +37,4 @@ class View(StrEnum):
 
 NOTE = "mlflow.note.content"  # tag of a run or an experiment: its description
 KIND = "mlflow.experimentKind"
-VIEW_TAG = "mlflow.sharedViewState."  # + name of a view: a tag of the experiment
+VIEW_TAG = "mlflow.sharedViewState."  # + name of a view: tag of an experiment

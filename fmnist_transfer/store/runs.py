@@ -1,11 +1,11 @@
-"""An open tracking store: runs and what is logged to them. `registry` adds models.
+"""An open tracking store: create, log, find and end runs. `registry` adds models.
 
     store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
     run_id = store.start(TRANSFER, "sweep", params={...})
-    with store.ending(run_id):                   # FINISHED, FAILED or KILLED, truthfully
+    with store.ending(run_id):                   # FINISHED, FAILED or KILLED
         store.log(run_id, metrics=[("val_loss", 0.2, 5)])
 
-One process writes: workers return arrays, and the command logs them in batches.
+Only the command's own process writes: workers return arrays, and it logs them in batches.
 """
 
 import contextlib
@@ -43,37 +43,37 @@ if TYPE_CHECKING:
     from fmnist_transfer.data.examples import Half
 
 __all__ = ["Run", "Store", "already_there"]
-METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items a call, of them 100 params and 100 tags
-TAG_LENGTH = 5_000  # characters, which MLflow's tags hold
+METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
+TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-OUR_NOTE = "described"  # tag: sha256 of the description that a command wrote, by which it knows its own
+OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open tracking store. Make it with `open_store`."""
+    """An open tracking store, created by `open_store`."""
 
     uri: str
     folder: Path
-    """Beside the database; where the study database is by default."""
+    """Folder of the database, where the study database is by default."""
     client: MlflowClient
-    """Every call of which is retried with `retry`."""
+    """Its calls are retried with `retry`."""
     once: MlflowClient
-    """The same, whose calls are tried once: for what must not be done twice."""
+    """The same without retries, for calls that must not be repeated."""
     retry: RetryPolicy
     is_asked_for: bool = False
-    """Whether a flag named it; a command without that flag would find another."""
+    """True if a flag named the store; a command without that flag would use another."""
     _experiments: dict[str, str] = field(default_factory=dict)
     _described: set[str] = field(default_factory=set)
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines may use it."""
+        """Return whether other machines may use the store."""
         return not self.uri.startswith(SQLITE)
 
     @property
     def show_command(self) -> str:
-        """What the user runs to see the store in a browser."""
+        """The command that shows the store in a browser."""
         command = "python -m fmnist_transfer.show"
         if not self.is_asked_for:
             return command
@@ -82,10 +82,10 @@ class Store:
         return f"{command} --tracking-uri {shlex.quote(self.uri)}"
 
     def experiment(self, name: str) -> str:
-        """Id of the experiment, created if it is not there, with what the UI shows of it."""
+        """Id of the experiment. Creates it, its description and its saved views if missing."""
         if self._known_experiment(name) is None:
             location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
-            with already_there():  # another command was quicker
+            with already_there():  # another command created it first
                 self.client.create_experiment(name, artifact_location=location)
         experiment_id = str(self._known_experiment(name))
         if name not in self._described:
@@ -94,11 +94,11 @@ class Store:
         return experiment_id
 
     def _describe_experiment(self, name: str, experiment_id: str) -> None:
-        """Set those of its tags that are not there; what the user has changed stays."""
+        """Set the experiment's missing tags; tags that the user changed stay."""
         present = self.client.get_experiment(experiment_id).tags
         for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
             if key not in present:
-                # Another command set it between MLflow's look and its insert, or this user may only read.
+                # Another command set it at the same moment, or this user may only read.
                 with contextlib.suppress(MlflowException):
                     self.client.set_experiment_tag(experiment_id, key, text)
 
@@ -123,8 +123,8 @@ class Store:
         tags: Mapping[str, Any] | None = None,
         start_ms: int | None = None,
     ) -> str:
-        """Create a RUNNING run with its provenance and return its id; `start_ms`: since the epoch, default now."""
-        creation = secrets.token_hex(8)  # by which a run is found whose request arrived and whose response was lost
+        """Create a RUNNING run with provenance tags; return its id. `start_ms`: Unix time in ms, default now."""
+        creation = secrets.token_hex(8)  # finds the run again if only the response was lost
         all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
@@ -144,19 +144,19 @@ class Store:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log everything in as few calls as MLflow allows."""
+        """Log everything in as few calls as MLflow allows. Tags go last and are cut to `TAG_LENGTH` characters."""
         time_ms = int(time.time() * 1_000)
         values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
         texts = [Param(key, str(value)) for key, value in (params or {}).items()]
         labels = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in (tags or {}).items()]
         while values or texts or labels:
-            last = len(values) <= METRICS_PER_CALL and len(texts) <= TEXTS_PER_CALL  # tags may say that all is there
+            last = len(values) <= METRICS_PER_CALL and len(texts) <= TEXTS_PER_CALL  # tags may mark completeness
             now = labels[:TEXTS_PER_CALL] if last else []
             self.client.log_batch(run_id, values[:METRICS_PER_CALL], texts[:TEXTS_PER_CALL], now)
             values, texts, labels = values[METRICS_PER_CALL:], texts[TEXTS_PER_CALL:], labels[len(now) :]
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
-        """Name the half of Fashion-MNIST that the run used; `role` is `source` or `target`."""
+        """Log which half of Fashion-MNIST the run used; `role` is `source` or `target`."""
         name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
         source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
         dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
@@ -164,16 +164,16 @@ class Store:
         inputs = [DatasetInput(dataset._to_mlflow_entity(), [tag])]
         try:
             self.client.log_inputs(run_id, inputs)
-        except MlflowException:  # another command named the same data between MLflow's look and its insert
+        except MlflowException:  # another command logged the same data at the same moment
             self.client.log_inputs(run_id, inputs)
 
     def log_hosts(self, run_id: str, hosts: Iterable[str], noun: str) -> None:
-        """Tag a parent with how many of its parts each host did; `hosts` has a name for each part."""
+        """Tag a parent run with the number of children per host; `hosts` has one host name per child."""
         counts = sorted(Counter(hosts).items())
         self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {noun}" for host, n in counts)})
 
     def describe(self, run_id: str, text: str) -> None:
-        """Set the run's description, Markdown, unless the user has written one."""
+        """Set the run's description (Markdown) unless the user has changed it."""
         tags = self.client.get_run(run_id).data.tags
         digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
         present = tags.get(NOTE, "")
@@ -184,7 +184,7 @@ class Store:
         self.client.log_text(run_id, text, path)
 
     def log_figure(self, run_id: str, path: str, figure: "Figure", dpi: int = 150) -> None:
-        """Log the figure under `path` (.png); the figure stays open."""
+        """Log the figure as the artifact `path` (.png); the figure stays open."""
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=dpi)
         with tempfile.TemporaryDirectory() as folder:
@@ -193,12 +193,9 @@ class Store:
             self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Make a run RUNNING again, this process its owner. The caller holds the lock of what it stands for.
-
-        Those of its `params` that are not there yet are logged: whoever created it may have died before.
-        """
+        """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
         missing = {key: value for key, value in params.items() if key not in run.data.params}
-        # The owner first: RUNNING under the old name would be nobody's.
+        # Set the owner before the status: RUNNING with the old owner would look like an orphaned run.
         self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
         self.client.update_run(run.info.run_id, status="RUNNING")
 
@@ -214,7 +211,7 @@ class Store:
         tags: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Log all that is left of a run, and end it; the status is set last. `files`: artifacts by name."""
+        """Log the rest of a run and end it; the status is set last. `files`: artifacts, name -> content."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in (files or {}).items():
                 file = Path(folder) / name
@@ -224,10 +221,10 @@ class Store:
         self.end(run_id, status)
 
     def end_orphans(self, experiment: str) -> None:
-        """End as KILLED the runs that are RUNNING and whose process is certainly dead."""
+        """End as KILLED all RUNNING runs of the experiment whose process is certainly dead."""
         for run in self.find(experiment, status="RUNNING"):
             if Owner.from_tags(run.data.tags).is_dead():
-                with contextlib.suppress(MlflowException):  # this user may only read, say
+                with contextlib.suppress(MlflowException):  # for example, this user may only read
                     self.end(run.info.run_id, "KILLED")
 
     @contextlib.contextmanager
@@ -237,13 +234,13 @@ class Store:
             yield
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            with contextlib.suppress(StoreError):  # the error itself says more
+            with contextlib.suppress(StoreError):  # the block's own error is more useful
                 self.end(run_id, "KILLED" if stopped else "FAILED")
             raise
         self.end(run_id)
 
     def get(self, run_id: str) -> Run | None:
-        """The run; None if there is none of this id."""
+        """The run; None if no run has this id."""
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
@@ -252,12 +249,12 @@ class Store:
             raise
 
     def is_active(self, run_id: str) -> bool:
-        """Whether there is such a run, and it is not deleted."""
+        """Return whether the run exists and is not deleted."""
         run = self.get(run_id)
         return run is not None and run.info.lifecycle_stage == "active"
 
     def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
-        """Runs of the experiment with this status and these tags, the newest first."""
+        """Active runs of the experiment with this status and these tags, newest first."""
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
         condition = " and ".join(conditions)
@@ -274,7 +271,7 @@ class Store:
 
 @contextlib.contextmanager
 def already_there() -> Iterator[None]:
-    """Within the block, creating what is there already is no error."""
+    """Ignore MLflow's error for creating something that exists already."""
     try:
         yield
     except MlflowException as error:

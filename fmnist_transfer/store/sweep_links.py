@@ -1,4 +1,4 @@
-"""A sweep and the model that it starts from, linked both ways in MLflow's UI."""
+"""Link a sweep and the model it starts from, in both directions, in MLflow's UI."""
 
 import re
 
@@ -13,15 +13,15 @@ from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import warn
 
-SWEEP_TAG = "sweep."  # + run id: a tag of a version, the name of a sweep that started from it
-DESCRIPTION_LENGTH = 5_000  # characters, which MLflow's registry holds
-MORE_LENGTH = 60  # of them for the last line
+SWEEP_TAG = "sweep."  # + run id: tag of a version; its value is the sweep's name
+DESCRIPTION_LENGTH = 5_000  # characters, the limit of MLflow's registry
+MORE_LENGTH = 60  # characters reserved for the last line
 SWEEPS_HEAD = "\n\nSweeps that start from it:"
 SWEEPS_LINE = re.compile(r"- \[.*\]\(#/experiments/\S+\), run `\w+`|- and \d+ more, which the tags name")
 
 
 def note_sweep(store: Store, reference: PinnedModel, run_id: str, name: str) -> None:
-    """Link a sweep's parent run and its model: the model is the run's input, and the version names the sweep."""
+    """Log the model as an input of the sweep's parent run, and list the sweep in the version's tags and description."""
     store.client.log_inputs(run_id, models=[LoggedModelInput(reference.model_id)])
     if reference.version is None:
         return
@@ -30,15 +30,12 @@ def note_sweep(store: Store, reference: PinnedModel, run_id: str, name: str) -> 
         version = store.client.get_model_version(*reference.version)
         if text := _with_sweeps(version, store.experiment(TRANSFER), run_id):
             store.client.update_model_version(*reference.version, description=text)
-    except MlflowException as error:  # this user may only read the model, say, which is all that a sweep needs
-        warn(f"{reference.pinned} cannot name this sweep among those that start from it: {reason(error)}")
+    except MlflowException as error:  # for example, this user may only read the model, which suffices for a sweep
+        warn(f"cannot list this sweep in the description of {reference.pinned}: {reason(error)}. The sweep goes on")
 
 
 def _with_sweeps(version: ModelVersion, experiment_id: str, run_id: str) -> str:
-    """The version's description with a list of its sweeps, `run_id` first; empty if a user's own text leaves no room.
-
-    What a user wrote above or below the list stays.
-    """
+    """The version's description with a list of its sweeps, `run_id` first; empty if the user's text fills it."""
     above, _, below = (version.description or "").partition(SWEEPS_HEAD)
     own = "\n".join(line for line in below.splitlines() if not SWEEPS_LINE.fullmatch(line)).strip()
     own = f"\n\n{own}" if own else ""

@@ -1,4 +1,4 @@
-"""What experiments say of themselves in MLflow's UI: a description and saved views of their runs. JSON in tags."""
+"""Descriptions of our experiments and saved views of their runs in MLflow's UI, as tags."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ from fmnist_transfer.store.roles import (
 
 
 def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:
-    """Tags of one of the three experiments: that it is about training, its description, its saved views."""
+    """Tags of one of the three experiments: its kind, description and saved views."""
     views = VIEWS.get(name, {})
     links = [f"[{title}]({experiment_page(experiment_id, view)})" for view, (title, _) in views.items()]
     note = NOTES[name] + (f"\n\nLook at: {' · '.join(links)}" if links else "")
@@ -32,7 +32,7 @@ def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, st
 
 
 def _saved(title: str, state: dict[str, Any], time_ms: int) -> str:
-    """A view as MLflow 3.17 saves it; another version ignores what it cannot read."""
+    """JSON of a saved view in the format of MLflow 3.17; other versions ignore what they cannot read."""
     return json.dumps({"name": title, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(state)})
 
 
@@ -49,7 +49,7 @@ def _metrics(*names: str) -> list[str]:
 
 
 def _view(role: Role, columns: list[str], order: str, *, up: bool, **more: Any) -> dict[str, Any]:
-    """Runs of one role in one flat table."""
+    """A table of the runs of one role."""
     shown = {"selectedColumns": columns, "searchFilter": f"tags.role = '{role}'"}
     return shown | {"orderByKey": order, "orderByAsc": up} | more
 
@@ -104,15 +104,15 @@ VIEWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 NOTES = {
     TUNING: (
         "Searches for a CNN on one half of Fashion-MNIST (the source, FMNIST-2). Each run without an indent is a "
-        "search; it holds a run for each trial, with its epoch curve, and one for each training of the best again. "
+        "search. Its child runs are the trials, with epoch curves, and the re-trainings of the best trials. "
         "The winner is in *Model registry* as `cnn2`, alias `best`. Trials are chosen by validation accuracy alone; "
-        "test images score only what was trained again."
+        "only re-trained networks are scored on test images."
     ),
     TRANSFER: (
         "Does a network that was trained on one half of Fashion-MNIST learn the other half (the target, FMNIST-1) "
         "better than one from random weights, and up to how much data? Each run without an indent is a sweep: open it "
-        "for the answer, its curves and its report. It holds a run for each cell (init, percent of the target's "
-        "training images, replicate) and for each init a run of the means, whose step is the percent."
+        "for the answer, its curves and its report. Its child runs are the cells (init, percent of the target's "
+        "training images, replicate) and one run of means per init, whose step is the percent."
     ),
-    BENCHMARK: "Trainings of `python -m fmnist_transfer.benchmark`, which measures this machine. None is a result.",
+    BENCHMARK: "Trainings of `python -m fmnist_transfer.benchmark`, which measures this machine. They are not results.",
 }

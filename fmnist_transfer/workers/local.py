@@ -1,6 +1,6 @@
-"""Worker processes of this machine, one torch thread each.
+"""Worker processes on this machine, one torch thread each.
 
-They are started before this process imports torch, which they do meanwhile; tensors in shared memory are not copied.
+They start before this process imports torch, so that all import it in parallel. Tensors are shared, not copied.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, att
 
 
 class ProcessPool:
-    """`n` processes; one that dies is replaced."""
+    """`n` worker processes; a dead one is replaced."""
 
     def __init__(self, n: int, stop: StopSignal, prepare: bool):
         self._stop, self._prepare = stop, prepare
@@ -37,7 +37,7 @@ class ProcessPool:
             self._workers.append(_Process(self._stop, self._prepare))
 
     def stop_tasks(self) -> None:
-        """Running tasks see the flag themselves; workers that have not begun theirs are ended: they may hang."""
+        """Kill workers that have a task but have not begun it, since they may hang. Running tasks see the stop flag."""
         for process in self._workers:
             if process.task is not None and not process.is_at_work:
                 process.kill()
@@ -50,7 +50,7 @@ class ProcessPool:
 
 
 class _Process:
-    """A worker and our end of its pipe; `task` is what it works on, None while it is idle."""
+    """A worker process and the parent's end of its pipe."""
 
     def __init__(self, stop: StopSignal, prepare: bool):
         context = multiprocessing.get_context("spawn")
@@ -58,9 +58,9 @@ class _Process:
         self.task: Any = None
         self.is_at_work = self.has_worked = False
         self._cancelled = context.RawValue("b", 0)
-        self._job: Job | None = None  # what it knows of
+        self._job: Job | None = None  # the last job sent to it
         self._process = context.Process(target=_work, args=(theirs, stop.flag, self._cancelled, prepare), daemon=True)
-        # A worker inherits the mask: Ctrl-C reaches it too, perhaps before it can say that the parent decides.
+        # The worker inherits this mask: Ctrl-C reaches it too, perhaps before `_work` ignores signals.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process.start()
@@ -73,7 +73,7 @@ class _Process:
     def hand_out(self, job: Job, task: Any) -> None:
         self.task, self.is_at_work = task, False
         self._cancelled.value = 0
-        with contextlib.suppress(OSError):  # it died while idle, which `receive` finds
+        with contextlib.suppress(OSError):  # it died while idle; `receive` reports that
             if self._job is not job:
                 self.connection.send(("job", job.function, job.shared))
                 self._job = job
@@ -86,11 +86,11 @@ class _Process:
         self._process.kill()
 
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
-        """The outcome of the task, or None after a mere report. A dead worker's task is lost."""
+        """The task's outcome (`lost` if the worker died), or None if the message was not an outcome."""
         try:
             kind, content = self.connection.recv()
-        except (EOFError, OSError):  # also in the midst of a message
-            self.leave()  # if it is the pipe that failed
+        except (EOFError, OSError):  # it died, perhaps while sending
+            self.leave()  # in case only the pipe failed
             self.wait()
             return died(self.task, _death(self._process.exitcode or 0))
         if kind == "begun":
@@ -103,7 +103,7 @@ class _Process:
         return cast(Outcome[Any, Any], content)
 
     def leave(self) -> None:
-        """End it at once: it is idle, or something went wrong."""
+        """Kill the process, which is idle or has failed."""
         self.connection.close()
         self._process.kill()
 
@@ -114,13 +114,13 @@ class _Process:
 def _death(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit status {exit_code}"
-    return f"signal {-exit_code}" + (", perhaps for want of memory" if exit_code == -signal.SIGKILL else "")
+    return f"signal {-exit_code}" + (", perhaps out of memory" if exit_code == -signal.SIGKILL else "")
 
 
 def _work(connection: Connection, stop_flag: Any, cancelled: Any, prepare: bool) -> None:
-    """Main function of a worker: jobs and tasks in, reports and outcomes out, until the pipe closes."""
+    """Main function of a worker: receive jobs and tasks, send reports and outcomes, until the pipe closes."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the parent decides
+        signal.signal(number, signal.SIG_IGN)  # the parent handles signals and sets `stop_flag`
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     from fmnist_transfer.training.device import prepare_process
 
@@ -144,9 +144,9 @@ def _work(connection: Connection, stop_flag: Any, cancelled: Any, prepare: bool)
                     pass
                 case ("task", task):
                     connection.send(("begun", None))
-                    if should_stop():  # as an orphan, say, which is to begin nothing any more
-                        outcome = Outcome[Any, Any](task, "interrupted", reason="it was not begun")
+                    if should_stop():  # for example, the parent has died
+                        outcome = Outcome[Any, Any](task, "interrupted", reason="stopped before it began")
                     else:
                         outcome = attempt(function, shared, task, report, should_stop)
-                    # By value: sent otherwise, each tensor of a result would hold a file descriptor of the parent.
+                    # Pickled by value: else each tensor of the result would hold a file descriptor in the parent.
                     connection.send_bytes(pickle.dumps(("outcome", outcome)))

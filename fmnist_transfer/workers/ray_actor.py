@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster: an actor that works on one task at a time and answers while it does."""
+"""A Ray actor that runs one task at a time and answers calls meanwhile."""
 
 import queue
 from typing import Any
@@ -9,7 +9,7 @@ from fmnist_transfer.workers.task import attempt
 
 
 class RayActor:
-    """Its own thread works; those of group `mail` hand out its messages and take the order to stop."""
+    """Runs tasks on its main thread. The threads of group `mail` return messages and receive stop and cancel calls."""
 
     def __init__(self) -> None:
         from fmnist_transfer.training.device import prepare_process
@@ -17,20 +17,20 @@ class RayActor:
         prepare_process()
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._stopped = False
-        self._cancelled = 0  # number of the last task that is to stop
+        self._cancelled = 0  # number of the task that was cancelled last
         self._job: tuple[Any, Any] | None = None
         self._reference: Any = None
 
     def node(self) -> str:
-        """Id of its node."""
+        """Id of the actor's node."""
         return str(ray.get_runtime_context().get_node_id())
 
     def begin(self, job: list[Any]) -> None:
-        """Take the function and what its tasks share; `job` holds one reference into the object store."""
+        """Prepare for a job; `job` holds one reference to (function, shared) in the object store."""
         self._job, self._reference = None, job[0]
 
     def work(self, number: int, task: Any) -> None:
-        """Run the task, which `cancel` knows by its number; reports and the outcome become messages."""
+        """Run the task; reports and the outcome become messages. `number` identifies the task for `cancel`."""
 
         def should_stop() -> bool:
             return self._stopped or self._cancelled == number
@@ -39,7 +39,7 @@ class RayActor:
             self._messages.put(("report", news))
 
         def run(_: Any, task: Any, *more: Any) -> Any:
-            self._job = self._job or ray.get(self._reference)  # within the attempt: it may not be importable here
+            self._job = self._job or ray.get(self._reference)  # in `attempt`: its import may fail here
             function, shared = self._job
             return function(shared, task, *more)
 
@@ -47,7 +47,7 @@ class RayActor:
 
     @ray.method(concurrency_group="mail")
     def message(self) -> tuple[str, Any]:
-        """The next one, as soon as there is one."""
+        """Wait for the next message and return it."""
         return self._messages.get()
 
     @ray.method(concurrency_group="mail")

@@ -1,10 +1,10 @@
-"""Workers on a Ray cluster: plain actors, one for each CPU or share of a GPU.
+"""Workers on a Ray cluster: one actor per CPU or share of a GPU.
 
     with Workers(100, stop, engine="ray", gpus_per_task=0.25) as workers: ...
 
-Ray places the actors and carries what they are sent; it retries and restarts nothing. An actor imports torch once and
-takes what the tasks of a job share from the object store once. Nodes that join later are used, those that leave take
-only their own tasks with them. Which cluster: `RAY_ADDRESS`, else one that runs on this machine, else a new one here.
+Ray places the actors and transports data; it retries and restarts nothing. An actor imports torch once and fetches the
+data that a job's tasks share once. Nodes that join later are used; if a node leaves, only its own tasks are lost. The
+cluster is that at `RAY_ADDRESS`, else one running on this machine, else a new one here.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from fmnist_transfer.workers.stop import SIGNALS
 from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, died
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default: zero GPUs hide none
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default: num_gpus=0 hides none
 
 CONNECT_SECONDS = 5.0
-LOOK_SECONDS = 2.0  # between looks at the cluster for room
-MAILS = 2  # calls that an actor answers while it works: its next message, and the order to stop
+LOOK_SECONDS = 2.0  # between checks of the cluster for room
+MAILS = 2  # concurrent calls that an actor answers while it works: `message`, and `stop` or `cancel`
 
 
 class RayPool:
-    """At most `n` actors, as many as there is room for at the time.
+    """At most `n` actors, as many as the cluster has room for at the moment.
 
-    Raises UsageError if the cluster cannot be reached, or if no node has what a task needs.
+    Raises UsageError if the cluster cannot be reached, or if no node has the resources of a task.
     """
 
     def __init__(self, n: int, gpus_per_task: float):
@@ -72,7 +72,7 @@ class RayPool:
             time.sleep(POLL_SECONDS / 5)
             return
         ready, _ = ray.wait(list(by_mail), timeout=POLL_SECONDS)
-        if ready:  # and who else has something to say
+        if ready:  # collect all that are ready by now
             ready, _ = ray.wait(list(by_mail), num_returns=len(by_mail), timeout=0)
         yield from (by_mail[mail] for mail in ready)
 
@@ -94,7 +94,7 @@ class RayPool:
             ray.shutdown()
 
     def _look(self) -> None:
-        """Forget idle actors of nodes that are gone, and start actors where there is room."""
+        """Forget idle actors of lost nodes, and start actors if there is room."""
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
@@ -102,13 +102,13 @@ class RayPool:
         self._workers = [worker for worker in self._workers if worker.task is not None or worker.node in (None, *alive)]
         room = self._room()
         if not room and not self._has_warned:
-            warn("the Ray cluster has no room for a task any more; waiting for a node")
+            warn("the Ray cluster has no room for a task any more. Waiting for a node")
         self._has_warned = not room
         while len(self._workers) < min(self._n, room):
             self._workers.append(_Actor(self._make.remote(), self._shared))
 
     def _room(self) -> int:
-        """How many tasks the nodes hold at once, if nobody else uses them."""
+        """Number of tasks that the nodes can hold at once if nobody else uses them."""
         return sum(self._room_of(node["Resources"]) for node in _nodes())
 
     def _room_of(self, resources: dict[str, float]) -> int:
@@ -117,21 +117,21 @@ class RayPool:
 
 
 class _Shared:
-    """What the tasks of the present job share, in the object store once for all actors."""
+    """Function and shared data of the present job, put into the object store once for all actors."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
         self._reference: Any = None
 
     def reference(self, job: Job) -> Any:
-        """Of (function, shared)."""
+        """Reference to (function, shared)."""
         if self._job is not job:
             self._job, self._reference = job, ray.put((job.function, job.shared))
         return self._reference
 
 
 class _Actor:
-    """An actor and the next message from it; `task` is what it works on."""
+    """An actor; `mail` is the reference to its next message."""
 
     def __init__(self, handle: Any, shared: "_Shared"):
         self.task: Any = None
@@ -140,13 +140,13 @@ class _Actor:
         self.node: str | None = None
         self._handle, self._shared = handle, shared
         self._ready = handle.node.remote()
-        self._number = 0  # of the task, by which it is cancelled
-        self._job: Job | None = None  # what it knows of
+        self._number = 0  # number of the current task, for `cancel`
+        self._job: Job | None = None  # the last job sent to it
 
     def is_ready(self) -> bool:
-        """Whether it has started."""
+        """Return whether the actor has started or died."""
         if self.node is None and ray.wait([self._ready], timeout=0)[0]:
-            with contextlib.suppress(RayError):  # it died: `receive` finds it
+            with contextlib.suppress(RayError):  # it died; `receive` reports that
                 self.node = ""
                 self.node = ray.get(self._ready)
         return self.node is not None
@@ -155,7 +155,7 @@ class _Actor:
         self.task = task
         self._number += 1
         if self._job is not job:
-            self._handle.begin.remote([self._shared.reference(job)])  # in a list: it is fetched there, once
+            self._handle.begin.remote([self._shared.reference(job)])  # in a list, so that the actor itself fetches it
             self._job = job
         self._handle.work.remote(self._number, task)
         self.mail = self._handle.message.remote()
@@ -188,11 +188,11 @@ class _Actor:
 
 
 def _connect() -> None:
-    """To the cluster of `RAY_ADDRESS`, else to one on this machine, else to a new one."""
+    """Connect to the cluster at `RAY_ADDRESS`, else to one on this machine, else start one. Raises UsageError."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.partition(":")
     try:
-        if port.isdecimal():  # Ray itself tries for minutes
+        if port.isdecimal():  # Ray itself would retry for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise UsageError(f"cannot reach the Ray cluster at {address} ({error.strerror or error})") from error
@@ -200,17 +200,17 @@ def _connect() -> None:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its FutureWarnings are about its own defaults
+            warnings.simplefilter("ignore")  # FutureWarnings about Ray's own defaults
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot use the Ray cluster at {address or 'this machine'} ({text})") from error
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray takes SIGTERM for itself
+            signal.signal(number, handler)  # ray.init replaces the handler of SIGTERM
     with contextlib.suppress(
         Exception
-    ):  # a private name, which may go: it prints a paragraph for each actor that dies; we say so in a line
+    ):  # a private name that may vanish; it prints a paragraph per dead actor, for which we print a line
         from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
         global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
@@ -226,7 +226,7 @@ def _resources(node: dict[str, Any]) -> str:
 
 
 def _reason(error: RayError) -> str:
-    """`the actor is dead because its worker process has died`: Ray's first sentence, which is followed by many."""
+    """The first sentence of Ray's long message: `the actor is dead because its worker process has died`."""
     text = str(error).strip().splitlines()[-1].strip() or type(error).__name__
     first = text.split(". ")[0].rstrip(".")
     return first[:1].lower() + first[1:]

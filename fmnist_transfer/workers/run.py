@@ -4,7 +4,7 @@
         for outcome in workers.run(square, shared, numbers, on_report=show):
             ...
 
-A worker lives as long as the `with` block, imports torch once, and receives what the tasks of a `run` share once. If a
+A worker lives as long as the `with` block, imports torch once, and receives the shared data of a `run` once. If a
 worker dies, only its task is lost. The task is retried once on another worker; engines must not retry on their own.
 """
 
@@ -17,7 +17,7 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine, Job, Outcome, Pool, Task, TaskFunction, Worker, attempt
 
-MOST_UNUSED = 3  # workers in a row that die before they have begun a task
+MOST_UNUSED = 3  # dead workers in a row that never began a task, after which `run` gives up
 
 
 class CanShareMemory(Protocol):
@@ -30,14 +30,14 @@ Shared = TypeVar("Shared", bound=CanShareMemory)
 
 
 class Workers:
-    """`n` processes that run tasks until the `with` block ends. One worker is this process itself, unless `apart`.
+    """`n` processes that run tasks until the `with` block ends. A single worker is this process itself, unless `apart`.
 
     Args:
-        n: at most, on a cluster: as many as it has room for.
-        apart: run tasks in other processes, even one at a time.
-        prepare: whether those are prepared for training (`device.prepare_process`) or left as torch comes.
+        n: number of processes; on a cluster an upper limit.
+        apart: run tasks in other processes even if n = 1.
+        prepare: whether to prepare local worker processes for training (`device.prepare_process`).
         engine: `local`, or `ray` for the actors of a Ray cluster.
-        gpus_per_task: share of a GPU that an actor takes.
+        gpus_per_task: GPUs per Ray actor.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Workers:
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
         self._cancelled: list[Any] = []  # running tasks
-        self._n_unused = 0  # workers in a row that died before they began a task
+        self._n_unused = 0  # dead workers in a row that never began a task
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
@@ -74,7 +74,7 @@ class Workers:
             self._pool.close()
 
     def share(self, data: Shared) -> Shared:
-        """Put the tensors of `data` where this machine's worker processes read them; nothing if there are none.
+        """Move the tensors of `data` to shared memory if there are worker processes on this machine; return `data`.
 
         Raises UsageError if there is too little shared memory, as in a container by default.
         """
@@ -102,12 +102,12 @@ class Workers:
 
         Args:
             function: called as function(shared, task, report, should_stop).
-            tasks: taken one at a time, when a worker is free; so it may depend on earlier outcomes.
-            on_report: receives what a running task passes to `report`, in this process; it may `cancel` the task.
+            tasks: taken one at a time when a worker is free, so a task may depend on earlier outcomes.
+            on_report: called in this process with what a running task passes to `report`; may `cancel` the task.
             on_start: called in this process when a task is handed out for the first time.
-            on_lost: called with the reason when a worker died of a task, which is retried once on another.
+            on_lost: called with the reason when a worker died and its task is to be retried.
 
-        After a signal no further task is started; the running ones end as `interrupted`.
+        After a signal no further task starts, and running tasks end as `interrupted`.
         """
         job = Job(function, shared, on_report)
         if self._pool:
@@ -116,7 +116,7 @@ class Workers:
             yield from self._run_here(job, iter(tasks), on_start)
 
     def cancel(self, task: Any) -> None:
-        """Stop this running task; its outcome is `interrupted`, unless it ended first. The others go on."""
+        """Stop this running task only; its outcome is `interrupted` unless it ended first."""
         self._cancelled.append(task)
         for worker in self._busy:
             if worker.task == task:
@@ -190,7 +190,7 @@ class Workers:
                     lost.append(outcome.task)
 
     def _check_deaths(self, worker: Worker, reason: str) -> None:
-        """Raise UsageError if workers cannot be started here at all."""
+        """Raise UsageError after `MOST_UNUSED` dead workers in a row that never began a task."""
         self._n_unused += not worker.has_worked
         if self._n_unused >= MOST_UNUSED:
             raise UsageError(
@@ -201,7 +201,7 @@ class Workers:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: affinity and the limits of control groups count."""
+    """Number of cores this process may use, within its CPU affinity and control-group limits."""
     import joblib
 
     return int(joblib.cpu_count())

@@ -1,4 +1,4 @@
-"""Signals become a flag that running tasks ask for, in this process and in its workers. Imports no torch."""
+"""Turn signals into a flag that running tasks poll, in this process and its workers. Imports no torch."""
 
 import contextlib
 import multiprocessing
@@ -13,27 +13,27 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag that tasks ask for before each batch.
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag that tasks poll before each batch.
 
-    The second signal leaves at once. A context manager: handlers are restored on exit.
+    A second signal ends the process at once. The previous handlers are restored on exit.
     """
 
     def __init__(self) -> None:
-        # A plain byte: the handler of a signal must take no lock, and a killed worker must leave none taken.
+        # A plain byte without a lock: a signal handler must not wait for one, and a killed worker must not keep one.
         self.flag = multiprocessing.get_context("spawn").RawValue("b", 0)
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored, for example under nohup
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if isinstance(error, StoreError):  # whoever stopped it while the store was away wants to hear of the stop
+        if isinstance(error, StoreError):  # a stop takes precedence over a lost store
             self.raise_if_set(str(error))
 
     def _handle(self, number: int, frame: object) -> None:
@@ -42,23 +42,23 @@ class StopSignal:
         self.number = number
         self.flag.value = 1
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after the current batches; once more to leave at once\n")
+            os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 
     def halt(self) -> None:
-        """Stop the tasks as a signal would, for another reason."""
+        """Set the flag without a signal."""
         self.flag.value = 1
 
     def is_set(self) -> bool:
         return bool(self.flag.value)
 
     def raise_if_set(self, message: str) -> None:
-        """Raise Interrupted, with the signal's exit status, if a signal came."""
+        """Raise Interrupted with the signal's exit status if a signal came."""
         if self.number is not None:
             raise Interrupted(message, self.number)
 
 
 class Outage:
-    """Lets tasks end in good order when the store is lost: the first StoreError stops them, and is raised afterwards.
+    """Stops the tasks at the first StoreError and raises it after they have ended.
 
     with outage.held():
         store.log(...)
@@ -71,7 +71,7 @@ class Outage:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold back a StoreError of the block."""
+        """Suppress a StoreError of the block, keep the first one, and stop the tasks."""
         try:
             yield
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""The vocabulary of workers: a task, its outcome, an attempt at it, and what an engine must offer."""
+"""Types of workers: outcome, job, and the interface of an engine; and `attempt`, which runs a task."""
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +19,10 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """How a task ended.
+    """The end of a task.
 
-    `result` is there if and only if `status` is `done`; else `reason` says why. `lost`: its worker died;
-    `Workers` retries such a task once, and yields its last outcome only.
+    `result` is set only if `status` is `done`; otherwise `reason` says why. Status `lost` means that the worker died.
+    `Workers` retries a lost task once and yields only the last outcome, which is never `lost`.
     """
 
     task: Task
@@ -35,7 +35,7 @@ class Outcome(Generic[Task, Result]):
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of a `Workers.run` share."""
+    """Function, shared data and report handler of one `Workers.run`."""
 
     function: TaskFunction
     shared: Any
@@ -47,54 +47,53 @@ class Worker(Protocol):
 
     task: Any
     has_worked: bool
-    """Whether it has ever begun a task."""
+    """True once the worker has begun a task."""
 
     def hand_out(self, job: Job, task: Any) -> None:
-        """Start the task."""
+        """Send the task to the worker, which starts it."""
 
     def cancel(self) -> None:
-        """Tell the running task, and no other, to stop."""
+        """Tell the running task to stop; later tasks are unaffected."""
 
     def receive(self, job: Job) -> Outcome[Any, Any] | None:
-        """The outcome of the task, or None after a mere report. A dead worker keeps its task."""
+        """The task's outcome, or None if the message was not an outcome. If the worker died, `task` stays set."""
 
 
 class Pool(Protocol):
     """The workers of an engine."""
 
     def idle(self) -> Sequence[Worker]:
-        """Those that a task can be handed to; none, perhaps, while they start."""
+        """Workers that can take a task; may be empty while they start."""
 
     def wait(self, busy: Sequence[Worker]) -> Iterable[Worker]:
-        """Those of the busy ones that have something to `receive`, after a while at the latest."""
+        """Wait for messages, up to about `POLL_SECONDS`; return the busy workers that have one to `receive`."""
 
     def remove(self, worker: Worker) -> None:
-        """It died."""
+        """Remove a dead worker."""
 
     def stop_tasks(self) -> None:
-        """Tell running tasks that they are to stop."""
+        """Tell running tasks to stop."""
 
     def close(self) -> None:
-        """End all of them at once."""
+        """End all workers at once."""
 
 
 def attempt(
     function: TaskFunction, shared: Any, task: Any, report: Report, should_stop: Callable[[], bool]
 ) -> Outcome[Any, Any]:
-    """Run the task in this process."""
+    """Run the task in this process. Exceptions become outcomes: Interrupted `interrupted`, all others `failed`."""
     try:
         return Outcome(task, "done", function(shared, task, report, should_stop))
     except Interrupted as error:
         return Outcome(task, "interrupted", reason=str(error))
-    except Exception as error:  # one task's failure is its own; the caller sees the reason
+    except Exception as error:  # one failed task must not stop the others
         reason = f"{type(error).__name__}: {error}"
         outcome = Outcome[Any, Any](task, "failed", reason=reason, details=traceback.format_exc())
     from fmnist_transfer.training.device import free_memory
 
-    free_memory()  # now that the error's frames are gone
+    free_memory()  # after the except block, so that the error's frames no longer hold tensors
     return outcome
 
 
 def died(task: Any, cause: str) -> Outcome[Any, Any]:
-    """The outcome of a task whose worker died."""
     return Outcome(task, "lost", reason=f"the worker process died ({cause})")

@@ -1,7 +1,7 @@
-"""The Optuna study: its database, opening and resuming it, and which of its trials count.
+"""Open and resume the Optuna study, and define which of its trials count.
 
-Everything about a finished trial is in the study itself (its epochs too, as a user attribute), so that `study_log` can
-log it at any later time. One driver owns the study; whatever is RUNNING when it opens belongs to a dead one.
+The study holds everything about a finished trial, its epochs too, so `study_log` can log it at any later time. A study
+has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from fmnist_transfer.terminal.output import masked, warn_of_password
 from fmnist_transfer.training.recipe import Recipe
 from tuning.space import first_trial
 
-# User attributes of the study and of its trials
+# User attributes of the study and its trials
 SETTINGS, EPOCHS, SPEC, RECIPE = "settings", "epochs", "spec", "recipe"
-REASON = "reason"  # why a trial failed or diverged; a FAILED trial without one was interrupted, and does not count
-AGAIN = "again"  # number of the trial that this one runs again: that one does not count any more
-FIXED = "fixed_params"  # Optuna's own system attribute for an enqueued trial's parameters; not public
+REASON = "reason"  # why a trial failed or diverged; a failed trial without it was interrupted and does not count
+AGAIN = "again"  # number of the trial that this one repeats; the repeated trial no longer counts
+FIXED = "fixed_params"  # Optuna's private system attribute for an enqueued trial's parameters
 SCHEMA = Schema("Optuna", "studies")
 
 
 def open_storage(
     storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True
 ) -> optuna.storages.RDBStorage:
-    """Open the study database, `--storage` or `optuna.db` in `folder`; created if missing, unless `may_write` is False.
+    """Open the study database, `storage` or else `optuna.db` in `folder`; create it if missing.
 
-    Raises StoreError.
+    Raises StoreError; if `may_write` is False, NoStoreError for a missing database.
     """
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
@@ -46,7 +46,7 @@ def open_storage(
 
 def _connect(uri: str) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # A server may have been restarted since: connections are tried before use.
+    # A server may restart meanwhile, so connections are tested before use.
     options = {} if sqlite_path(uri) else {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
     storage = optuna.storages.RDBStorage(uri, engine_kwargs=options)
     weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
@@ -54,14 +54,14 @@ def _connect(uri: str) -> optuna.storages.RDBStorage:
 
 
 def _close(sessions: Any, engine: Any) -> None:
-    """Close the connections of a storage that is no longer used, which Optuna leaves open."""
+    """Close the connections of an unused storage; Optuna leaves them open."""
     sessions.remove()
     engine.dispose()
 
 
 @contextlib.contextmanager
 def _as_store_error(uri: str) -> Iterator[None]:
-    """Turn whatever SQLAlchemy, its drivers and Optuna raise within the block into a StoreError."""
+    """Turn errors of SQLAlchemy, its drivers and Optuna within the block into StoreError."""
     try:
         yield
     except StoreError:
@@ -72,14 +72,14 @@ def _as_store_error(uri: str) -> Iterator[None]:
 
 
 def find_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study | None:
-    """The study of that name, if there is one."""
+    """The study of that name; None if there is none."""
     if name not in optuna.get_all_study_names(storage):
         return None
     return optuna.load_study(study_name=name, storage=storage)
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
-    """Open the study, created if missing; `begin` is next. Raises UsageError if it was begun with other settings."""
+    """Open or create the study; call `begin` next. Raises UsageError if it was begun with other settings."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS, settings)
     differing = [key for key in settings | before if settings.get(key) != before.get(key)]
@@ -87,7 +87,7 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[st
         changes = ", ".join(f"{key} {before.get(key)} (now {settings.get(key)})" for key in differing)
         raise UsageError(
             f"study {name!r} in {masked(storage.url)} was begun with {changes}. Its trials are kept; give the same "
-            "values to go on with it, or another --study-name to begin anew"
+            "values to continue it, or another --study-name to start anew"
         )
     return study
 
@@ -96,17 +96,16 @@ def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
     """Enqueue the hand-made first trial of a new study. The caller is the study's only driver."""
     if SETTINGS not in study.user_attrs:
         study.enqueue_trial(first_trial(settings["max_mflops"]), skip_if_exists=True)
-        study.set_user_attr(SETTINGS, settings)  # last: now it is begun
+        study.set_user_attr(SETTINGS, settings)  # last: marks the study as begun
 
 
 def requeue(study: optuna.Study, *, failed: bool) -> None:
-    """End the RUNNING trials as FAIL, since nobody runs them any more, and enqueue the parameters of interrupted ones.
+    """End orphaned RUNNING trials as FAIL, and enqueue the parameters of interrupted trials.
 
-    A trial that was interrupted before it had all of its parameters is drawn again, alike; an enqueued one keeps those
-    that it was given.
+    A trial without all its parameters is sampled again, with equal results; an enqueued one keeps its parameters.
 
     Args:
-        failed: also enqueue those that failed by an error of their own.
+        failed: also enqueue trials that failed with an error.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -124,7 +123,7 @@ def _numbers_run_again(trials: list[FrozenTrial]) -> set[int]:
 
 
 def counting(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count towards `--trials`: completed, pruned, or failed by an error of their own."""
+    """Trials that count towards `--trials`: completed, pruned, or failed with an error, and not repeated by another."""
     trials = study.get_trials(deepcopy=False)
     again = _numbers_run_again(trials)
     return [
@@ -139,5 +138,4 @@ def counting(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def spec_and_recipe(trial: FrozenTrial) -> tuple[CNN2Spec, Recipe]:
-    """The network and the recipe that the trial trained."""
     return CNN2Spec.from_dict(trial.user_attrs[SPEC]), Recipe.from_dict(trial.user_attrs[RECIPE])

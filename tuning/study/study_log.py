@@ -1,4 +1,4 @@
-"""A study as MLflow runs: one parent for the study, one child for each finished trial, with its epoch curve."""
+"""Log a study to MLflow: one parent run, and a child run with the epoch curve per finished trial."""
 
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.score import Epoch
 from tuning.study.study import EPOCHS, REASON, RECIPE, spec_and_recipe
 
-PARENT = "mlflow_run_id"  # begins the names of the study's user attributes that hold the id of its run
+PARENT = "mlflow_run_id"  # prefix of the study's user attributes that hold ids of its parent runs
 STATUS: dict[TrialState, Status] = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "KILLED",
@@ -24,15 +24,15 @@ STATUS: dict[TrialState, Status] = {
 
 
 class StudyLog:
-    """Logs trials as they finish, and those that an earlier command finished but could not log.
+    """Logs trials as they finish, and trials that an earlier command could not log.
 
-    The caller holds the study's lock. Raises BusyError if a driver on another machine has the study, StoreError if the
-    study is logged in another store.
+    The caller holds the study's lock. Raises BusyError if a driver on another machine works on the study, StoreError if
+    the study is logged in another store.
 
     Args:
-        params: the study's identity, which becomes the params of every run.
-        is_shared: other machines may use the study's database.
-        take_over: end the runs of another machine, which is known to be gone.
+        params: the study's identity, logged as params of every run.
+        is_shared: whether other machines may use the study's database.
+        take_over: the other machine's driver is known to be gone.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class StudyLog:
         return run_id
 
     def _parents(self, is_shared: bool) -> list[Run]:
-        """The study's runs that were not deleted."""
+        """The study's active parent runs. Raises StoreError if a shared study has a run in another store."""
         ids = [str(value) for key, value in self._study.user_attrs.items() if key.startswith(PARENT)]
         runs = [self._store.get(run_id) for run_id in ids]
         if runs and is_shared and not any(runs):
             raise StoreError(
                 f"study {self._study.study_name!r} is logged in another MLflow store than {masked(self._store.uri)}; "
-                "give that one with --tracking-uri, or another --study-name"
+                "give that store with --tracking-uri, or another --study-name"
             )
         return [run for run in runs if run is not None and run.info.lifecycle_stage == "active"]
 
     def log_finished(self, trials: list[FrozenTrial]) -> None:
-        """Log those of the study's `counting` trials that are not yet logged, in order of number."""
+        """Log those of the study's `counting` trials that are not logged yet, in order of number."""
         for trial in trials:
             if trial.number not in self._logged:
                 self._log(trial, trials)
@@ -109,5 +109,5 @@ class StudyLog:
         if scores:
             self._store.log(self.run_id, metrics=[("best_value", max(scores), trial.number)])
         status = STATUS[trial.state]
-        self._store.log(run_id, metrics=metrics, tags={"complete": status})  # a kill before the next line costs nothing
+        self._store.log(run_id, metrics=metrics, tags={"complete": status})  # if killed here, the next command ends it
         self._store.end(run_id, status, end_ms)

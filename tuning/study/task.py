@@ -1,4 +1,4 @@
-"""One trial, trained in a worker. Workers import this module, so it imports neither mlflow nor optuna."""
+"""Train one trial in a worker. Workers import this module, so it imports neither mlflow nor optuna."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fmnist_transfer.training.recipe import Precision, Recipe
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What every trial of a study shares; sent to each worker once."""
+    """Data and settings of all trials of a study; sent to each worker once."""
 
     half: Half
     """The source half."""
@@ -25,7 +25,7 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What a worker needs to know of a trial."""
+    """Number, network and recipe of one trial."""
 
     number: int
     spec: CNN2Spec
@@ -35,9 +35,9 @@ class TrialTask:
 def train_trial(
     plan: TrialPlan, task: TrialTask, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> float | Diverged:
-    """Validation accuracy of the final epoch, or how the training diverged. Reports each `Epoch`.
+    """Train the trial, reporting each `Epoch`. Returns the final epoch's validation accuracy, or Diverged.
 
-    Every trial draws from the same streams: only its parameters differ.
+    All trials draw from the same random streams, so they differ only in their parameters.
     """
     streams, half = Streams(plan.seed), on_device(plan.half, plan.device)
     try:

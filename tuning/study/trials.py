@@ -1,6 +1,6 @@
-"""The search's driver: asks the study for trials, hands them to workers, prunes them, and tells the study their ends.
+"""The search's driver: asks the study for trials, gives them to workers, prunes them, and tells the study the results.
 
-The driver alone talks to the study.
+Only the driver accesses the study.
 """
 
 import dataclasses
@@ -24,27 +24,27 @@ from tuning.study.study import EPOCHS, REASON, RECIPE, SPEC, counting, requeue
 from tuning.study.study_log import StudyLog
 from tuning.study.task import TrialPlan, TrialTask
 
-N_STARTUP_TRIALS = 6  # before TPE models and before anything is pruned
+N_STARTUP_TRIALS = 6  # trials before TPE sampling and pruning begin
 
 
 @dataclass
 class _Running:
-    """A trial that a worker trains."""
+    """A trial that a worker is training."""
 
     trial: Any
-    """Optuna's, whose calls are retried."""
+    """Optuna's trial, whose calls are retried."""
     epochs: list[Epoch] = field(default_factory=list)
     is_pruned: bool = False
 
 
 class Driver:
-    """The trials of one study, as `run_logged` wants a log of tasks.
+    """A `TaskLog` for the trials of one study.
 
     Args:
         log: logs finished trials to MLflow.
-        progress: is told the best trial so far.
-        n_trials: that are to count in the end.
-        deadline: of `time.monotonic`, after which no trial is begun.
+        progress: shows the best trial so far.
+        n_trials: number of counting trials to reach.
+        deadline: time by `time.monotonic` after which no trial starts.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Driver:
         progress.best = best_of(counting(study))
 
     def tasks(self) -> Iterator[TrialTask]:
-        """One task after another, each asked for when a worker is free; enqueued parameters come first."""
+        """Yield trials until enough count or the deadline has passed; enqueued parameters come first."""
         while time.monotonic() < self._deadline:
             ordinal = len(self._retry.call(counting, self._study)) + len(self._running)
             if ordinal >= self._n_trials:
@@ -78,7 +78,7 @@ class Driver:
             yield self._ask(ordinal)
 
     def _ask(self, ordinal: int) -> TrialTask:
-        """The next trial. A fresh sampler, so that with one worker a resumed study equals an uninterrupted one."""
+        """Ask for the next trial. Its own sampler makes a resumed study (one worker) equal an uninterrupted one."""
         seed = Streams(self._plan.seed, ordinal).seed("sampler") % 2**32
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
         trial: Any = RetryingClient(self._retry.call(self._study.ask), self._retry)
@@ -92,12 +92,12 @@ class Driver:
         return f"trial {task.number}"
 
     def begin(self, task: TrialTask) -> None:
-        """Nothing: its run is made when it has ended."""
+        """Do nothing: `end` creates the trial's run."""
 
     def report(self, task: TrialTask, news: Epoch) -> tuple[float, str]:
-        """Pass an epoch on to the trial, and cancel its training if it is to be pruned."""
+        """Report an epoch to the trial, and cancel the training if Optuna prunes it."""
         running = self._running[task.number]
-        if news.epoch > len(running.epochs) and not running.is_pruned:  # a retry repeats equal epochs
+        if news.epoch > len(running.epochs) and not running.is_pruned:  # a retried task repeats its epochs
             running.epochs.append(news)
             running.trial.report(news.val_accuracy, news.epoch)
             if news.epoch < self._plan.epochs and running.trial.should_prune():
@@ -106,7 +106,7 @@ class Driver:
         return news.epoch / self._plan.epochs, f"epoch {news.epoch}/{self._plan.epochs}: {news.val_accuracy:.2%}"
 
     def end(self, outcome: Outcome[TrialTask, Any]) -> str | None:
-        """Tell the study how a trial ended, and log it. An interrupted one stays RUNNING until `close`."""
+        """Tell the study the outcome and log it. An interrupted trial stays RUNNING until `close`."""
         running = self._running.pop(outcome.task.number)
         if outcome.status == "interrupted" and not running.is_pruned:
             return None
@@ -115,7 +115,7 @@ class Driver:
         result: dict[str, Any] = {"values": outcome.result}
         if running.is_pruned:
             result = {"state": TrialState.PRUNED}
-        elif isinstance(outcome.result, Diverged):  # pruned, so that the sampler learns to keep away
+        elif isinstance(outcome.result, Diverged):  # pruned rather than failed, so that the sampler learns from it
             trial.set_user_attr(REASON, f"Diverged: {outcome.result}")
             result = {"state": TrialState.PRUNED}
         elif outcome.status == "failed":
@@ -132,7 +132,7 @@ class Driver:
 
 
 def best_of(trials: list[FrozenTrial]) -> str:
-    """The best complete trial, in words."""
+    """Describe the best complete trial."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
     return "none is complete yet" if best is None else f"best {best.value:.2%} (trial {best.number})"

@@ -1,4 +1,4 @@
-"""Which configurations are trained again, how, and how well they do. Workers import this module: no mlflow here."""
+"""Candidates, plan and results of re-trainings. Workers import this module, so it imports no mlflow."""
 
 import statistics
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from fmnist_transfer.training.score import Result
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration to train again. `trial` and `search_score` are None where there was no search."""
+    """A configuration to train again; `trial` and `search_score` are None without a search."""
 
     spec: CNN2Spec
     recipe: Recipe
     trial: int | None = None
     search_score: float | None = None
     origin: str = "reference"
-    """What it is where there was no search."""
+    """Name of a configuration without a search."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Candidate:
 
 
 class Retraining(NamedTuple):
-    """One task: a candidate with a fresh seed. Replicate 0 is the search's own, so fresh ones start at 1."""
+    """One task: a candidate with a fresh seed. The search used replicate 0, so fresh ones start at 1."""
 
     candidate: Candidate
     replicate: int
@@ -43,7 +43,7 @@ class Retraining(NamedTuple):
 
 @dataclass(frozen=True)
 class RetrainingPlan:
-    """What all re-trainings share; sent to each worker once."""
+    """Data and settings of all re-trainings; sent to each worker once."""
 
     half: Half
     """The source half."""
@@ -55,7 +55,7 @@ class RetrainingPlan:
     precision: Precision
 
     def facts(self) -> dict[str, Any]:
-        """What a re-training's result depends on besides its candidate, replicate and device."""
+        """Settings besides candidate, replicate and device that determine a re-training's result."""
         return {
             "seed": self.seed,
             "split": str(self.split),
@@ -66,7 +66,7 @@ class RetrainingPlan:
 
 @dataclass(frozen=True)
 class Retrained:
-    """A candidate's scores over its fresh seeds, and the run, the test accuracy and the seconds of the first."""
+    """A candidate's scores over its fresh seeds; run, test accuracy and seconds are those of the first."""
 
     candidate: Candidate
     val_accuracies: tuple[float, ...]

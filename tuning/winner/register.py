@@ -1,7 +1,7 @@
 """Train the best again, register the winner, and move alias `best` to it if it is better.
 
-Three figures stay apart: best of N in the search, mean and standard deviation of the re-trained, and test accuracy of
-the registered network.
+Three scores are kept apart: best of N in the search, mean and standard deviation over re-trainings, and the registered
+network's test accuracy.
 """
 
 from typing import Any
@@ -37,11 +37,11 @@ def retrain_and_register(
 ) -> dict[str, Any]:
     """Train the candidates again, register the winner as `name`, and move `best`.
 
-    What was trained or registered before is found again; re-trainings that failed are tried again. Returns what
-    `--json` says of the winner, and `n_failed`, the number of failed re-trainings.
+    Earlier re-trainings and registrations are reused; failed re-trainings are retried. Returns what `--json` says of
+    the winner, and `n_failed`, the number of failed re-trainings.
 
     Args:
-        run_id: of the search's parent.
+        run_id: id of the search's parent run.
         force: move `best` even if the new score is lower.
     """
     retrained = retrain(retraining_log(store, run_id, plan), candidates, plan, workers=workers, debug=debug)
@@ -63,7 +63,7 @@ def retrain_and_register(
 
 
 def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
-    """Equal for equal work with equal results, so that a command that is run again finds what it registered."""
+    """Key by which a repeated command finds its registered version: equal for equal work with equal results."""
     configurations = [(each.candidate.spec.to_dict(), each.candidate.recipe.to_dict()) for each in retrained]
     accuracies = [each.val_accuracies for each in retrained]
     return identity(
@@ -72,7 +72,7 @@ def winner_key(retrained: list[Retrained], plan: RetrainingPlan) -> str:
 
 
 def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
-    """The version of `name` that the same work registered, unless its model was deleted."""
+    """The version of `name` with this winner key whose model was not deleted; None if there is none."""
     same = (version for version in versions_of(store, name) if version.tags.get("winner_key") == key)
     return next((version for version in same if not is_gone(store, version)), None)
 
@@ -80,12 +80,12 @@ def registered_before(store: Store, name: str, key: str) -> ModelVersion | None:
 def register_winner(
     store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any], *, run_id: str
 ) -> ModelVersion:
-    """Register the winner's first re-trained network: not chosen by its own score, so its test accuracy is fair.
+    """Register the winner's first re-trained network. It is not chosen by its own score, so its test accuracy is fair.
 
     `facts` (study, seed, data sha256, winner key) and the scores become tags of the version.
 
     Args:
-        run_id: of the search's parent, to which the version links back.
+        run_id: id of the search's parent run, to which the version links.
     """
     facts = facts | {
         "trial": winner.candidate.trial,
@@ -101,7 +101,7 @@ def register_winner(
     sd = "" if winner.sd is None else f" ± {winner.sd:.2%} (sd)"
     experiment_id = store.experiment(TUNING)
     made = []
-    if winner.candidate.trial is not None:  # a run whose logging was cut off has the same trial and times
+    if winner.candidate.trial is not None:  # FINISHED excludes a run whose logging was cut off
         made = store.find(TUNING, status="FINISHED", role=Role.TRIAL, parent=run_id, trial=str(winner.candidate.trial))
     origin = [f"[{run.info.run_name}]({run_page(experiment_id, run.info.run_id)})" for run in made[:1]]
     description = (
@@ -116,11 +116,11 @@ def register_winner(
 
 
 def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
-    """Point alias `best` to `version` if it is better by the same measure on the same split, or by `force`.
+    """Point alias `best` to `version` if it has the higher score on the same split and data, or if `force`.
 
-    Returns whether `best` points to it now, and a sentence that says so and why.
+    Returns whether `best` points to it now, and a message that says why.
     """
-    with locked(store.uri, "model", f"model-{version.name}", wait_seconds=60):  # another search may have a better one
+    with locked(store.uri, "model", f"model-{version.name}", wait_seconds=60):  # another search may be moving it
         return _move_best(store, version, force=force)
 
 
@@ -146,11 +146,11 @@ def _move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[boo
     if better or force:
         set_best(store, version)
         return True, f"best -> {new}: {why}" + ("" if better else ", by --promote")
-    return False, f"best stays at {old}, {new} is registered: {why}. --promote moves it all the same"
+    return False, f"best stays at {old}, {new} is registered: {why}. Add --promote to move it anyway"
 
 
 def result_of(study_name: str, version: ModelVersion, promoted: bool) -> dict[str, Any]:
-    """What `--json` says of a registered version."""
+    """The content of `--json` about a registered version."""
 
     def number(key: str) -> float | None:
         text = version.tags.get(key, "None")

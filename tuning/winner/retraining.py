@@ -1,6 +1,6 @@
 """Train the top configurations again with fresh seeds.
 
-The best of N validation accuracies is optimistic; the mean over fresh seeds is not.
+The best of N validation accuracies is an optimistic estimate; the mean over fresh seeds is not.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from tuning.winner.plan import Candidate, Retrained, Retraining, RetrainingPlan,
 
 
 def retraining_log(store: Store, parent: str, plan: RetrainingPlan) -> TrainedNetworks[Retraining]:
-    """The re-trainings below the search's run `parent`."""
+    """The log of re-trainings below the search's run `parent`."""
 
     def training(task: Retraining) -> Training:
         candidate, replicate = task.candidate, task.replicate
@@ -38,18 +38,18 @@ def retrain(
     workers: Workers,
     debug: bool,
 ) -> list[Retrained]:
-    """Train each candidate with each of its seeds, or find what was trained before; the best mean accuracy first.
+    """Train each candidate with each seed, reusing earlier trainings; sorted by finished seeds, then mean accuracy.
 
     Raises Interrupted after a signal, UserError if no candidate could be trained.
     """
     tasks = [Retraining(candidate, replicate) for candidate in candidates for replicate in range(1, plan.n_seeds + 1)]
     todo = [task for task in tasks if log.trained(task) is None]
     if len(todo) < len(tasks):
-        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are there already")
+        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are done already")
     with Progress("training the best again", len(todo)) as progress:
         run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=debug)
     n_done = sum(log.trained(task) is not None for task in tasks)
-    workers.stop.raise_if_set(f"stopped in training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
+    workers.stop.raise_if_set(f"stopped while training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
     retrained = []
     for candidate in candidates:
         own = (log.trained(task) for task in tasks if task.candidate == candidate)
@@ -59,13 +59,13 @@ def retrain(
             first = finished[0]
             retrained.append(Retrained(candidate, accuracies, first.run_id, first.test_accuracy, first.seconds))
     if not retrained:
-        raise UserError("none of the best configurations could be trained again; their runs in MLflow say why")
-    # A failed seed counts most.
+        raise UserError("every re-training of the best configurations failed; their runs in MLflow say why")
+    # A candidate with a failed seed comes after those with more finished seeds.
     return sorted(retrained, key=lambda each: (-len(each.val_accuracies), -each.mean))
 
 
 def print_retrained(retrained: Sequence[Retrained]) -> None:
-    """A line for each candidate."""
+    """Print a table with one line per candidate."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}"

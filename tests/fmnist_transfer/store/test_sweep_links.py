@@ -75,7 +75,7 @@ def test_a_version_that_may_only_be_read_stops_no_sweep(
 
     monkeypatch.setattr(type(model_store.once), "set_model_version_tag", refuse)
     _sweep(model_store)
-    said = "note: models:/cnn2/1 cannot name this sweep among those that start from it: Permission denied"
+    said = "note: cannot list this sweep in the description of models:/cnn2/1: Permission denied"
     assert said in capsys.readouterr().err
 
 
