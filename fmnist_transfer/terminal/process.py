@@ -1,4 +1,4 @@
-"""The process that a command runs in: what its streams, its terminal and its limits must not break."""
+"""Prepare a command's process, so that streams, terminal and limits do not break it."""
 
 import contextlib
 import io
@@ -9,23 +9,23 @@ from typing import Any
 
 from fmnist_transfer.errors import UsageError
 
-FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
-MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS grants no more than the second
+FEWEST_COLUMNS = 40  # laying out help takes very long with fewer
+MANY_FILES = (65_536, 10_240)  # limits to try: a worker opens about 30; macOS grants at most the second
 
 
 def prepare_command() -> None:
-    """Make the process of a command ready. Call it before anything is printed or opened."""
+    """Prepare a command's process. Call this before anything is printed or opened."""
     _fill_standard_streams()
     if (width := shutil.get_terminal_size().columns) < FEWEST_COLUMNS:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS if width > 0 else 80)
     _allow_many_files()
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which its commands inherit, need not be installed here
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
 
 
 def check_open_files(n_workers: int) -> None:
-    """Raise UsageError if these workers need more open files than this process may have.
+    """Raise UsageError if the workers need more open files than this process may have.
 
-    A driver was seen to have 100 open for two workers, 157 for four.
+    A driver had 100 files open with two workers, 157 with four.
     """
     with contextlib.suppress(ImportError):
         import resource
@@ -33,17 +33,17 @@ def check_open_files(n_workers: int) -> None:
         limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 32 * n_workers
         if n_workers > 1 and resource.RLIM_INFINITY != limit < needed:
             raise UsageError(
-                f"{n_workers} workers need {needed} open files, and {limit} are allowed: ulimit -n {needed} allows "
-                "more, or use --workers 1"
+                f"{n_workers} workers need {needed} open files, but {limit} are allowed. Run ulimit -n {needed} "
+                "first, or use --workers 1"
             )
 
 
 def _fill_standard_streams() -> None:
-    """Let output end where it can no longer be written, and the work go on."""
+    """Let the work go on when a stream is closed or can no longer be written."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: else the next file that is opened, a database perhaps, would be written to
+        except OSError:  # closed: output would go to the next file opened, perhaps a database
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _lasting(1, sys.stdout), _lasting(2, sys.stderr)
 
@@ -71,7 +71,7 @@ class _LastingFile(io.FileIO):
 
 
 def _allow_many_files() -> None:
-    """Raise the soft limit of open files as far as the hard one allows."""
+    """Raise the soft limit on open files towards `MANY_FILES`, as far as the hard limit allows."""
     with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 
