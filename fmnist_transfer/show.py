@@ -100,7 +100,8 @@ def main(settings: ShowSettings) -> int:
 def signals() -> Iterator[list[int]]:
     """Collect the signals that end a command; even the second one must wait until the servers have ended."""
     received: list[int] = []
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not under nohup
+    # A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in handled}
     try:
         yield received

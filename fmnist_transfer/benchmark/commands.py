@@ -121,8 +121,8 @@ def predicted_shares(small: SweepTimes, n_workers: int) -> Shares:
     """Compute the shares of the default sweep from a small one of one epoch.
 
     The small sweep's cells give the costs per training image and per evaluation, its other stages the fixed costs, and
-    its workers' idle time the cost per cell. That is slightly too high: it includes the first drawing of figures and
-    the end, when some workers have no cell left.
+    its workers' idle time the cost per cell: slightly too high, as it includes the first drawing of figures and the
+    end, when some workers have no cell left.
     """
     cells = small.result["cells"]
     seconds, train_seconds, val_seconds = map(small.mean_cell_seconds, ("seconds", "train_seconds", "val_seconds"))

@@ -81,7 +81,7 @@ def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -
         fetch: fetch missing files.
 
     Raises:
-        DataError: a file is missing, unreadable or altered.
+        DataError: a file is missing, unreadable or altered; or as `half_of`.
     """
     train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
     half = half_of(

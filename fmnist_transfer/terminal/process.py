@@ -14,7 +14,7 @@ MANY_FILES = (65_536, 10_240)  # limits to try: a worker opens about 30; macOS g
 
 
 def prepare_command() -> None:
-    """Prepare a command's process. Call this before anything is printed or opened."""
+    """Call this before anything is printed or opened."""
     _fill_standard_streams()
     if (width := shutil.get_terminal_size().columns) < FEWEST_COLUMNS:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS if width > 0 else 80)

@@ -12,7 +12,7 @@ from typing import Any
 from fmnist_transfer.terminal.output import about, duration
 
 LINE_SECONDS = 30.0  # minimum between two plain lines
-BAR_WIDTH = 16  # characters; 80 columns then fit counts and remaining time beside it
+BAR_WIDTH = 16  # characters; leaves room for the text in 80 columns
 
 
 class Progress:

@@ -1,7 +1,6 @@
 """Calibration: the gap between confidence and accuracy, and the loss after temperature scaling.
 
-Takes logits and labels, returns numbers (numpy and scipy only).
-Guo et al. 2017, "On Calibration of Modern Neural Networks".
+Logits and labels in, numbers out (numpy and scipy only). Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 
 import math
@@ -76,8 +75,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 def cross_fitted_loss(logits: Logits, labels: Labels) -> float:
     """Mean cross-entropy in nats after scaling each half of the images by the temperature fitted to the other half.
 
-    The halves are class-balanced: images of each class alternate in the order given. Raises ValueError if a half is
-    empty.
+    The halves are class-balanced: images of each class alternate. Raises ValueError if a half is empty.
     """
     fold = np.zeros(len(labels), dtype=int)
     for label in np.unique(labels):

@@ -1,6 +1,6 @@
 """Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand.
 
-Takes a network and examples on its device, returns numbers.
+A network and examples on its device in, numbers out.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The training loop of one network, on images that are already on its device.
 
-Takes examples and a `Recipe`, trains the network in place, reports each epoch to a callback, returns a `History`.
-Knows nothing of MLflow, Optuna or command lines, and leaves the global random state unchanged.
+Examples and a `Recipe` in, a `History` out; the network is trained in place and each epoch reported to a callback.
+This module knows nothing of MLflow, Optuna or command lines, and leaves the global random state unchanged.
 """
 
 import dataclasses
@@ -48,8 +48,7 @@ def fit(
 
     Args:
         network: on the training device, like `train` and `val`.
-        train: the training subset. Its first images re-estimate batch-norm statistics, so its prefixes should be
-            class-balanced.
+        train: the training subset; its first images re-estimate batch-norm statistics and should be class-balanced.
         streams: batch order, augmentation and dropout each draw from their own stream.
         classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
         steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.

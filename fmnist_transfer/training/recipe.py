@@ -64,7 +64,7 @@ class Recipe:
         """Return the learning rate of step `step` (0-based) of `total_steps`, which may be 1.
 
         The schedule is read at the middle of the step, so neither the first nor the last step is wasted on a rate of 0.
-        one-cycle: Smith & Topin 2019, rising and falling by cosines. The other schedules rise linearly if `warm_up`.
+        one-cycle: Smith & Topin 2019, rising and falling by cosines. The others rise linearly if `warm_up` is set.
         """
         position, warm_up = (step + 0.5) / total_steps, self.warm_up_share
         one_cycle = self.schedule == "one-cycle"

@@ -27,7 +27,7 @@ from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch, History
 from fmnist_transfer.training.stacked_network import Group, StackedCNN2, _key
 
-STEPS_BEFORE_RECORDING = 3  # on CUDA: they allocate memory and the optimizer's state
+STEPS_BEFORE_RECORDING = 3  # on CUDA: these allocate memory and the optimizer's state
 
 
 def fit_stacked(
