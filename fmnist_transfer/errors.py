@@ -1,7 +1,7 @@
-"""The errors a user meets, each with the exit status of its kind.
+"""Errors for the user, each with the exit status of its kind.
 
-A `UserError` is printed as its message alone (no traceback without `--debug`). Every message says what failed,
-which object, what survives, and what to do.
+A `UserError` is printed as its message alone (no traceback without `--debug`). Every message says what failed, for
+which object, what is kept, and what to do.
 """
 
 import errno
@@ -13,7 +13,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_problem(path: Path, error: OSError) -> str:
-    """`cannot write PATH: disk full (3 MB free)`, or what else the system says."""
+    """Return `cannot write PATH: disk full (3 MB free)`, or the system's reason."""
     reason = (error.strerror or str(error)).lower()
     if error.errno in FULL:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -21,17 +21,17 @@ def write_problem(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {reason}"
 
 
-SAME_COMMAND = "run the same command to go on"  # in a message: which one, is printed below it
+SAME_COMMAND = "run the same command to go on"  # a message with this is followed by the command
 
 
 class UserError(Exception):
-    """Base of everything a command reports in one line; 1: finished, but some cells or trials failed."""
+    """Base of errors reported in one line. Exit status 1: finished, but some cells or trials failed."""
 
     exit_status = 1
 
 
 class UsageError(UserError):
-    """A flag or an argument has a value that cannot work."""
+    """A flag or an argument has an invalid value."""
 
     exit_status = 2
 
@@ -59,13 +59,13 @@ class NoStoreError(StoreError):
 
 
 class BusyError(UserError):
-    """Another process owns this sweep or this study."""
+    """Another process is running this sweep or study."""
 
     exit_status = 5
 
 
 class Interrupted(UserError):
-    """A signal ended the work; finished work is kept. 130 after SIGINT, 143 after the others."""
+    """A signal ended the work; finished work is kept. Exit status 130 after SIGINT, else 143."""
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT):
         super().__init__(message)

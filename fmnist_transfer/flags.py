@@ -1,7 +1,7 @@
-"""Flags that several commands share, and what they say about workers and devices. Imports no torch and no mlflow.
+"""Flags that several commands share, and the workers and devices that they select. Imports no torch and no mlflow.
 
 A command's settings inherit these groups, its own flags last: `class ReportSettings(CommandFlags, ..., ReportFlags)`.
-`--help` lists them in the opposite order, the command's own first.
+`--help` lists them in reverse, the command's own first.
 """
 
 import importlib.util
@@ -23,13 +23,13 @@ from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine
 
 MOST_WORKERS = 10_000
-# Flags of one run of a command, which a command to go on with does not repeat.
+# These flags are for one run only; a suggested follow-up command leaves them out.
 ONE_TIME: dict[str, Any] = {"json": None, "mend_copy": False, "take_over": False, "retry_failed": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """The end of the chain of `__post_init__`: each group checks its own flags, then calls the next."""
+    """End of the chain of `__post_init__`: each group checks its own flags, then calls the next."""
 
     def __post_init__(self) -> None: ...
 
@@ -37,7 +37,7 @@ class Flags:
 @dataclass(frozen=True, kw_only=True)
 class CommandFlags(Flags):
     debug: bool = False
-    """Show where in the code an error arose."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class OutputFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags(Flags):
     tracking_uri: str | None = None
-    """Where runs and models are kept: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Store of runs and models: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     store_timeout: float = TIMEOUT_SECONDS
-    """Seconds to wait for a store that does not answer, before giving up."""
+    """Seconds to wait for a store that does not answer before giving up."""
     mend_copy: bool = False
-    """If the store is a copy of another, let its runs find the copied files from now on, not the original's."""
+    """If the store is a copy, make its runs use the copied files from now on, not the original's."""
 
     def __post_init__(self) -> None:
         check_range("--store-timeout", self.store_timeout, 0, LONGEST_TIMEOUT_SECONDS)
@@ -64,17 +64,17 @@ class StoreFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags(Flags):
     sweep: str = "latest"
-    """Which sweep: the id of its run, or latest."""
+    """Run id of the sweep, or latest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFlags(Flags):
     data_dir: Path | None = None
-    """Folder of Fashion-MNIST, which is fetched if it is not there; default: FMNIST_DATA_DIR, else the user's cache."""
+    """Folder of Fashion-MNIST, fetched if missing; default: FMNIST_DATA_DIR, else the user's cache."""
     workers: str = "auto"
-    """Trainings at once, each a process of one thread; auto: one for each core that this command may use."""
+    """Trainings at once, each a process of one thread; auto: one per core that this command may use, one on a GPU."""
     device: str = "auto"
-    """What to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
+    """Device to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
 
     def __post_init__(self) -> None:
         parse_workers(self.workers)
@@ -84,33 +84,33 @@ class MachineFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(Flags):
     seed: int = 0
-    """Root of every random draw: equal seeds give equal results on one kind of machine."""
+    """Root of all random draws; equal seeds give equal results on the same kind of machine."""
     precision: Precision = "float32"
-    """Arithmetic: float32; bf16 in training steps' forward passes; tf32 in all products on CUDA, evaluation too."""
+    """Arithmetic: float32; bf16 in training's forward passes; tf32 in all products on CUDA, evaluation too."""
     engine: Engine = "local"
-    """Where to train: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on one of this machine."""
+    """Where to train: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on a local one."""
     gpus_per_task: float = 0.0
-    """With --engine ray: GPUs for each training, 0.25 for four on one GPU; 0 trains on the CPU."""
+    """With --engine ray: GPUs per training, such as 0.25 for four on one GPU; 0 trains on the CPU."""
     dry_run: bool = False
-    """Only say what is done and what would run; change nothing."""
+    """Only print what is done and what would run; change nothing."""
     take_over: bool = False
-    """Go on with what another machine was running, and end its runs: only if that machine is gone for good."""
+    """Continue what another machine was running and end its runs. Use this only if that machine is gone for good."""
 
     def __post_init__(self) -> None:
         check_range("--seed", self.seed, 0)
         check_engine(self.engine, self.gpus_per_task)
         if self.dry_run and self.take_over:
-            raise UsageError("--dry-run changes nothing: leave out --take-over")
+            raise UsageError("--dry-run changes nothing; leave out --take-over")
         super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, TrainingFlags):
-    """Everything but the own flags of a command that trains and logs."""
+    """Shared flags of the commands that train and log."""
 
 
 def parse_workers(text: str) -> int | None:
-    """A number, or None for `auto`. Raises UsageError."""
+    """Return the number, or None for `auto`. Raises UsageError."""
     if text == "auto":
         return None
     if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
@@ -119,16 +119,16 @@ def parse_workers(text: str) -> int | None:
 
 
 def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local") -> int:
-    """Number of workers for `--workers`, at most one per task.
+    """Return the number of workers for `--workers`, at most one per task.
 
-    `auto`: one per core, or one for an accelerator; on a cluster one per task, of which it starts what it has room for.
+    `auto`: one per core, or one for an accelerator. On a cluster one per task; it starts as many as fit.
     """
     available = n_tasks if engine == "ray" else available_cores() if device == "cpu" else 1
     return max(1, min(parse_workers(text) or available, n_tasks))
 
 
 def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
-    """Workers as the command's flags describe them; a dry run contacts no cluster."""
+    """Make the workers that the flags describe; a dry run contacts no cluster."""
     n = count_workers(settings.workers, device, n_tasks, settings.engine)
     if settings.engine == "local":
         check_open_files(n)
@@ -142,16 +142,16 @@ def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: Sto
 
 
 def device_of_tasks(device: str, precision: Precision, engine: Engine, gpus_per_task: float) -> str:
-    """The device that tasks train on: this machine's, or on a cluster what the flags say.
+    """Return the device that tasks train on: this machine's, or on a cluster the one that the flags name.
 
-    Raises UsageError for a device that is missing, or that does not know the precision.
+    Raises UsageError if the device is missing or does not support the precision.
     """
     if engine == "local":
         from fmnist_transfer.training.device import choose_device
 
         return str(choose_device(device, precision))
     if device.startswith("cuda") and not gpus_per_task:
-        raise UsageError(f"--device {device} --engine ray: give --gpus-per-task, by which Ray shares the GPUs out")
+        raise UsageError(f"--device {device} --engine ray: Ray assigns GPUs by --gpus-per-task; give it, too")
     kind = device if device != "auto" else "cuda" if gpus_per_task else "cpu"
     if precision == "tf32" and kind != "cuda":
         raise UsageError(f"--precision tf32: {kind} has none; use float32 or bf16, or give --gpus-per-task")
@@ -159,7 +159,7 @@ def device_of_tasks(device: str, precision: Precision, engine: Engine, gpus_per_
 
 
 def check_engine(engine: Engine, gpus_per_task: float) -> None:
-    """Raise UsageError for an engine that is not installed, or an impossible share of a GPU."""
+    """Raise UsageError if the engine is not installed or the share of a GPU is impossible."""
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError("--engine ray needs: pip install 'fmnist-transfer[ray]'")
     if gpus_per_task and engine != "ray":
@@ -181,4 +181,4 @@ def check_driver(flag: str, uri: str | None) -> None:
     except ImportError as error:
         raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'") from error
     except sqlalchemy.exc.ArgumentError as error:
-        raise UsageError(f"{flag} {masked(uri)}: no database URI; write postgresql://USER@HOST/DATABASE") from error
+        raise UsageError(f"{flag} {masked(uri)}: not a database URI; write postgresql://USER@HOST/DATABASE") from error

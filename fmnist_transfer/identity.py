@@ -1,4 +1,4 @@
-"""Keys of sweeps, cells, studies and registered winners: equal for equal work, so that finished work is found again.
+"""Keys of sweeps, cells, studies and registered winners: equal for equal work, so finished work is found again.
 
 key = identity(device="cpu", split="01234/56789", seed=0).key
 """
@@ -14,7 +14,7 @@ NUMERICS_VERSION = 4
 
 
 class Identity(NamedTuple):
-    """What a result depends on, and its key."""
+    """Facts that a result depends on, and their key."""
 
     facts: dict[str, Any]
     """Plain JSON; logged as params."""
@@ -23,9 +23,9 @@ class Identity(NamedTuple):
 
 
 def identity(*, device: str, **facts: Any) -> Identity:
-    """Identify work by these facts, the numerics, torch's major.minor and the kind of device.
+    """Identify work by these facts, `NUMERICS_VERSION`, torch's major.minor and the kind of device.
 
-    Git commit, host and number of workers do not enter: results do not depend on them.
+    Git commit, host and number of workers are left out: results do not depend on them.
     """
     everything = facts | {
         "numerics_version": NUMERICS_VERSION,

@@ -1,7 +1,7 @@
-"""One independent random stream per purpose, derived from (root seed, replicate, purpose) and from nothing else.
+"""One independent random stream per purpose, derived only from (root seed, replicate, purpose, stage).
 
-Neither the fraction, the init, the order of the cells nor the worker enters, so that within a replicate every init
-sees the same subset, classifier, batch order, augmentation and dropout.
+Fraction, init, order of the cells and worker do not enter, so within a replicate every init sees the same subset,
+classifier, batch order, augmentation and dropout.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ class Streams:
     """The random streams of one replicate.
 
     Args:
-        root_seed: what the user's `--seed` sets.
+        root_seed: the user's `--seed`.
         replicate: 0-based number of the set of draws.
-        stage: training on the source half or on the target half. With equal seeds both would otherwise start from the
-            same trunk and classifier, and `random` would be the very network that `pretrained` grew from. For the same
-            reason what a sweep trains before its cells, source networks and `selffer`, has stages of its own.
+        stage: training on the source or the target half. With one stage, both would start from the same trunk and
+            classifier, and `random` would be the very network that `pretrained` grew from. Likewise, networks that a
+            sweep trains before its cells (source networks, `selffer`) have their own stages.
     """
 
     root_seed: int
@@ -32,7 +32,7 @@ class Streams:
     stage: Stage = "source"
 
     def seed(self, purpose: Purpose) -> int:
-        """A 63-bit seed."""
+        """Return a 63-bit seed."""
         text = f"{self.root_seed}/{self.replicate}/{purpose}" + ("" if self.stage == "source" else f"/{self.stage}")
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

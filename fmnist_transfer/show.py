@@ -1,9 +1,9 @@
-"""Look at a store in a browser: MLflow's UI on the right store, at the comparison of its last sweep.
+"""Show a store in a browser: MLflow's UI, opened at the comparison of the latest sweep.
 
     python -m fmnist_transfer.show                 # the checkout's mlruns/, or MLFLOW_TRACKING_URI
     python -m fmnist_transfer.show --dashboard     # Optuna's dashboard on the study, too
 
-The servers listen on this machine alone and end with the command.
+The servers listen on this machine only and end with the command.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
 HOST = "127.0.0.1"
-END_SECONDS = 10.0  # within which a server is to end
-# A password in a database's URI must not be seen in the list of processes, so URIs pass through the environment.
+END_SECONDS = 10.0  # for a server to end after each signal
+# URIs pass through the environment, because the list of processes would show a database's password.
 DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
 
 
@@ -41,11 +41,11 @@ class ShowFlags(SweepFlags):
     port: int = 5000
     """Port to listen on; if it is taken, the next free one."""
     browser: bool = True
-    """Open the page in a browser, if there is a desktop. Its address is printed in any case."""
+    """Open the page in a browser, if there is a desktop. The address is always printed."""
     dashboard: bool = False
-    """Also start Optuna's dashboard, which shows the search, on the next free port."""
+    """Also start Optuna's dashboard of the search, on the next free port."""
     storage: str | None = None
-    """Where the search of --dashboard is kept; default: optuna.db beside the runs."""
+    """Storage of the search that --dashboard shows; default: optuna.db beside the runs."""
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 1, 65_535)
@@ -58,12 +58,12 @@ class ShowFlags(SweepFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings(CommandFlags, StoreFlags, ShowFlags):
-    """Look at the results in a browser: start MLflow's user interface and open the comparison of the last sweep. It
-    listens on this machine alone and ends with the command (Ctrl-C)."""
+    """Show the results in a browser: start MLflow's user interface and open the comparison of the latest sweep. It
+    listens on this machine only and ends with the command (Ctrl-C)."""
 
 
 def main(settings: ShowSettings) -> int:
-    """Show the store until Ctrl-C or SIGTERM, which are the ordinary end; 0. A store with a server is only named."""
+    """Show the store until Ctrl-C or SIGTERM; return 0. For a store with its own server, only print addresses."""
     if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
         raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
     warn_of_password(settings.storage, "a .pgpass file")
@@ -90,7 +90,7 @@ def main(settings: ShowSettings) -> int:
         while started and not received:
             for server in started:
                 server.check_alive()
-            if not is_opened and not is_free(port):  # it answers by now
+            if not is_opened and not is_free(port):  # the server answers
                 is_opened = webbrowser.open(next(iter(addresses.values()))) or True
             time.sleep(0.2)
     return 0
@@ -98,9 +98,10 @@ def main(settings: ShowSettings) -> int:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect the signals that end a command, and do no more: not even the second leaves before the servers ended."""
+    """Collect the signals that end a command; even the second one must wait until the servers have ended."""
     received: list[int] = []
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+    # A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in handled}
     try:
         yield received
@@ -110,7 +111,7 @@ def signals() -> Iterator[list[int]]:
 
 
 def pages(store: "Store", sweep: str) -> dict[str, str]:
-    """What can be seen -> its address; the first is the one to open. Raises UsageError for an unknown sweep."""
+    """Return title -> address of each page; the first is opened. Raises UsageError for an unknown sweep."""
     from fmnist_transfer.store.links import curves_page, experiment_page, run_page
     from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 
@@ -119,7 +120,7 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
     if sweep != "latest":
         sweeps = [run for run in sweeps if run.info.run_id == sweep]
         if not sweeps:
-            raise UsageError(f"--sweep {sweep}: no sweep of this store; without the flag the latest is shown")
+            raise UsageError(f"--sweep {sweep}: no such sweep in this store; leave the flag out to show the latest")
     if sweeps:
         experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
         if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
@@ -133,16 +134,16 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
 
 
 def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of MLflow's UI on the store, for this machine alone."""
-    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default would take other names, too
+    """Return the command and environment of MLflow's UI on the store, for this machine only."""
+    hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default accepts other names, too
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
-    # Without the second variable it starts seven more processes.
+    # Without the second variable the server starts seven more processes.
     return command, {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def dashboard(storage: str | None, store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of Optuna's dashboard. Raises StoreError if there is no study database."""
+    """Return the command and environment of Optuna's dashboard. Raises StoreError if there is no study database."""
     uri = study_uri(storage, store.folder)
     if (file := sqlite_path(uri)) is not None and not file.exists():
         raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
@@ -150,7 +151,7 @@ def dashboard(storage: str | None, store: "Store", port: int) -> tuple[list[str]
 
 
 class Server:
-    """A web server in a process group of its own, all of which ends with the block."""
+    """A web server in its own process group, which ends with the block."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str]):
         self._process = subprocess.Popen(
@@ -161,22 +162,22 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # the second for processes that it started
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second for its child processes
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=END_SECONDS)
 
     def check_alive(self) -> None:
-        """Raise StoreError if it has ended; it has said why."""
+        """Raise StoreError if the server has ended."""
         if (status := self._process.poll()) is not None:
-            raise StoreError(f"the server has ended with exit status {status}; its lines above say why")
+            raise StoreError(f"the server ended with exit status {status}; see its output above")
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on that nothing listens on. Raises UsageError."""
+    """Return the first free port of 100 from `first`. Raises UsageError if there is none."""
     if (port := next(filter(is_free, range(first, min(first + 100, 65_536))), None)) is None:
-        raise UsageError(f"no port is free from {first} on; give another --port")
+        raise UsageError(f"no free port from {first} on; give another --port")
     return port
 
 
@@ -189,13 +190,13 @@ def is_free(port: int) -> bool:
 
 
 def is_desktop() -> bool:
-    """Whether a browser that is opened would be seen."""
+    """Return whether an opened browser would be visible."""
     windows = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
     return windows and sys.stdout.isatty()
 
 
 def command(args: "list[str] | None" = None) -> int:
-    """The command line."""
+    """Run the command line and return its exit status."""
     return run_command(ShowSettings, main, "fmnist_transfer.show", args)
 
 

@@ -1,9 +1,9 @@
-"""How far the program is from what this machine can do, and how it compares with the loop people write in a notebook.
+"""Compare training speed with this machine's limit and with the loop that people write in a notebook.
 
     python -m fmnist_transfer.benchmark --quick      # within two minutes on two cores
     python -m fmnist_transfer.benchmark              # the loops on all images, five rounds
 
-Nothing in; ratios of interleaved runs out, as a table, an MLflow run and, with `--json`, a file.
+Prints ratios of interleaved runs and logs them as an MLflow run; `--json` also writes them to a file.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ PARTS: tuple[Part, ...] = get_args(Part)
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFlags(Flags):
     quick: bool = False
-    """End within two minutes on two cores: few images and rounds."""
+    """Use few images and rounds, to finish within two minutes on two cores."""
     only: tuple[Part, ...] = PARTS
-    """What to measure; default: all.
-    loop: images per second, the limit, one worker and several.
+    """Parts to measure; default: all.
+    loop: images per second of the notebook's loop, one worker and all workers, and the machine's limit.
     stack: several networks trained as one computation (not with --quick on a CPU).
     goal: seconds until 93.33 % validation accuracy.
-    outside: what a sweep's time holds besides training.
-    resume: seconds to find what is done in a store of many runs."""
+    outside: share of a sweep's time not spent training.
+    resume: seconds to find finished work in a store of many runs."""
 
     def __post_init__(self) -> None:
         check_distinct("--only", self.only)
@@ -54,12 +54,11 @@ class BenchmarkFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, BenchmarkFlags):
-    """Measure how fast this machine trains, beside the loop that people write in a notebook and beside the machine's
-    own limit."""
+    """Measure how fast this machine trains, compared with a notebook's loop and with the machine's own limit."""
 
 
 def main(settings: BenchmarkSettings) -> int:
-    """Measure, print, log; 0."""
+    """Measure, print and log. Returns 0."""
     stopwatch = Stopwatch()
     say("Loading torch and mlflow ...")
     from fmnist_transfer.benchmark.commands import ScratchStore, measure_commands
@@ -108,7 +107,7 @@ def main(settings: BenchmarkSettings) -> int:
 def measure_trainings(
     half: "Half", data_dir: Path, device: str, contenders: "Contenders", *, parts: set[str], quick: bool
 ) -> None:
-    """Measure the parts that train in this command's own workers."""
+    """Measure the parts that train in this command's workers."""
     from fmnist_transfer.benchmark import loop
     from fmnist_transfer.benchmark.notebook_loop import NotebookPlan
 
@@ -127,7 +126,7 @@ def measure_trainings(
 
 
 def describe(device: str) -> str:
-    """The machine in words: device, processor, cores, torch."""
+    """Describe the machine: device, processor, cores, torch."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
@@ -157,7 +156,7 @@ def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", r
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line and return its exit status."""
     return run_command(BenchmarkSettings, main, "fmnist_transfer.benchmark", args)
 
 

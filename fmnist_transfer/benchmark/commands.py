@@ -1,6 +1,6 @@
-"""What a sweep's wall time holds besides training, and how long finding finished work takes: the commands themselves.
+"""Time whole commands: a sweep's wall time outside training, and the time to find finished work.
 
-They run as a user runs them, in processes of their own, on a store that is made for it and thrown away.
+The commands run in separate processes, as a user runs them, on a temporary store.
 """
 
 import json
@@ -37,14 +37,14 @@ N_OTHER_RUNS, N_RESUMES = 100, 2
 
 
 class SweepTimes(NamedTuple):
-    """A sweep's result, and its wall time from the start of the process to its end."""
+    """A sweep's result and the wall time of its process."""
 
     wall_seconds: float
     result: dict[str, Any]
 
     @property
     def first_step_seconds(self) -> float:
-        """From the command to the first training step, with the start of the interpreter."""
+        """Seconds from the command to the first training step, interpreter start included."""
         outside = self.wall_seconds - float(self.result["seconds"])
         return outside + float(self.result["first_step_seconds"])
 
@@ -61,7 +61,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class ScratchStore:
-    """A store to throw away, with a registered model, on which commands are timed."""
+    """A temporary store with a registered model, for timing commands."""
 
     folder: Path
     data_dir: Path
@@ -70,7 +70,7 @@ class ScratchStore:
     stop: StopSignal
 
     def prepare(self) -> Store:
-        """Make the store and register a network as `models:/cnn2/best`."""
+        """Make the store and register an untrained network as `models:/cnn2/best`."""
         store = open_store(str(self.folder / "mlflow.db"))
         run_id = store.start(TUNING, "benchmark")
         state = fresh_network(HAND_MADE_SPEC, Streams(0)).state_dict()
@@ -80,7 +80,7 @@ class ScratchStore:
         return store
 
     def sweep(self) -> SweepTimes:
-        """Run `python -m sweeps.transfer` on eight small cells."""
+        """Run `python -m sweeps.transfer` on eight small cells. Raises UserError if it fails."""
         file = self.folder / "sweep.json"
         command = [sys.executable, "-m", "sweeps.transfer", "--model-uri", "models:/cnn2/best", *SMALL_SWEEP]
         command += ["--tracking-uri", str(self.folder / "mlflow.db"), "--data-dir", str(self.data_dir)]
@@ -95,7 +95,7 @@ class ScratchStore:
 
 
 def measure_commands(scratch: ScratchStore, parts: set[str], into: Measurements) -> None:
-    """Start-up, store and figures of a default sweep, computed from a small one; finding what is done."""
+    """Measure a small sweep, compute the shares of a default one, and time finding finished work."""
     say("Making a store for the commands ...")
     store = scratch.prepare()
     times = scratch.sweep()
@@ -118,11 +118,11 @@ def measure_commands(scratch: ScratchStore, parts: set[str], into: Measurements)
 
 
 def predicted_shares(small: SweepTimes, n_workers: int) -> Shares:
-    """Computed for the default sweep from a small one of one epoch.
+    """Compute the shares of the default sweep from a small one of one epoch.
 
-    Each cell of the small sweep gives the cost of an image trained and of an evaluation; the wall time of its stages
-    gives the fixed costs, and its workers' waiting the cost of a cell: slightly too much, for the first drawing and the
-    end, when some workers have nothing left to do, count in it.
+    The small sweep's cells give the costs per training image and per evaluation, its other stages the fixed costs, and
+    its workers' idle time the cost per cell: slightly too high, as it includes the first drawing of figures and the
+    end, when some workers have no cell left.
     """
     cells = small.result["cells"]
     seconds, train_seconds, val_seconds = map(small.mean_cell_seconds, ("seconds", "train_seconds", "val_seconds"))

@@ -1,7 +1,6 @@
-"""How fast `fit` trains on this machine: beside the notebook's loop, beside the matrix product, on several workers.
+"""Measure how fast `fit` trains, compared with the notebook's loop and a matrix product, on one and several workers.
 
-Everything is measured in rounds, one thing after the other, so that a slow minute of a shared machine affects all of
-them.
+All take turns in each round, so a slow minute of a shared machine affects all of them.
 """
 
 import dataclasses
@@ -31,12 +30,12 @@ from fmnist_transfer.workers.run import Workers
 STOPPED = "the benchmark was stopped and keeps nothing; run it again"
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
 SPEED_RECIPE = Recipe(batch_size=256, learning_rate=3e-3, weight_decay=1e-2)
-GOAL = 0.9333  # validation accuracy on FMNIST-2, of the original report
-# Reaches the goal within three epochs: 93.66, 93.66 and 93.62 % with seeds 0, 1 and 2.
+GOAL = 0.9333  # the original report's validation accuracy on FMNIST-2
+# These reach the goal within three epochs: 93.66, 93.66 and 93.62 % with seeds 0, 1 and 2.
 GOAL_SPEC = CNN2Spec(channels=(16, 32), kernel_size=3, fc1=128, fc2=64, fc_dropout=0.0)
 GOAL_RECIPE = Recipe(batch_size=128, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
-# The reference recipe's validation first reaches the goal after this many epochs of the notebook's loop (one run, seed
-# 0, 181 s on two cores); its measured seconds per epoch are multiplied by it.
+# The notebook's loop with the reference recipe reaches the goal after this many epochs (one run, seed 0, 181 s on two
+# cores). Measured seconds per epoch are multiplied by it.
 NOTEBOOK_EPOCHS_TO_GOAL = 43
 MATRIX_SIDE = {"cpu": 1_024, "cuda": 8_192}
 MATRIX_SECONDS = 0.5
@@ -46,7 +45,7 @@ ShouldStop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Workload:
-    """What the workers train; sent to each once."""
+    """Training that is sent to each worker once."""
 
     spec: CNN2Spec
     recipe: Recipe
@@ -56,7 +55,7 @@ class Workload:
 
 
 class Fitted(NamedTuple):
-    """One `fit`: training images per second of its steps, when it began and ended, its final validation accuracy."""
+    """One `fit`: training images per second, start and end in seconds, final validation accuracy."""
 
     images_per_s: float
     start: float
@@ -65,12 +64,12 @@ class Fitted(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one round measured; keys are numbers of workers, values the sums over the workers."""
+    """Measurements of one round; keys are numbers of workers."""
 
     notebook: list[NotebookEpoch]
     fitted: dict[int, list[Fitted]]
     gflops: dict[int, float]
-    """Of the matrix product."""
+    """Speed of the matrix product, summed over the workers."""
 
     @property
     def notebook_images_per_s(self) -> float:
@@ -80,29 +79,29 @@ class Round(NamedTuple):
         return sum(fitted.images_per_s for fitted in self.fitted[n])
 
     def fits_per_hour(self, n: int) -> float:
-        """By the time from the first start to the last end."""
+        """Return trainings per hour, from the first start to the last end."""
         seconds = max(fitted.end for fitted in self.fitted[n]) - min(fitted.start for fitted in self.fitted[n])
         return 3_600 * n / seconds
 
     def share_of_limit(self, n: int, spec: CNN2Spec) -> float:
-        """Floating-point operations of the training steps over those of the matrix product."""
+        """Return the training steps' floating-point rate over the matrix product's."""
         return self.images_per_s(n) * training_mflops(spec) / 1e3 / self.gflops[n]
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """The workers that train with `fit`, one process as torch comes for the notebook's loop, and where results go."""
+    """Workers for `fit`, one with torch's defaults for the notebook's loop, and the measurements to add to."""
 
     workers: Workers
     notebook_worker: Workers
     into: Measurements
 
     def measure_loop(self, work: Workload, notebook: NotebookPlan, n_rounds: int) -> None:
-        """Images per second of the notebook's loop with all threads, of `fit` on one and all workers; the limit."""
+        """Measure images per second: the notebook's loop with all threads, `fit` on one and all workers, the limit."""
         n = self.workers.n
         counts = sorted({1, n})
         say(f"Images per second: the notebook's loop, then `fit`, {n_rounds} rounds")
-        _results(self.notebook_worker, run_notebook, dataclasses.replace(notebook, max_epochs=1), [0])  # both warm up
+        _results(self.notebook_worker, run_notebook, dataclasses.replace(notebook, max_epochs=1), [0])  # warm-up
         _results(self.workers, fit_once, work, list(range(n)))
         rounds = []
         for number in range(n_rounds):
@@ -129,7 +128,7 @@ class Contenders:
         self.into.add("validation accuracy, ours", "", accuracies, "as naive", epochs)
 
     def measure_stack(self, train: Examples, val: Examples, device: str) -> None:
-        """Images per second of a fraction's six cells as one computation, over those of one trained alone."""
+        """Measure images per second of a fraction's six cells as one computation, over those of one cell alone."""
         say("The six cells of a fraction as one computation ...")
         work = Workload(HAND_MADE_SPEC, dataclasses.replace(HAND_MADE_RECIPE, epochs=3), train, val, device)
         speedups = []
@@ -142,10 +141,10 @@ class Contenders:
         self.into.add("stacked_speedup", "times", speedups, ">= 2 on a GPU", comment)
 
     def measure_goal(self, work: Workload, notebook: NotebookPlan) -> None:
-        """Seconds to 93.33 % on FMNIST-2: `fit` with a tuned recipe; the notebook's loop, extrapolated from two epochs.
+        """Measure seconds to 93.33 % on FMNIST-2: `fit` with a tuned recipe, and the notebook's loop, extrapolated.
 
         Args:
-            notebook: the reference recipe for two epochs of some of the images, the first of which warms up.
+            notebook: the reference recipe for two epochs of some of the images; the first epoch is the warm-up.
         """
         say(f"Seconds to {GOAL:.2%} validation accuracy ...")
         (ours,) = _results(self.workers, fit_to_goal, work, [0])
@@ -175,7 +174,7 @@ def _fit(work: Workload, seed: int, should_stop: ShouldStop) -> History:
 
 
 def images_per_s(history: History, work: Workload, n_skipped: int) -> float:
-    """Of the training steps, without the first `n_skipped` epochs where there are more: they allocate and record."""
+    """Training images per second, without the first `n_skipped` epochs if there are more: they allocate and record."""
     counted = history.epochs[n_skipped:] or history.epochs
     batch_size = min(work.recipe.batch_size, len(work.train))
     n_images = len(counted) * work.recipe.steps_per_epoch(len(work.train)) * batch_size
@@ -183,7 +182,7 @@ def images_per_s(history: History, work: Workload, n_skipped: int) -> float:
 
 
 def matrix_product(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """GFLOP/s of a square float32 matrix product, in a worker."""
+    """Measure GFLOP/s of a square float32 matrix product, in a worker."""
     device = torch.device(work.device)
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cpu"])
     a, b = (torch.randn(side, side, generator=Streams(seed + i).generator("batches")).to(device) for i in range(2))
@@ -203,12 +202,12 @@ def _synchronise(device: torch.device) -> None:
 
 
 def fit_alone(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Images per second of one network, its first epoch apart, in a worker."""
+    """Measure images per second of one network without its first epoch, in a worker."""
     return images_per_s(_fit(work, seed, should_stop), work, 1)
 
 
 def fit_fraction(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Images per second of three replicates of two networks as one computation, the first epoch apart, in a worker."""
+    """Measure images per second of three replicates of two networks as one computation, without the first epoch."""
     train, val = work.train.to(work.device), work.val.to(work.device)
     groups = []
     for replicate in range(3):
@@ -218,19 +217,19 @@ def fit_fraction(work: Workload, seed: int, report: Report, should_stop: ShouldS
     for history, _ in fit_stacked(groups, val, work.recipe, should_stop=should_stop):
         if isinstance(history, Diverged):
             raise history
-        rates.append(images_per_s(history, work, 1))  # its seconds are a network's share
+        rates.append(images_per_s(history, work, 1))  # seconds are one network's share
     return statistics.mean(rates)
 
 
 def fit_to_goal(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Seconds until `GOAL`, in a worker. Raises UserError if it is never reached."""
+    """Measure seconds until `GOAL`, in a worker. Raises UserError if it is not reached."""
     history = _fit(work, seed, should_stop)
     seconds = 0.0
     for epoch in history.epochs:
         seconds += epoch.seconds
         if epoch.val_accuracy >= GOAL:
             return seconds
-    raise UserError(f"validation accuracy {history.best.val_accuracy:.2%} misses {GOAL:.2%}: no time to it")
+    raise UserError(f"validation accuracy {history.best.val_accuracy:.2%} misses {GOAL:.2%}, so no time is reported")
 
 
 def _results(workers: Workers, function: Any, work: Workload | NotebookPlan, seeds: Sequence[int]) -> list[Any]:

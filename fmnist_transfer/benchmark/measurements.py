@@ -1,4 +1,4 @@
-"""What the benchmark measured, as a table, JSON and CSV."""
+"""The benchmark's measurements as a table, JSON and CSV."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from fmnist_transfer.terminal.output import print_table, say
 
-JSON_NAMES = (  # measurements that `--json` writes by name; null where they were not taken
+JSON_NAMES = (  # measurements that `--json` writes by name; null if not taken
     *("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling"),
     *("time_to_reference_ratio", "outside_training_percent"),
 )
@@ -34,7 +34,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table. `goal`: what it should be, in words."""
+    """One line of the table. `goal` is its target, in words."""
 
     name: str
     unit: str
@@ -55,8 +55,6 @@ class Line:
 
 @dataclass
 class Measurements:
-    """Everything that was measured so far."""
-
     lines: list[Line] = field(default_factory=list)
     resume_seconds: dict[int, Spread] = field(default_factory=dict)
     """Number of logged runs -> seconds."""
@@ -68,7 +66,7 @@ class Measurements:
         return spread
 
     def to_json(self, device: str) -> dict[str, Any]:
-        """The result as `--json` writes it; a part that was not measured is null."""
+        """Return the result that `--json` writes; parts that were not measured are null."""
         spreads = {line.name: line.spread.to_dict() for line in self.lines}
         resume = {str(n): spread.to_dict() for n, spread in self.resume_seconds.items()}
         largest = max(self.resume_seconds, default=None)
@@ -90,7 +88,7 @@ class Measurements:
         print_table(["", "median", "min", "max", "n", "unit", "goal", ""], [line.cells() for line in self.lines])
 
     def metrics(self) -> list[tuple[str, float, int]]:
-        """Medians under names that MLflow takes: `resume_seconds, 100 runs` -> `resume_seconds 100 runs`."""
+        """Return medians under names that MLflow accepts: `resume_seconds, 100 runs` -> `resume_seconds 100 runs`."""
 
         def name_of(line: Line) -> str:
             return "".join(c for c in line.name.replace("%", "percent") if c.isalnum() or c in "_-. /")

@@ -1,7 +1,7 @@
-"""The loop that people write in a notebook, to compare `training.fit` with: plainly and fairly.
+"""The loop that people write in a notebook, as a fair baseline for `training.fit`.
 
-torchvision's data set with `ToTensor` and `Normalize`, a shuffling `DataLoader`, the default memory layout, `.item()`
-at each step, validation the same way. Network, recipe and images are those of `fit`; augmentation is left out.
+It uses torchvision's data set with `ToTensor` and `Normalize`, a shuffling `DataLoader`, the default memory layout and
+`.item()` at each step. Network, recipe and images are those of `fit`; augmentation is left out.
 """
 
 import math
@@ -23,13 +23,11 @@ from fmnist_transfer.network.cnn2 import REFERENCE_SPEC, CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 
-Pairs = Dataset[Any]  # of an image [1, 28, 28] and its label
+Pairs = Dataset[Any]  # an image [1, 28, 28] and its label
 
 
 @dataclass(frozen=True)
 class NotebookEpoch:
-    """What an epoch took and reached."""
-
     n_images: int
     train_seconds: float
     val_seconds: float
@@ -38,7 +36,7 @@ class NotebookEpoch:
 
 @dataclass(frozen=True)
 class NotebookPlan:
-    """What the loop trains, and when it stops."""
+    """Training of the loop, and when it stops."""
 
     data_dir: Path
     classes: tuple[int, ...]
@@ -49,12 +47,12 @@ class NotebookPlan:
     spec: CNN2Spec = REFERENCE_SPEC
     recipe: Recipe = REFERENCE_RECIPE
     goal: float = math.inf
-    """Validation accuracy at which it stops."""
+    """Validation accuracy at which training stops."""
     max_epochs: int | None = None
 
 
 def notebook_data(data_dir: Path, classes: tuple[int, ...], n_train: int, n_val: int) -> tuple[Pairs, Pairs]:
-    """The first training and validation images of `classes`, as `load_half` cuts them."""
+    """Return the first training and validation images of `classes`, split as by `load_half`."""
     from torchvision import transforms
     from torchvision.datasets import FashionMNIST
 
@@ -68,7 +66,7 @@ def notebook_data(data_dir: Path, classes: tuple[int, ...], n_train: int, n_val:
 def notebook_epochs(
     spec: CNN2Spec, recipe: Recipe, train: Pairs, val: Pairs, *, device: torch.device, seed: int
 ) -> Iterator[NotebookEpoch]:
-    """Train a fresh network and yield each epoch; stop asking to stop early."""
+    """Train a fresh network and yield each epoch; stop iterating to stop early."""
     torch.manual_seed(seed)
     network = fresh_network(spec, Streams(seed)).to(memory_format=torch.contiguous_format).to(device)
     train_loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True)
@@ -104,7 +102,7 @@ def notebook_epochs(
 def run_notebook(
     plan: NotebookPlan, seed: int, report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> list[NotebookEpoch]:
-    """Train, in a worker that meets torch as a notebook does: what `fit` sets in its process is not set there."""
+    """Train in a worker with torch's defaults, as in a notebook, without the settings of `prepare_process`."""
     torch.set_num_threads(plan.n_threads)
     data = notebook_data(plan.data_dir, plan.classes, plan.n_train, plan.n_val)
     epochs = []

@@ -1,9 +1,9 @@
-"""Verified Fashion-MNIST files in, uint8 tensors out: the class halves, train/val/test, and nested fractions.
+"""Turn verified Fashion-MNIST files into uint8 tensors: class halves, train/val/test, and nested fractions.
 
-    half = load_half(Path("data"), split.target)      # fetches what is missing, checks size and sha256
+    half = load_half(Path("data"), split.target)      # fetches missing files, checks size and sha256
     train = fraction(half.train, percent, streams)
 
-Pixels stay uint8 until a batch is on its device. Other data sets: `image_sets.examples_of`, then `half_of`.
+Pixels stay uint8 until a batch is on its device. For other data sets use `image_sets.examples_of`, then `half_of`.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from fmnist_transfer.data.files import data_sha256, read_files
 from fmnist_transfer.errors import DataError, UsageError
 from fmnist_transfer.seeding import Streams
 
-# Of the 60,000 training images, pixels scaled to [0, 1].
+# These are over all 60,000 training images, pixels scaled to [0, 1].
 PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
 FEWEST_TRAINING_IMAGES = 12  # per class
-VALIDATION_SEED = 20_170_825  # which images validate: depends on no flag and no split
+VALIDATION_SEED = 20_170_825  # constant: validation images depend on no flag and no split
 
 
 @dataclass(frozen=True)
 class Examples:
-    """images: uint8 [n, 1, 28, 28], or standardised float32 [n, c, h, w]; labels: int64 [n], 0 ... n_classes - 1."""
+    """Images, uint8 [n, 1, 28, 28] or standardised float32 [n, c, h, w]; labels, int64 [n], 0 ... n_classes - 1."""
 
     images: Tensor
     labels: Tensor
@@ -47,7 +47,7 @@ class Examples:
         return type(self)(self.images.to(device), self.labels.to(device))
 
     def share_memory(self) -> Self:
-        """Move the tensors where worker processes can read them without a copy."""
+        """Move the tensors to memory that worker processes read without a copy."""
         self.images.share_memory_()
         self.labels.share_memory_()
         return self
@@ -55,14 +55,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Half:
-    """Some classes of a data set. Of Fashion-MNIST: per class 5,000 train, 1,000 validation and 1,000 test images."""
+    """Some classes of a data set. Fashion-MNIST has 5,000 train, 1,000 val and 1,000 test images per class."""
 
     classes: tuple[int, ...]
     train: Examples
     val: Examples
     test: Examples
     data_sha256: str = ""
-    """Of Fashion-MNIST's four files together."""
+    """Digest of Fashion-MNIST's four files; empty for other data sets."""
 
     def to(self, device: torch.device | str) -> Self:
         parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
@@ -75,10 +75,13 @@ class Half:
 
 
 def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
-    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class. Raises DataError.
+    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class.
 
     Args:
-        fetch: whether missing files are fetched.
+        fetch: fetch missing files.
+
+    Raises:
+        DataError: a file is missing, unreadable or altered; or as `half_of`.
     """
     train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
     half = half_of(
@@ -90,12 +93,12 @@ def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -
 
 
 def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
-    """The images of `classes`, labels renumbered 0 ... in ascending order of class.
+    """Select the images of `classes`, labels renumbered 0 ... in ascending order of class.
 
-    Of the training images a constant chooses one in six of each class for validation, whatever the other classes are.
+    One in six training images of each class becomes validation, chosen independently of the other classes.
 
     Args:
-        train, test: of a whole data set, labels as it has them.
+        train, test: a whole data set with its original labels.
 
     Raises:
         DataError: a class has fewer than twelve training images, or no test image. Twelve give two validation images,
@@ -106,8 +109,8 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
         n_train, n_test = (int((examples.labels == c).sum()) for examples in (train, test))
         if n_train < FEWEST_TRAINING_IMAGES or n_test < 1:
             raise DataError(
-                f"class {c} has {n_train} training and {n_test} test images; it needs {FEWEST_TRAINING_IMAGES} or more "
-                "and one or more"
+                f"class {c} has {n_train} training and {n_test} test images; it needs at least "
+                f"{FEWEST_TRAINING_IMAGES} and 1"
             )
     kept = torch.tensor(classes)
 
@@ -120,9 +123,9 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
 
 
 def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Which training images, ascending, train and which validate for these classes.
+    """Return the indices of the training and the validation images of `classes`, each ascending.
 
-    labels: [n] of all training images. A constant chooses one image in six of each class for validation.
+    labels: [n], of all training images. `VALIDATION_SEED` chooses one image in six of each class for validation.
     """
     train: list[np.ndarray] = []
     val: list[np.ndarray] = []
@@ -136,24 +139,24 @@ def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple
 
 @functools.lru_cache(maxsize=1)
 def on_device(half: Half, device: str) -> Half:
-    """The half on `device`, where it stays for the next task that asks."""
+    """Copy the half to `device`; the last copy is cached for later tasks."""
     return half.to(device)
 
 
 def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
-    """`percent` of each class, chosen by the stream `subset`: a smaller fraction is a prefix of a larger one.
+    """Take `percent` of each class, chosen by the stream `subset`. A smaller fraction is a prefix of a larger one.
 
-    Errors as those of `n_train`.
+    Raises as `n_train`.
     """
     order = nested_order(train.labels.cpu(), streams.generator("subset"))
     return train.take(order[: n_train(train, percent)].to(train.labels.device))
 
 
 def n_train(train: Examples, percent: int) -> int:
-    """Number of training images at `percent`: 50 a class and percent point for a half of Fashion-MNIST.
+    """Return the number of training images at `percent` of each class, rounded down per class.
 
-    Of each class `percent` of its images, rounded down. Raises DataError for a class without an image, and UsageError
-    where a class would get none, with the smallest percent that works.
+    Fashion-MNIST has 50 per class and percentage point. Raises DataError for a class without an image; UsageError,
+    naming the smallest percent that works, if a class would get none.
     """
     counts = _images_per_class(train.labels)
     fewest = int(counts.min())
@@ -164,20 +167,20 @@ def n_train(train: Examples, percent: int) -> int:
 
 
 def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Indices [n] of which the first `n_train` at any percent hold that percent of each class, so that fractions nest.
+    """Return indices [n] whose first `n_train` at any percent hold that percent of each class, so fractions nest.
 
-    Each class is permuted by `generator`; then its images are spread evenly over the order, so that classes of one size
-    take turns. Raises DataError for a class without an image.
+    Each class is permuted by `generator`, then spread evenly over the order, so classes of equal size alternate.
+    Raises DataError for a class without an image.
     """
     indices, shares = [], []
     for c, n in enumerate(_images_per_class(labels).tolist()):
         indices.append(torch.nonzero(labels == c).flatten()[torch.randperm(n, generator=generator)])
-        shares.append(torch.arange(1, n + 1, dtype=torch.float64) / n)  # of the class, up to and with each image
+        shares.append(torch.arange(1, n + 1, dtype=torch.float64) / n)  # of the class, up to and including each image
     return torch.cat(indices)[torch.cat(shares).argsort(stable=True)]
 
 
 def _images_per_class(labels: Tensor) -> Tensor:
     counts = torch.bincount(labels)
     if not bool(counts.all()):
-        raise DataError(f"there are classes without an image: {counts.tolist()}")
+        raise DataError(f"a class has no image; images per class: {counts.tolist()}")
     return counts

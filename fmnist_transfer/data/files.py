@@ -1,7 +1,7 @@
-"""Fashion-MNIST's four IDX files: find them, fetch what is missing, verify, read.
+"""Find, fetch, verify and read Fashion-MNIST's four IDX files.
 
-Files already in the data directory come first. A source of missing files puts decompressed files into a folder, or
-raises with its reason; whatever it delivers is verified.
+Files already in the data directory come first. A source of missing files puts decompressed files into a folder or
+raises; everything it delivers is verified.
 """
 
 import contextlib
@@ -40,16 +40,16 @@ FILES: tuple[IdxFile, ...] = (
 
 
 def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
-    """Training images [60000, 28, 28] and labels [60000], test images and labels, uint8; fetched if missing.
+    """Read training images [60000, 28, 28] and labels [60000], then test images and labels, all uint8.
 
-    Raises DataError.
+    Fetches missing files if `fetch`. Raises DataError.
     """
     raw = ensure_files(data_dir, fetch=fetch)
     return [_read_idx(raw / file.name) for file in FILES]
 
 
 def data_sha256() -> str:
-    """One digest of the four files together."""
+    """Return one digest of all four files."""
     return hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
 
 
@@ -64,10 +64,10 @@ def default_data_dir() -> Path:
 
 
 def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
-    """The folder `data_dir/FashionMNIST/raw` with the four files, verified; missing ones are fetched.
+    """Return the folder `data_dir/FashionMNIST/raw` with all four files verified, missing ones fetched.
 
-    A file that is there is never replaced: if its size or sha256 is wrong, DataError says so. Files are put in place
-    by renaming, so a killed download never looks finished and two processes may fetch at once.
+    An existing file is never replaced: DataError if its size or sha256 is wrong. Files are put in place by renaming,
+    so a killed download never looks finished and two processes may fetch at once.
     """
     raw = data_dir / "FashionMNIST" / "raw"
     missing = [file for file in FILES if not (raw / file.name).exists()]
@@ -76,7 +76,7 @@ def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
             _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
     if missing and not fetch:
         names = ", ".join(file.name for file in missing)
-        raise DataError(f"{raw} has no {names}; a command without --dry-run fetches them")
+        raise DataError(f"{raw} has no {names}; run the command without --dry-run to fetch them")
     if missing:
         _fetch(raw, missing)
     return raw
@@ -100,7 +100,6 @@ def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
 
 
 def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
-
     reasons = []
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
                     fetched = fetch(Path(folder))
                     for file in missing:
                         _verify(fetched / file.name, file)
-                except Exception as error:  # any failure of a source is its reason in the one message below
+                except Exception as error:  # each failed source gets one line in the message below
                     reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                     continue
                 for file in missing:
@@ -122,8 +121,8 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
         ) from error
     listing = "".join(f"\n  {reason}" for reason in reasons)
     raise DataError(
-        f"no source has Fashion-MNIST ({', '.join(file.name for file in missing)}). Tried:\n  files in {raw}: "
-        f"not there{listing}\nPut the four decompressed files there, or give --data-dir."
+        f"cannot fetch Fashion-MNIST ({', '.join(file.name for file in missing)}). Tried:\n  files in {raw}: "
+        f"missing{listing}\nPut the four decompressed files there, or give --data-dir."
     )
 
 
@@ -135,7 +134,7 @@ def _put_in_place(path: Path, destination: Path) -> None:
 
 def _read_idx(path: Path) -> np.ndarray:
     """Read a verified IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes, data."""
-    content = bytearray(path.read_bytes())  # writable, as torch wants its arrays
+    content = bytearray(path.read_bytes())  # writable, as torch.from_numpy requires
     n_dimensions = content[3]
     shape = struct.unpack_from(f">{n_dimensions}I", content, 4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)
@@ -147,14 +146,14 @@ MIRROR_TIMEOUT_SECONDS = 10.0
 
 
 def from_system(folder: Path) -> Path:
-    """An installed data set, such as Debian's package."""
+    """Decompress an installed data set, such as Debian's package, into `folder`."""
     if not SYSTEM_FOLDER.is_dir():
-        raise FileNotFoundError(f"{SYSTEM_FOLDER} is not there")
+        raise FileNotFoundError(f"{SYSTEM_FOLDER} does not exist")
     return _decompress(SYSTEM_FOLDER, folder)
 
 
 def from_mirrors(folder: Path) -> Path:
-    """torchvision's mirrors."""
+    """Download from torchvision's mirrors into `folder`."""
     import torchvision
 
     before = socket.getdefaulttimeout()
@@ -168,9 +167,9 @@ def from_mirrors(folder: Path) -> Path:
 
 
 def from_debian(folder: Path) -> Path:
-    """Debian's package, downloaded and unpacked without root and without touching the system's package lists."""
+    """Download and unpack Debian's package without root and without touching the system's package lists."""
     if not shutil.which("apt-get"):
-        raise FileNotFoundError("apt-get is not there")
+        raise FileNotFoundError("apt-get is not installed")
     lists, cache = folder / "lists", folder / "cache"
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Any classification set of torchvision's kind in, `Examples` out; `data.half_of` cuts them into halves.
+"""Convert any classification set of torchvision's kind to `Examples`; `examples.half_of` cuts them into halves.
 
 train, test = examples_of(CIFAR10("data", train=True), CIFAR10("data", train=False))
 source, target = half_of(train, test, range(5)), half_of(train, test, range(5, 10))
@@ -16,7 +16,7 @@ from fmnist_transfer.errors import DataError
 
 
 class ImageSet(Protocol):
-    """An image and its label at each index: a PIL image, an array [h, w] or [h, w, c], or a tensor [h, w] or [c, h, w].
+    """Image and label at each index. An image is a PIL image, array [h, w] or [h, w, c], or tensor [h, w] or [c, h, w].
 
     Pixels are uint8 or floats on any scale.
     """
@@ -26,20 +26,20 @@ class ImageSet(Protocol):
 
 
 def examples_of(train_set: ImageSet, *more_sets: ImageSet) -> tuple[Examples, ...]:
-    """Each set as float32 [n, c, h, w], c 1 or 3, labels as they are.
+    """Convert each set to float32 [n, c, h, w], c 1 or 3; labels stay as they are.
 
-    Every channel has zero mean and unit variance over the pixels of `train_set`; the other sets have no say in it.
-    An image is asked for once, so a random transform would be drawn once: augmentation is the recipe's.
+    Each channel is scaled to zero mean and unit variance over the pixels of `train_set`, in all sets. Each image is
+    read once, so a random transform would be drawn only once; augment by the recipe instead.
 
     Raises:
         DataError: a set is empty; an image differs in size from the first, or holds neither uint8 nor finite floats;
-            a label is no whole number from 0 on.
+            a label is not a whole number from 0.
     """
     examples = [_read(each) for each in (train_set, *more_sets)]
     shape = examples[0].images.shape[1:]
     for each in examples:
         if each.images.shape[1:] != shape:
-            raise DataError(f"images of {_size(each.images[0])} beside images of {_size(examples[0].images[0])}")
+            raise DataError(f"image sizes differ: {_size(each.images[0])} and {_size(examples[0].images[0])}")
     std, mean = torch.std_mean(examples[0].images, dim=(0, 2, 3), correction=0, keepdim=True)
     std[std == 0] = 1.0
     for each in examples:
@@ -48,9 +48,9 @@ def examples_of(train_set: ImageSet, *more_sets: ImageSet) -> tuple[Examples, ..
 
 
 def _read(image_set: ImageSet) -> Examples:
-    """Pixels as they are, but float32."""
+    """Read all images as float32, not yet standardised."""
     if not len(image_set):
-        raise DataError("a data set without an image")
+        raise DataError("a data set has no images")
     images, labels = [], []
     for i in range(len(image_set)):
         image, label = image_set[i]
@@ -58,21 +58,21 @@ def _read(image_set: ImageSet) -> Examples:
         labels.append(_whole_number(label, i))
         if images[i].shape != images[0].shape:
             raise DataError(
-                f"image {i} is {_size(images[i])}, those before are {_size(images[0])}: resize or crop them in the "
+                f"image {i} is {_size(images[i])}, earlier ones are {_size(images[0])}; resize or crop them in the "
                 "set's transform"
             )
     return Examples(torch.stack(images).float(), torch.tensor(labels))
 
 
 def _pixels(image: Any, i: int) -> Tensor:
-    """[c, h, w]."""
-    mode = getattr(image, "mode", "RGB")  # a palette's indices would pass for brightness
+    """Return the pixels, [c, h, w]."""
+    mode = getattr(image, "mode", "RGB")  # palette indices would be mistaken for brightness
     pixels = to_image(image).as_subclass(Tensor)
     known = pixels.dtype == torch.uint8 or (pixels.is_floating_point() and bool(pixels.isfinite().all()))
     if mode == "P" or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not known:
         raise DataError(
-            f"image {i} is {_size(pixels)} of {pixels.dtype}, mode {mode}: one or three channels of uint8 or finite "
-            "floats are known"
+            f"image {i} is {_size(pixels)} of {pixels.dtype}, mode {mode}; it must have one or three channels of "
+            "uint8 or finite floats"
         )
     return pixels
 
@@ -81,7 +81,7 @@ def _whole_number(label: Any, i: int) -> int:
     try:
         number = operator.index(label)
     except TypeError as error:
-        raise DataError(f"label {label!r} of image {i} is no whole number") from error
+        raise DataError(f"label {label!r} of image {i} is not a whole number") from error
     if number < 0:
         raise DataError(f"label {label!r} of image {i} is negative")
     return number

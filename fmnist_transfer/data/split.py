@@ -1,4 +1,4 @@
-"""Which five classes are the source half (FMNIST-2) and which the target half (FMNIST-1). Imports no torch."""
+"""Split of the ten classes into the source half (FMNIST-2) and the target half (FMNIST-1). Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ _NAMED = {"0-4": "01234", "5-9": "56789", "even": "02468", "odd": "13579"}
 class Split:
     """Two disjoint halves of the ten classes, each five digits in ascending order.
 
-    Labels of a half are renumbered 0-4 in this order. `str(split)` is the canonical form: `01234/56789`.
+    Labels of a half are renumbered 0-4 in this order. `str(split)` is the canonical form, such as `01234/56789`.
     """
 
     source: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if len(set(self.source)) != 5 or not set(self.source) <= set(range(10)):
-            raise UsageError(f"a half is five different classes of 0-9, not {self.source}")
+            raise UsageError(f"a half must be five different classes from 0-9, not {self.source}")
         object.__setattr__(self, "source", tuple(sorted(self.source)))
 
     @property
@@ -28,7 +28,7 @@ class Split:
 
     @property
     def suffix(self) -> str:
-        """What model and study names carry for this split: nothing for the default, else `-s56789`."""
+        """Suffix of model and study names: empty for the default split, else the source half, such as `-s56789`."""
         return "" if self == DEFAULT_SPLIT else "-s" + digits(self.source)
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ def digits(classes: tuple[int, ...]) -> str:
 def parse_split(text: str) -> Split:
     """Read SOURCE/TARGET: `0-4/5-9`, `5-9/0-4`, `even/odd`, `odd/even`, ten digits `01234/56789`, or `random:S`.
 
-    `random:S` takes the first five of a permutation of 0-9 seeded with S as the source. Raises UsageError.
+    For `random:S`, the source is the first five of a permutation of 0-9 seeded with S. Raises UsageError.
     """
     problem = UsageError(
         f"--split {text}: write SOURCE/TARGET with all ten classes, such as 0-4/5-9, even/odd, 01234/56789, or random:S"
@@ -54,7 +54,7 @@ def parse_split(text: str) -> Split:
     if kind == "random" and colon:
         if not seed.isdecimal():
             raise problem
-        import numpy as np  # 0.1 s: only this form needs it
+        import numpy as np  # imported here: takes 0.1 s, and only this form needs it
 
         return Split(tuple(int(c) for c in np.random.default_rng(int(seed)).permutation(10)[:5]))
     halves = [_NAMED.get(half, half) for half in text.split("/")]

@@ -1,6 +1,6 @@
-"""CNN2: two (or more) convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`.
+"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`.
 
-`CNN2Spec` says what the network is, is stored with its weights, and rebuilds it anywhere.
+A `CNN2Spec` is stored with a network's weights and rebuilds it anywhere.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ CLASSIFIER = "fc3"
 
 @dataclass(frozen=True)
 class CNN2Spec:
-    """What the network is. Raises ValueError for a value that cannot be built."""
+    """Architecture of a CNN2. Raises ValueError for a value out of range."""
 
     channels: tuple[int, ...] = (16, 32)
     """Output channels of each block; every block halves the image (28 -> 14 -> 7)."""
@@ -73,16 +73,16 @@ HAND_MADE_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, 
 
 
 class CNN2(nn.Module):
-    """The network of a spec: normalised float images [n, 1, 28, 28] -> logits [n, n_classes].
+    """Network of a spec: normalised float images [n, 1, 28, 28] -> logits [n, n_classes].
 
-    `trunk` is everything but the classifier. Parameters are drawn anew by `reset_trunk` and `reset_classifier`; what
-    the constructor leaves in them is not meant to be used.
+    The trunk is everything but the classifier. After construction the parameters are arbitrary: draw them with
+    `reset_trunk` and `reset_classifier`, or load a state dict.
     """
 
     def __init__(self, spec: CNN2Spec):
         super().__init__()
         self.spec = spec
-        with torch.random.fork_rng([]):  # torch's own initialisation is to be replaced: it moves no global state
+        with torch.random.fork_rng([]):  # torch's initialisation, replaced later, must not advance global state
             self._build(spec)
         # One-channel 3x3 convolutions are up to ten times slower in the default layout on a CPU.
         self.to(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ class CNN2(nn.Module):
 
 
 def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
-    """A network drawn from the streams `trunk` and `classifier`."""
+    """Build a network and draw it from the streams `trunk` and `classifier`."""
     network = CNN2(spec)
     network.reset_trunk(streams.generator("trunk"))
     network.reset_classifier(streams.generator("classifier"))
@@ -125,13 +125,15 @@ def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
 
 
 def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CLASSIFIER) -> nn.Module:
-    """Any other network, on the CPU, drawn from the streams `trunk` and `classifier` by its own initialisation.
+    """Build any other network on the CPU; its own initialisation draws from the streams `trunk` and `classifier`.
 
     Args:
-        build: makes the network, and draws from torch's global CPU generator alone, which is seeded meanwhile and
-            left as it was. It is called twice, for the classifier is another build's: each stream alone decides
-            what is drawn from it.
-        classifier: name of the module whose output the logits are. Raises UsageError if there is none.
+        build: makes the network, drawing only from torch's global CPU generator, which is seeded for it and then
+            restored. Called twice; the classifier is the second network's, so each stream alone decides its part.
+        classifier: name of the module whose output is the logits.
+
+    Raises:
+        UsageError: there is no such module, or it has no parameters.
     """
 
     def built(purpose: Literal["trunk", "classifier"]) -> nn.Module:
@@ -145,7 +147,7 @@ def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CL
 
 
 def find_classifier(network: nn.Module, name: str) -> nn.Module:
-    """The module of that name. Raises UsageError if there is none, or if it has no parameters."""
+    """Return the module called `name`. Raises UsageError if there is none, or if it has no parameters."""
     module = dict(network.named_modules()).get(name) if name else None
     if module is None or not list(module.parameters()):
         children = ", ".join(child for child, _ in network.named_children())
@@ -154,10 +156,10 @@ def find_classifier(network: nn.Module, name: str) -> nn.Module:
 
 
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
-    """convs_per_block x (convolution, normalisation, ReLU), pooled once.
+    """Build convs_per_block x (convolution, normalisation, ReLU), pooled once.
 
-    A maximum commutes with ReLU, so max-pooling comes first and the layers after it see a quarter of the values; for
-    `none` this is the same function, for `batch` the normalisation is of the pooled values. An average comes last.
+    Max-pooling commutes with ReLU, so it precedes it and saves three quarters of the work: the function is the same
+    without normalisation; batch norm sees pooled values. Average pooling comes last.
     """
     layers: list[nn.Module] = []
     for i in range(spec.convs_per_block):
@@ -178,7 +180,7 @@ def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _reset(module: nn.Module, generator: torch.Generator) -> None:
-    """torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from an explicit generator."""
+    """Apply torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from an explicit generator."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         bound = 1 / math.sqrt(module.weight[0].numel())
         for parameter in (module.weight, module.bias):

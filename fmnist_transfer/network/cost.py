@@ -1,4 +1,4 @@
-"""The cost of a network: parameters and floating-point operations."""
+"""Cost of a network: parameters and floating-point operations."""
 
 import itertools
 
@@ -8,15 +8,15 @@ from fmnist_transfer.network.cnn2 import CNN2, IMAGE_SIZE, CNN2Spec
 
 
 def n_parameters(spec: CNN2Spec) -> int:
-    """Trainable parameters of the spec's network."""
+    """Count the trainable parameters."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CNN2(spec).parameters())
 
 
 def forward_mflops(spec: CNN2Spec) -> float:
-    """Millions of floating-point operations of one image's forward pass: convolutions and linear layers.
+    """Return the millions of floating-point operations per image of a forward pass: convolutions and linear layers.
 
-    A multiply-add counts two. 16/32 channels of 3x3 with fc 256/128: 2.9.
+    A multiply-add counts as two. 16/32 channels of 3x3 with fc 256/128: 2.9.
     """
     flops, side, in_channels = 0, IMAGE_SIZE, 1
     for channels in spec.channels:
@@ -30,6 +30,6 @@ def forward_mflops(spec: CNN2Spec) -> float:
 
 
 def training_mflops(spec: CNN2Spec) -> float:
-    """Of one image's training step: forward, gradients of the weights, and of every layer's input but the first's."""
+    """Return the MFLOPs per image of a training step: forward, gradients of weights and of all inputs but the image."""
     first_convolution = 2 * IMAGE_SIZE**2 * spec.kernel_size**2 * spec.channels[0] / 1e6
     return 3 * forward_mflops(spec) - first_convolution

@@ -1,4 +1,4 @@
-"""State dicts: copy, digest, compare, and fit strictly."""
+"""State dicts: copy, digest, compare, and check against a network."""
 
 import hashlib
 import math
@@ -14,12 +14,12 @@ State = dict[str, Tensor]
 
 
 def copy_state(network: nn.Module) -> State:
-    """A copy of the weights and buffers, on the CPU."""
+    """Copy the weights and buffers to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 def distances(start: State, end: State) -> dict[str, float]:
-    """L2 distance of each layer's parameters (`blocks.0.0`, `fc1` ...) from `start`, and of `all` together."""
+    """Return L2 distances from `start` of each layer's parameters (`blocks.0.0`, `fc1` ...), and of `all` together."""
     squares: dict[str, float] = {}
     for name in start:
         layer = name.rpartition(".")[0] or name
@@ -29,7 +29,7 @@ def distances(start: State, end: State) -> dict[str, float]:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 of names, shapes, types and bytes in order of name: equal if and only if the weights are."""
+    """Return the sha256 of names, shapes, types and bytes in order of name; equal if and only if the weights are."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -39,7 +39,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str) -> None:
-    """Raise ModelError, listing what is missing (-) and extra (+), unless names, shapes and types are as wanted."""
+    """Raise ModelError, listing missing (-) and extra (+) tensors, unless names, shapes and types match `wanted`."""
     actual, expected = _described(state), _described(wanted)
     if actual != expected:
         missing = [f"- {name} {kind}" for name, kind in expected.items() if actual.get(name) != kind]
@@ -52,7 +52,7 @@ def _described(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, owner: str) -> None:
-    """Raise ModelError, listing what is missing (-) and extra (+), unless `state` fits the spec's network exactly."""
+    """Raise ModelError unless `state` fits the spec's network exactly (see `check_fit`) and is finite."""
     with torch.device("meta"):
         wanted = CNN2(spec).state_dict()
     check_fit(state, wanted, owner)

@@ -1,7 +1,7 @@
-"""The frame that every command runs in: flags, help, exit status. Imports no torch and no mlflow.
+"""Run a command: flags, help, exit status. Imports no torch and no mlflow.
 
-A command is `run_command(Settings, main)`: parse the flags of a dataclass, call `main(settings)`, turn a `UserError`
-into its one line and its exit status.
+`run_command(Settings, main)` parses the flags of a dataclass, calls `main(settings)`, and turns a `UserError` into one
+line and its exit status.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requ
 
 
 class CommandSettings(Protocol):
-    """What every command's settings hold."""
+    """Fields that every command's settings have."""
 
     @property
     def debug(self) -> bool: ...
@@ -38,9 +38,9 @@ def run_command(
     """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
 
     Args:
-        settings_type: a dataclass whose fields are the flags and whose docstrings, its own and those of its fields, are
-            the help; it checks its values in `__post_init__` by raising UsageError.
-        module: what the user calls after `python -m`.
+        settings_type: a dataclass. Its fields are the flags, its docstring and those of its fields are the help, and
+            its `__post_init__` raises UsageError for bad values.
+        module: name that the user runs with `python -m`.
     """
     if args is None:
         prepare_command()
@@ -53,20 +53,20 @@ def run_command(
         description = inspect.cleandoc(settings_type.__doc__ or "")
         settings = tyro.cli(settings_type, prog=f"python -m {module}", description=description, args=args)
         _quiet_libraries()
-        if args is None and not sys.warnoptions:  # from a program, its own filters count
+        if args is None and not sys.warnoptions:  # a calling program keeps its own filters
             warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
         return _report(str(error), error.exit_status, debug, again if SAME_COMMAND in str(error) else "")
-    except KeyboardInterrupt:  # before or after the command saw to signals itself
-        return _report("stopped; what was finished is kept", 128 + signal.SIGINT, debug)
-    except Exception as error:  # whatever else went wrong is one line too
+    except KeyboardInterrupt:  # while the command does not handle signals itself
+        return _report("stopped; finished work is kept", 128 + signal.SIGINT, debug)
+    except Exception as error:  # any other error is reported in one line, too
         text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
         return _report(text, (StoreError if _is_of_a_store(error) else UserError).exit_status, debug)
 
 
 def _is_of_a_store(error: BaseException | None) -> bool:
-    """Whether a library that talks to the store raised the error, or caused it."""
+    """Return whether a library that talks to the store raised or caused the error."""
     while error is not None:
         if type(error).__module__.partition(".")[0] in STORE_LIBRARIES:
             return True
@@ -84,7 +84,7 @@ def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:
 
 
 def _quiet_libraries() -> None:
-    """Before mlflow is imported: no telemetry unless the user turned it on, and no word of its internals."""
+    """Before mlflow is imported, turn off its telemetry (unless the user enabled it) and its internal messages."""
     if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -94,7 +94,7 @@ def _quiet_libraries() -> None:
 
 
 def command_line(module: str, settings: Any, **changes: Any) -> str:
-    """The command that has these settings with these changes: every flag that is not at its default."""
+    """Return the command with these settings and changes; flags at their default are left out."""
     words = ["python", "-m", module]
     for field in dataclasses.fields(settings):
         value = changes.get(field.name, getattr(settings, field.name))
@@ -116,7 +116,7 @@ def check_range(flag: str, value: float, low: float, high: float = float("inf"))
 
 
 def check_distinct(flag: str, values: Sequence[Any]) -> None:
-    """Raise UsageError for an empty or a repeating list."""
+    """Raise UsageError for an empty list or a repeated value."""
     if not values:
         raise UsageError(f"{flag}: give at least one value")
     repeated = sorted({str(value) for value in values if values.count(value) > 1})

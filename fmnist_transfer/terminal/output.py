@@ -1,4 +1,4 @@
-"""What a user sees in the terminal: notes, tables, durations, JSON; user information in URIs masked."""
+"""Terminal output: notes, tables, durations, JSON; user information in URIs is masked."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from fmnist_transfer.errors import StoreError, write_problem
 
-BOLD, RED, YELLOW = "1", "1;31", "1;33"  # of ANSI terminals
+BOLD, RED, YELLOW = "1", "1;31", "1;33"  # ANSI codes
 FEW_SECONDS = 5.0
 
 
@@ -21,29 +21,29 @@ def say(text: str) -> None:
 
 
 def styled(text: str, style: str, stream: TextIO) -> str:
-    """Bold or coloured on a terminal; plain where it is piped, or by NO_COLOR (no-color.org) or TERM=dumb."""
+    """Make text bold or coloured on a terminal; plain if piped, or with NO_COLOR (no-color.org) or TERM=dumb."""
     plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[{style}m{text}\x1b[0m"
 
 
 def say_heading(text: str) -> None:
-    """What the lines below are about, after an empty one."""
+    """Print an empty line and a heading."""
     print(f"\n{styled(masked(text), BOLD, sys.stdout)}", flush=True)
 
 
 def warn_of_password(uri: str | None, instead: str) -> None:
-    """Say so if a URI that was given as a flag has a password; `instead` is the better place for it."""
+    """Warn if a URI given as a flag has a password; `instead` names a safer place for it."""
     if uri and masked(uri) != uri and re.search(r"://[^/@]*:[^@]+@|\bpassword=", uri):
-        warn(f"a password on a command line is seen by every user of the machine; {instead} hides it")
+        warn(f"every user of this machine can see a password on a command line; use {instead} instead")
 
 
 def warn(text: str) -> None:
-    """A line that is no result: on the error stream."""
+    """Print a note on the error stream."""
     print(f"{styled('note:', YELLOW, sys.stderr)} {masked(text)}", file=sys.stderr, flush=True)
 
 
 def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
-    """A heading, and below it a line for each pair, aligned."""
+    """Print a heading, then one aligned line per pair."""
     say_heading(title)
     width = max(map(len, pairs))
     for key, value in pairs.items():
@@ -51,9 +51,9 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Mapping[str, int] | None = None) -> None:
-    """Plain aligned columns, the first to the left and the others to the right.
+    """Print aligned columns, the first to the left and the others to the right.
 
-    groups: titles above the columns after the first -> how many columns each is of.
+    groups: titles above the columns after the first -> number of columns that each spans.
     """
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     if groups:
@@ -71,7 +71,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: M
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min 05 s`, `1 h 02 min`."""
+    """Format seconds as `45 s`, `3 min 05 s` or `1 h 02 min`."""
     minutes, s = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
@@ -79,19 +79,19 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """`about 3 min 05 s`, `about 56 min`; less than a look at the clock is worth is `a few seconds`."""
+    """Format an estimate as `about 3 min 05 s` or `about 56 min`; below 5 s, as `a few seconds`."""
     if seconds < FEW_SECONDS:
         return "a few seconds"
     return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 cell`, `2 cells`."""
+    """Format as `1 cell` or `2 cells`."""
     return f"{n} {noun}" + "s" * (n != 1)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write `result` atomically. Numbers that are not finite become null. Raises StoreError."""
+    """Write `result` atomically, non-finite numbers as null. Raises StoreError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -114,9 +114,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# User information ends at the last @: of the whole URI where a password may hold / ? and # as they are. A web address
-# may hold an @ behind its path, and its colon may begin a port. Of the three ways the first is of a password that may
-# hold / and @, the second of a user or a token, the third of a password that holds ? or #.
+# User information ends at the last @ of a database's URI, whose password may hold unescaped / ? and #. A web address
+# may also have an @ in its path, and a colon before its port, so it has three alternatives: a password that may hold /
+# and @; a user or a token; a password that holds ? or #.
 _SECRETS = re.compile(
     r"(\bhttps?://)(?:[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s?#'\"]+|[^\s/?#'\"]+|[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s'\"]+)(?=@)"
     r"|(\b(?!https?:)[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)"
@@ -126,5 +126,5 @@ _SECRETS = re.compile(
 
 
 def masked(text: str) -> str:
-    """The URI, or any text with URIs in it, without their user information and passwords."""
+    """Replace user information and passwords of the URIs in a text by `***`."""
     return _SECRETS.sub(r"\1\2\3***", text)

@@ -1,4 +1,4 @@
-"""The process that a command runs in: what its streams, its terminal and its limits must not break."""
+"""Prepare a command's process, so that streams, terminal and limits do not break it."""
 
 import contextlib
 import io
@@ -15,18 +15,18 @@ MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS g
 
 
 def prepare_command() -> None:
-    """Make the process of a command ready. Call it before anything is printed or opened."""
+    """Call this before anything is printed or opened."""
     _fill_standard_streams()
     if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
     _allow_many_files()
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's, which its commands inherit, need not be installed here
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
 
 
 def check_open_files(n_workers: int) -> None:
-    """Raise UsageError if these workers need more open files than this process may have.
+    """Raise UsageError if the workers need more open files than this process may have.
 
-    A driver was seen to have 100 open for two workers, 157 for four.
+    A driver had 100 files open with two workers, 157 with four.
     """
     with contextlib.suppress(ImportError):
         import resource
@@ -40,7 +40,7 @@ def check_open_files(n_workers: int) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Let output end where it can no longer be written, and the work go on."""
+    """Let the work go on when a stream is closed or can no longer be written."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -72,7 +72,7 @@ class _LastingFile(io.FileIO):
 
 
 def _allow_many_files() -> None:
-    """Raise the soft limit of open files as far as the hard one allows."""
+    """Raise the soft limit on open files towards `MANY_FILES`, as far as the hard limit allows."""
     with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 

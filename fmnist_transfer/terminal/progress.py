@@ -1,6 +1,6 @@
-"""How far a command is: a bar on a terminal, and where the output is piped a plain line now and then, one at the end.
+"""Show a command's progress on the error stream: a bar on a terminal; if piped, a plain line every 30 s and at the end.
 
-Both are on the error stream, and say how much is done, for how long, about how long it still takes, and what was last.
+Both give finished tasks, elapsed time, an estimate of the remaining time, and the latest note.
 """
 
 import os
@@ -11,12 +11,12 @@ from typing import Any
 
 from fmnist_transfer.terminal.output import about, duration
 
-LINE_SECONDS = 30.0  # at least, between two plain lines
-BAR_WIDTH = 16  # characters: beside it 80 columns hold how much is done and what is left
+LINE_SECONDS = 30.0  # minimum between two plain lines
+BAR_WIDTH = 16  # characters; leaves room for the text in 80 columns
 
 
 class Progress:
-    """Of `total` tasks. A context manager.
+    """Context manager that shows the progress of `total` tasks.
 
     with Progress("trials", 24) as progress:
         progress.working(task, 0.3, "epoch 3/10")
@@ -24,8 +24,8 @@ class Progress:
         progress.finished(task)
 
     Args:
-        size_of: how much work a task is, in any unit; what is left is judged by it. Default: all the same.
-        total_size: of all tasks together.
+        size_of: work of a task, in any unit, for estimating the remaining time; default: all tasks are equal.
+        total_size: work of all tasks together.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.best = ""
-        """What is best so far, in words."""
+        """Best result so far, in words."""
         self._what, self._total, self._size_of = what, total, size_of
         self._size = float(total) if total_size is None else total_size
         self._clock, self._start = clock, clock()
@@ -60,7 +60,7 @@ class Progress:
             self._print(self._last, is_last=True)
 
     def working(self, task: Hashable, share: float, note: str) -> None:
-        """`task` is under way: `share` in [0, 1] of it is done."""
+        """Report that `share` in [0, 1] of `task` is done."""
         self._running[task] = share
         self._show(note)
 
@@ -72,7 +72,7 @@ class Progress:
         self._show(note)
 
     def abandoned(self, task: Hashable) -> None:
-        """`task` is not under way any more, and not finished: its work counts no longer."""
+        """Stop counting the work of `task`, which ended unfinished."""
         self._running.pop(task, None)
 
     def _show(self, note: str) -> None:
@@ -97,7 +97,7 @@ class Progress:
 
 
 class _Bar:
-    """The same on a terminal, drawn by rich, which knows NO_COLOR."""
+    """A bar drawn by rich, which respects NO_COLOR."""
 
     def __init__(self, what: str, size: float):
         from rich.console import Console
@@ -105,14 +105,14 @@ class _Bar:
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        rest = Column(no_wrap=True, ratio=1)  # on a narrow terminal the text is cut, and not the bar
+        rest = Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
         self._progress = RichProgress(
             *(TextColumn(what, markup=False, table_column=Column(no_wrap=True)), BarColumn(BAR_WIDTH)),
             TextColumn("{task.fields[text]}", markup=False, table_column=rest),
             console=Console(stderr=True, highlight=False),
             expand=True,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # what goes to a file still does
+            redirect_stdout=sys.stdout.isatty(),  # output to a file still goes there
         )
         self._task = self._progress.add_task(what, total=size, text="")
         self.start, self.stop = self._progress.start, self._progress.stop

@@ -6,27 +6,27 @@ from fmnist_transfer.terminal.output import duration
 
 
 class Stopwatch:
-    """Wall time by stage, from its creation on."""
+    """Wall time by stage, starting at creation."""
 
     def __init__(self) -> None:
         self.marks: dict[str, float] = {}
-        """Seconds until something happened for the first time."""
+        """Event -> seconds until it first happened."""
         self._laps: dict[str, float] = {}
         self._start = self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """The time since the last lap belongs to `stage`."""
+        """Add the time since the last lap to `stage`."""
         now = time.perf_counter()
         self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
         self._last = now
 
     def mark(self, event: str) -> None:
-        """`event` happens now, unless it did before."""
+        """Record the time of the first `event` of this name."""
         self.marks.setdefault(event, time.perf_counter() - self._start)
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage."""
+        """Seconds per stage."""
         return dict(self._laps)
 
     @property

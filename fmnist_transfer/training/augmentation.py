@@ -1,9 +1,9 @@
-"""Batches, augmented image by image on their device, then normalised.
+"""Augment batches image by image on their device, then normalise them.
 
-torchvision's v2 transforms draw one set of parameters per call, so that a whole batch would share them. kornia draws
-for each image, but on batches of 128 on one CPU thread took 2.3 ms for flip and shift where indexing by image, row and
-column took 0.4, and 1.1 ms for flip and erase where that took 0.6 (normalising included; three interleaved rounds of 50
-calls). The gather below takes half and two thirds of that (nine interleaved rounds of 100 calls).
+torchvision's v2 transforms draw one set of parameters per call, so a whole batch would share them. kornia draws per
+image, but is slower than indexing by image, row and column: 2.3 against 0.4 ms for flip and shift, 1.1 against 0.6 ms
+for flip and erase (batches of 128, one CPU thread, normalising included; three interleaved rounds of 50 calls). The
+gather below takes half and two thirds of the indexing's time (nine interleaved rounds of 100 calls).
 """
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.training.recipe import Recipe
 
-ERASED_AREA = (0.02, 0.33)  # share of the image; this and the ratio as Zhong et al. 2017
+ERASED_AREA = (0.02, 0.33)  # share of the image; area and ratio as in Zhong et al. 2017
 ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
-BACKGROUND = 0  # of standardised images their mean
+BACKGROUND = 0  # the mean of standardised images
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [n, 1, h, w] -> float32, zero mean and unit variance over Fashion-MNIST's training pixels.
+    """uint8 [n, 1, h, w] -> float32 with zero mean and unit variance over Fashion-MNIST's training pixels.
 
-    What is float already (another data set's images, features of a frozen trunk) is left as it is.
+    Floats (another data set's images, features of a frozen trunk) are returned unchanged.
     """
     if images.is_floating_point():
         return images
@@ -28,7 +28,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Flip, shift and erase each image of [n, c, h, w] by its own draws from `generator` (on the same device)."""
+    """Flip, shift and erase each image of [n, c, h, w] with its own draws from `generator` (on the same device)."""
     if recipe.flip or recipe.shift:
         images = _flip_and_shift(images, recipe, generator)
     if recipe.erase:
@@ -37,7 +37,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def _flip_and_shift(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """One gather: row and column of the source of every pixel; what comes from outside is background."""
+    """Gather every pixel from its source row and column; pixels from outside the image are background."""
     n, channels, height, width = images.shape
     device = images.device
     rows = torch.arange(height, device=device).expand(n, height)

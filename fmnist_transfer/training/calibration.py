@@ -1,4 +1,4 @@
-"""How far a network's confidence is from its accuracy, and what of its loss is mere over-confidence.
+"""Calibration: the gap between confidence and accuracy, and the loss after temperature scaling.
 
 Logits and labels in, numbers out (numpy and scipy only). Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-N_BINS = 15  # of equal width, as Guo et al.
+N_BINS = 15  # of equal width, as in Guo et al.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -19,31 +19,31 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one network on one set of images."""
+    """Calibration of one network on one set of images."""
 
     ece: float
-    """Expected calibration error of the logits as they are, in [0, 1]."""
+    """Expected calibration error of the unscaled logits, in [0, 1]."""
     temperature: float
-    """By which the logits are divided; above 1 the network is over-confident."""
+    """Divisor of the logits; above 1 if the network is over-confident."""
     scaled_loss: float
     """Mean cross-entropy in nats after dividing."""
 
 
 def calibrate_val(logits: Logits, labels: Labels) -> Calibration:
-    """On validation images: the temperature is of all of them, the scaled loss is cross-fitted in two folds."""
+    """Calibrate on validation images: all of them fit the temperature; the scaled loss is cross-fitted in two folds."""
     return Calibration(
         expected_calibration_error(logits, labels), fit_temperature(logits, labels), cross_fitted_loss(logits, labels)
     )
 
 
 def calibrate_test(logits: Logits, labels: Labels, temperature: float) -> Calibration:
-    """On other images than those that the temperature was fitted to."""
+    """Apply a temperature that was fitted to other images."""
     scaled = cross_entropy(logits / temperature, labels)
     return Calibration(expected_calibration_error(logits, labels), temperature, scaled)
 
 
 def expected_calibration_error(logits: Logits, labels: Labels, n_bins: int = N_BINS) -> float:
-    """Mean over images of |accuracy - confidence| of the image's bin; bins are of equal width in the confidence.
+    """Mean over images of |accuracy - confidence| of the image's bin; bins have equal width in the confidence.
 
     Args:
         logits: [n, n_classes].
@@ -57,12 +57,12 @@ def expected_calibration_error(logits: Logits, labels: Labels, n_bins: int = N_B
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> float:
-    """Mean over images, in nats."""
+    """Mean cross-entropy over images, in nats."""
     return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """The temperature with the lowest cross-entropy, from 0.05 to 20; the loss is convex in its inverse."""
+    """Return the temperature from 0.05 to 20 with the lowest cross-entropy, which is convex in 1 / temperature."""
     minimum = minimize_scalar(
         lambda log_t: cross_entropy(logits * math.exp(-log_t), labels),
         bounds=(math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)),
@@ -73,9 +73,9 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
 
 def cross_fitted_loss(logits: Logits, labels: Labels) -> float:
-    """Mean cross-entropy after temperature scaling, each half of the images by the temperature of the other.
+    """Mean cross-entropy in nats after scaling each half of the images by the temperature fitted to the other half.
 
-    The halves are class-balanced: of each class, every other image in the order given.
+    The halves are class-balanced: images of each class alternate. Raises ValueError if a half is empty.
     """
     fold = np.zeros(len(labels), dtype=int)
     for label in np.unique(labels):

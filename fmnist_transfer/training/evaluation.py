@@ -1,4 +1,4 @@
-"""Scores of a network in evaluation mode, and the batch-norm statistics that go before them.
+"""Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand.
 
 A network and examples on its device in, numbers out.
 """
@@ -17,34 +17,34 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.network.cnn2 import CLASSIFIER, find_classifier
 from fmnist_transfer.training.augmentation import normalise
 
-BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # running statistics are re-estimated on at most so many, in batches
-# Images: larger batches leave a core's cache, 256 evaluate a fifth slower; an accelerator wants few and large ones.
+BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # most images to re-estimate statistics on; their batch size
+# Images per batch. Batches of 256 exceed a CPU core's cache and are a fifth slower; an accelerator needs large ones.
 EVALUATION_BATCH, ACCELERATOR_BATCH = 64, 5_000
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Evaluation mode, every image once: mean cross-entropy in nats, accuracy in [0, 1]."""
+    """Mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode, every image once."""
 
     loss: float
     accuracy: float
 
 
 def evaluation_batch(device: torch.device) -> int:
-    """Images in a batch of an evaluation; of no influence on the scores but for rounding."""
+    """Return the number of images per evaluation batch, which affects scores only by rounding."""
     return EVALUATION_BATCH if device.type == "cpu" else ACCELERATOR_BATCH
 
 
 def predict(network: nn.Module, examples: Examples) -> Tensor:
-    """Logits [n, n_classes] in evaluation mode, every image once."""
+    """Return logits [n, n_classes] in evaluation mode, every image once."""
     network.eval()
     return _in_batches(network, examples.images)
 
 
 def features(network: nn.Module, examples: Examples, classifier: str = CLASSIFIER) -> Examples:
-    """What the classifier sees of each image in evaluation mode, float32 [n, n_features], in place of the images.
+    """Replace the images by the classifier's inputs in evaluation mode, float32 [n, n_features].
 
-    Raises UsageError unless the network's logits are what the module called `classifier` gives.
+    Raises UsageError unless the network's logits are the output of the module called `classifier`.
     """
     network.eval()
     seen: list[tuple[Tensor, ...]] = []
@@ -67,12 +67,12 @@ def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:
-    """Mean cross-entropy and accuracy over all of `examples`, without smoothing, dropout or augmentation."""
+    """Score all of `examples`, without smoothing, dropout or augmentation."""
     return scores_of(predict(network, examples), examples.labels)
 
 
 def scores_of(logits: Tensor, labels: Tensor) -> Scores:
-    """logits: [n, n_classes]; labels: [n]."""
+    """Score logits [n, n_classes] against labels [n]."""
     n_correct = int((logits.argmax(1) == labels).sum())
     return Scores(float(F.cross_entropy(logits, labels)), n_correct / len(labels))
 
@@ -81,7 +81,7 @@ def scores_of(logits: Tensor, labels: Tensor) -> Scores:
 def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
     """Replace batch-norm running statistics by the mean over up to 2,048 unaugmented training images.
 
-    After a few steps at momentum 0.1 they are still mostly initial: after 5 steps, 59 %.
+    After 5 steps at momentum 0.1, running statistics are still 59 % initial values.
     """
     norms = {module: module.momentum for module in network.modules() if isinstance(module, _BatchNorm)}
     if not norms:
@@ -92,7 +92,7 @@ def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
         norm.momentum = None  # cumulative average
         norm.train()
     images = train.images[:BATCH_NORM_IMAGES]
-    for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # of equal size, so weighed equally
+    for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # equal sizes get equal weights
         network(normalise(chunk))
     for norm, momentum in norms.items():
         norm.momentum = momentum

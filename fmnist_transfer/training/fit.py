@@ -1,7 +1,7 @@
-"""One network, trained on resident images: the hot loop.
+"""The training loop of one network, on images that are already on its device.
 
-Examples and a `Recipe` in, a `History` out, the network trained in place; each epoch is reported to a callback. Knows
-nothing of MLflow, Optuna or command lines, and uses no global random state.
+Examples and a `Recipe` in, a `History` out; the network is trained in place and each epoch reported to a callback.
+This module knows nothing of MLflow, Optuna or command lines, and leaves the global random state unchanged.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from fmnist_transfer.training.score import Epoch, History, Result, score
 
 
 class Diverged(Exception):
-    """The loss became NaN or infinite. `str` says at which epoch and step."""
+    """The loss became NaN or infinite. The message gives the epoch and step."""
 
 
 def fit(
@@ -47,19 +47,20 @@ def fit(
     """Train `network` in place.
 
     Args:
-        network: on the device to train on, where `train` and `val` must be as well.
-        train: the training subset; class-balanced prefixes of it serve to re-estimate batch-norm statistics.
-        streams: batch order, augmentation and dropout each draw from their own.
-        classifier: name of the module whose learning rate the recipe's `trunk_factor` does not scale.
+        network: on the training device, like `train` and `val`.
+        train: the training subset; its first images re-estimate batch-norm statistics and should be class-balanced.
+        streams: batch order, augmentation and dropout each draw from their own stream.
+        classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
         steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
             A larger number is the *steps* budget.
-        precision: `bf16` is of the training steps' forward passes, `tf32` of every product on CUDA, evaluation too.
+        precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
         on_epoch: called after each nominal epoch; may raise to end the training.
-        should_stop: asked before each batch; True raises Interrupted.
+        should_stop: called before each batch; True ends the training.
 
     Raises:
         Diverged: the loss is NaN or infinite.
-        UsageError: the trunk has a learning rate of its own, and there is no module called `classifier`.
+        Interrupted: `should_stop` returned True.
+        UsageError: `recipe.trunk_factor` is not 1 and there is no module called `classifier`.
     """
     device = train.images.device
     use_precision(precision)
@@ -127,10 +128,10 @@ def fit_classifier(
     classifier: str = CLASSIFIER,
     **options: Any,
 ) -> History:
-    """Train the classifier alone, in place; the other weights stay as they are.
+    """Train only the classifier, in place; other weights stay as they are.
 
-    The trunk is in evaluation mode and sees every image once, as it is: batch-norm statistics are re-estimated before
-    that, and there is neither augmentation nor dropout. Arguments as those of `fit`, errors as those of `features`.
+    Batch-norm statistics are re-estimated, then the trunk processes each image once in evaluation mode, without
+    augmentation or dropout. Arguments as for `fit`; raises as `fit` and `features`.
     """
     re_estimate_batch_norm(network, train)
     plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
@@ -143,11 +144,11 @@ def fit_classifier(
 def fit_and_score(
     network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
-    """`fit` on the device of `train`, then score once: training subset and validation at both epochs, test at the end.
+    """Run `fit`, then score: training subset and validation with the final and best weights, test with the final ones.
 
     Args:
-        half: whose validation and test images are scored; on the same device.
-        options: those of `fit`.
+        half: its validation and test images are scored; on the device of `train`.
+        options: passed to `fit`.
     """
     start, initial_state = time.perf_counter(), copy_state(network)
     history = fit(network, train, half.val, recipe, streams, **options)
@@ -156,14 +157,14 @@ def fit_and_score(
 
 
 def train_on_half(spec: CNN2Spec, half: Half, recipe: Recipe, streams: Streams, device: str, **options: Any) -> Result:
-    """`fit_and_score` of a fresh network on all training images of the half; `options` are those of `fit`."""
+    """Run `fit_and_score` with a fresh network on all training images of the half; `options` are passed to `fit`."""
     half = on_device(half, device)
     network = fresh_network(spec, streams).to(device)
     return fit_and_score(network, fraction(half.train, 100, streams), half, recipe, streams, **options)
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one batch after another, without end: fresh permutations, each one's remainder dropped."""
+    """Yield the indices of batches without end, from fresh permutations; each permutation's remainder is dropped."""
     while True:
         order = torch.randperm(n, generator=generator)
         full = n - n % batch_size or n
@@ -171,7 +172,7 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
 
 
 def check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
-    """One synchronisation an epoch. losses: [steps_per_epoch]."""
+    """Raise Diverged at the first non-finite loss of [steps_per_epoch]. Synchronises with the device once per epoch."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         i = int(bad[0])

@@ -1,6 +1,6 @@
-"""How long trainings will take, by a few steps that are timed first. Specs and recipes in, seconds out.
+"""Forecast how long trainings take by timing a few steps. Takes specs and recipes, returns seconds.
 
-The unit of work is the forward pass of one image; a training step is three of them for each of its images.
+The unit of work, a pass, is the forward pass of one image; a training step counts as three passes per image.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ WARM_UP_STEPS, TIMED_STEPS = 1, 4
 
 
 def training_passes(recipe: Recipe, n_train: int, n_val: int, steps_per_epoch: int | None = None) -> float:
-    """Of a whole training: its epochs with their validation, and the scores at its end (test is as large as val)."""
+    """Count the passes of a training: its epochs with validation, and the final scores (test is as large as val)."""
     steps = (steps_per_epoch or recipe.steps_per_epoch(n_train)) * recipe.epochs
     return STEP_PASSES * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
 
 
 def seconds_per_pass(spec: CNN2Spec, recipe: Recipe, device: str, precision: Precision = "float32") -> float | None:
-    """Measured on this machine's CPU, on one thread, in a fraction of a second.
+    """Measure the seconds per pass on one CPU thread of this machine, in a fraction of a second.
 
-    None for another device, and for a recipe that diverges at once: of that its trainings will tell.
+    Returns None for another device, and for a recipe that diverges at once (its trainings will report that).
     """
     if device != "cpu":
         return None

@@ -1,4 +1,4 @@
-"""A recipe's optimizer, the trunk's learning rate apart from the classifier's."""
+"""The optimizer of a recipe, with separate learning rates for trunk and classifier."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 from fmnist_transfer.training.recipe import Recipe
 
-FACTOR = "learning_rate_factor"  # of a parameter group
+FACTOR = "learning_rate_factor"  # key of a parameter group
 
 
 def make_optimizer(
     network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer.
+    """Make the recipe's optimizer.
 
     Args:
-        classifier: how the names of the classifier's parameters begin.
-        recorded: for steps in a CUDA graph, the learning rate a tensor on the device.
+        classifier: prefix of the names of the classifier's parameters.
+        recorded: keep learning rates in tensors on the device, for steps in a CUDA graph.
     """
     parameters = _parameter_groups(network, recipe.trunk_factor, classifier)
     device = next(network.parameters()).device
     learning_rate: float | Tensor = recipe.learning_rate
     if recorded:
         learning_rate = torch.tensor(recipe.learning_rate, device=device)
-        parameters = [group | {"lr": learning_rate.clone()} for group in parameters]  # each is written by itself
+        parameters = [group | {"lr": learning_rate.clone()} for group in parameters]  # one tensor per group
     weight_decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -36,7 +36,7 @@ def make_optimizer(
 
 
 def _parameter_groups(network: nn.Module, trunk_factor: float, classifier: str) -> list[dict[str, Any]]:
-    """One group with factor 1, or the classifier's and the trunk's."""
+    """Return one group with factor 1, or one each for classifier and trunk."""
     if trunk_factor == 1:
         return [{"params": list(network.parameters()), FACTOR: 1.0}]
     groups: dict[float, list[nn.Parameter]] = {1.0: [], trunk_factor: []}

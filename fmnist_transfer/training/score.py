@@ -1,4 +1,4 @@
-"""What one training is worth: its epochs, and the scores of its final and best weights."""
+"""Result of one training: its epochs, and the scores of its final and best weights."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from fmnist_transfer.training.evaluation import Scores, evaluate, predict, score
 
 @dataclass(frozen=True)
 class Epoch:
-    """One nominal epoch, 1-based. `train_loss` is the mean over its batches while they trained."""
+    """One nominal epoch, 1-based. `train_loss` is the mean over its batches during training."""
 
     epoch: int
     step: int
@@ -26,17 +26,17 @@ class Epoch:
     learning_rate: float
     seconds: float
     train_seconds: float = math.nan
-    """Of `seconds`, those of the training steps; NaN in studies of before it was measured."""
+    """Part of `seconds` spent in training steps. NaN in studies logged before this was recorded."""
 
     @property
     def val_seconds(self) -> float:
-        """Of `seconds`, those of the evaluation."""
+        """Part of `seconds` spent in evaluation."""
         return self.seconds - self.train_seconds
 
 
 @dataclass(frozen=True)
 class History:
-    """What `fit` saw. The network itself holds the final weights; `best_state` those of the lowest validation loss."""
+    """Epochs of one `fit`. The network holds the final weights, `best_state` those of the lowest validation loss."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
@@ -53,7 +53,7 @@ class History:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one set of weights is like. `train` is of the training subset in evaluation mode."""
+    """Scores of one set of weights. `train` is the training subset in evaluation mode."""
 
     train: Scores
     val: Scores
@@ -65,7 +65,7 @@ class Diagnosis:
         return self.val.loss - self.train.loss
 
     def to_dict(self) -> dict[str, float]:
-        """train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
+        """Return train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
         val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
         flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
         return flat | {f"val_{key}": value for key, value in val.items()} | {"gap": self.gap}
@@ -73,23 +73,23 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training: its history, and what the final and the best epoch's weights are like."""
+    """A finished training: its epochs, and the scores of the final and the best epoch's weights."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
     final: Diagnosis
     best: Diagnosis
     test: Scores
-    """Of the final weights."""
+    """Test scores of the final weights."""
     test_calibration: Calibration
-    """By the temperature of the final weights, which validation images chose."""
+    """Test calibration of the final weights, with the temperature fitted to validation."""
     distances: dict[str, float]
-    """L2 distance of each layer's final parameters from where they started, and `all` of them together."""
+    """L2 distance of each layer's final parameters from their initial values, and of `all` together."""
     final_state: State
     seconds: float
 
     def cost(self) -> dict[str, float]:
-        """Seconds: all, those of the training steps, those of the validation after each epoch."""
+        """Return seconds: total, in training steps, and in validation after each epoch."""
         return {
             "seconds": self.seconds,
             "train_seconds": sum(epoch.train_seconds for epoch in self.epochs),
@@ -97,9 +97,9 @@ class Result:
         }
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """`final`, `best`, `test` and `distance` as plain numbers."""
+        """Return `final`, `best`, `test` and `distance` as plain numbers."""
         calibration = dataclasses.asdict(self.test_calibration)
-        del calibration["temperature"]  # it is the final one of validation
+        del calibration["temperature"]  # equals the final weights' val_temperature
         return {
             "final": self.final.to_dict() | {"epoch": self.epochs[-1].epoch},
             "best": self.best.to_dict() | {"epoch": self.best_epoch},
@@ -109,7 +109,7 @@ class Result:
 
 
 def score(network: nn.Module, history: History, train: Examples, half: Half, initial_state: State) -> Result:
-    """Score the final weights, which the network holds, and the best; `seconds` are those of the epochs and of this."""
+    """Score the network's weights, which are the final ones, and the best; `seconds` covers epochs and scoring."""
     start = time.perf_counter()
     final_state = copy_state(network)
     final = diagnose(network, history.final, train, half.val)
@@ -134,7 +134,7 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
 
 
 def diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
-    """Of the weights that the network holds, which are those of `epoch`."""
+    """Score the network's weights, which must be those of `epoch`."""
     calibration = calibrate_val(*_arrays(predict(network, val), val))
     return Diagnosis(evaluate(network, train), Scores(epoch.val_loss, epoch.val_accuracy), calibration)
 

@@ -1,8 +1,8 @@
-"""Several networks of one spec trained as one computation: one small network leaves most of a GPU idle.
+"""Train several networks of one spec as one computation; one small network leaves most of a GPU idle.
 
-Convolutions become grouped ones, batch norm sees the channels of all networks, linear layers are batched products; each
-network's numbers are those that `training.fit` would give it, but for rounding. On CUDA a step is recorded once as a
-graph and replayed. (There, dropout masks differ from those of `fit`, which come from a kernel of their own.)
+Convolutions become grouped ones, batch norm sees the channels of all networks, linear layers become batched products.
+Each network gets the numbers that `training.fit` would give it, up to rounding. On CUDA a step is recorded once as a
+graph and replayed; dropout masks then differ from those of `fit`, which uses another kernel.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch, History
 from fmnist_transfer.training.stacked_network import Group, StackedCNN2, _key
 
-STEPS_BEFORE_RECORDING = 3  # on CUDA: allocations and the optimizer's state have to be there
+STEPS_BEFORE_RECORDING = 3  # on CUDA: these allocate memory and the optimizer's state
 
 
 def fit_stacked(
@@ -40,14 +40,14 @@ def fit_stacked(
     on_epoch: Callable[[int], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[History | Diverged, State]]:
-    """Train the networks of all groups; for each, in order, its history (or how it diverged) and its final weights.
+    """Train the networks of all groups. Return each one's history (or how it diverged) and final weights, in order.
 
-    The networks themselves stay as they are. Arguments as those of `training.fit`; seconds of an epoch are a network's
-    share of them. A network that diverges does not touch the others.
+    The given networks stay unchanged. Arguments as for `training.fit`, but `on_epoch` gets the epoch's number. Seconds
+    of an epoch are divided by the number of networks. A network that diverges does not affect the others.
 
     Raises:
         ValueError: the groups differ in spec or number of training images.
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` returned True.
     """
     if len({network.spec for group in groups for network in group.networks}) != 1:
         raise ValueError("networks of different specs cannot be stacked")
@@ -55,12 +55,12 @@ def fit_stacked(
         raise ValueError("groups of different numbers of training images cannot be stacked")
     use_precision(precision)
     device = val.images.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # where a graph is recorded
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # the graph's device
         return _StackedFit(groups, val, recipe, steps_per_epoch, precision).run(on_epoch, should_stop)
 
 
 class _StackedFit:
-    """The state of one `fit_stacked`, all of it on the device: a step reads nothing from the host."""
+    """State of one `fit_stacked`, all on the device: a step reads nothing from the host."""
 
     def __init__(
         self, groups: Sequence[Group], val: Examples, recipe: Recipe, steps_per_epoch: int | None, precision: Precision
@@ -70,7 +70,7 @@ class _StackedFit:
         n_train = len(groups[0].train)
         self.steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(n_train)
         self.total_steps = self.steps_per_epoch * recipe.epochs
-        # The generator that `fit` seeds for dropout, but one for each group.
+        # These are seeded as `fit` seeds dropout, one generator per group.
         masks = [torch.Generator(self.device).manual_seed(group.streams.seed("dropout")) for group in groups]
         self.network = StackedCNN2(groups, masks)
         self.augmentations = [group.streams.generator("augmentation", self.device) for group in groups]
@@ -98,7 +98,7 @@ class _StackedFit:
                 if should_stop():
                     raise Interrupted("training was interrupted")
                 self._run_step((number - 1) * self.steps_per_epoch + i)
-            losses = self.losses.cpu()  # waits for the steps of the epoch
+            losses = self.losses.cpu()  # waits for the epoch's steps
             train_seconds = time.perf_counter() - start
             self.network.re_estimate_batch_norm(self._inputs([g.train.images[:BATCH_NORM_IMAGES] for g in self.groups]))
             val_losses, val_accuracies = self._evaluate()
@@ -133,7 +133,7 @@ class _StackedFit:
             self.graph.replay()
 
     def _step_aside(self) -> None:
-        """A step on a stream of its own, as torch asks for before a recording."""
+        """Run a step on a separate stream, as torch requires before recording."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -150,7 +150,7 @@ class _StackedFit:
         return graph
 
     def _step(self) -> None:
-        """One step of every network; which one it is, is on the device."""
+        """Run one step of every network; the step's number is read on the device."""
         in_epoch = self.step_number % self.steps_per_epoch
         for group in self.optimizer.param_groups:
             group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
@@ -170,13 +170,13 @@ class _StackedFit:
         self.step_number += 1
 
     def _inputs(self, images: Sequence[Tensor]) -> Tensor:
-        """uint8 [n, 1, 28, 28] of each group -> float32 [n, K, 28, 28]."""
+        """Normalise and stack: uint8 [n, 1, 28, 28] per group -> float32 [n, K, 28, 28]."""
         sizes = [len(group.networks) for group in self.groups]
         each = [normalise(pixels).expand(-1, size, -1, -1) for pixels, size in zip(images, sizes, strict=True)]
         return torch.cat(each, dim=1)
 
     def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
-        """logits: [K, n, n_classes]; labels: [n] of each group. Returns the mean of each network, [K]."""
+        """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
         sizes = [len(group.networks) for group in self.groups]
         targets = torch.cat([group_labels.expand(size, -1) for group_labels, size in zip(labels, sizes, strict=True)])
         losses = F.cross_entropy(
@@ -186,7 +186,7 @@ class _StackedFit:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[list[float], list[float]]:
-        """Mean cross-entropy and accuracy on the validation images, of each network."""
+        """Return mean cross-entropy and accuracy on the validation images, per network."""
         self.network.eval()
         parts = [
             self.network(normalise(images).expand(-1, self.network.k, -1, -1))
@@ -199,7 +199,7 @@ class _StackedFit:
 
 
 class _Record:
-    """What one network's training was like so far."""
+    """Epochs and best weights of one network so far, or how it diverged."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []

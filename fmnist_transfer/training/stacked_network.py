@@ -18,7 +18,7 @@ from fmnist_transfer.training.evaluation import BATCH_NORM_BATCH
 
 @dataclass(frozen=True)
 class Group:
-    """Networks that see the same images in the same order, augmentation and dropout: the inits of a replicate."""
+    """Networks that share images, batch order, augmentation and dropout: the inits of a replicate."""
 
     networks: tuple[CNN2, ...]
     train: Examples
@@ -29,7 +29,7 @@ class StackedCNN2(nn.Module):
     """The networks of all groups, parameters and buffers stacked along a new first axis of length K.
 
     Args:
-        masks: for each group, the generator of its dropout masks, on the networks' device.
+        masks: per group, the generator of its dropout masks, on the networks' device.
     """
 
     def __init__(self, groups: Sequence[Group], masks: Sequence[torch.Generator]):
@@ -39,7 +39,7 @@ class StackedCNN2(nn.Module):
         self.k = len(networks)
         self._sizes = [len(group.networks) for group in groups]
         self._masks = list(masks)
-        # While statistics are estimated anew: the number of batches that they are the mean of so far.
+        # While batch-norm statistics are re-estimated: the number of batches averaged so far.
         self._estimating: int | None = None
         self._names: list[str] = []
         for name, parameter in networks[0].named_parameters():
@@ -51,16 +51,16 @@ class StackedCNN2(nn.Module):
             self._names.append(name)
 
     def stacked(self, name: str) -> Tensor:
-        """[K, ...]: the parameter or buffer that one network calls `name`."""
+        """Return the parameter or buffer that one network calls `name`, [K, ...]."""
         tensor: Tensor = getattr(self, _key(name))
         return tensor
 
     def state(self, k: int) -> State:
-        """A copy on the CPU of network k's weights and buffers, with the names of a `CNN2`."""
+        """Copy network k's weights and buffers to the CPU, named as in a `CNN2`."""
         return {name: self.stacked(name)[k].detach().cpu().clone() for name in self._names}
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, K, 28, 28], one image for each network -> logits [K, n, n_classes]."""
+        """[n, K, 28, 28], one image per network -> logits [K, n, n_classes]."""
         hidden = images
         for i in range(len(self.spec.channels)):
             hidden = self._block(i, hidden)
@@ -75,7 +75,7 @@ class StackedCNN2(nn.Module):
         return torch.baddbmm(bias.unsqueeze(1), hidden, weight.transpose(1, 2))
 
     def _block(self, i: int, hidden: Tensor) -> Tensor:
-        """As `model._block` orders the layers of block i, by the names that they have there."""
+        """Apply block i, its layers ordered and named as by `cnn2._block`."""
         spec, layer = self.spec, itertools.count()
         for conv in range(spec.convs_per_block):
             last = conv == spec.convs_per_block - 1
@@ -110,7 +110,7 @@ class StackedCNN2(nn.Module):
 
     @torch.no_grad()
     def re_estimate_batch_norm(self, images: Tensor) -> None:
-        """As `training.re_estimate_batch_norm`. images: float32 [n, K, 28, 28]."""
+        """Do as `evaluation.re_estimate_batch_norm`. images: float32 [n, K, 28, 28]."""
         if self.spec.normalisation != "batch":
             return
         self.eval()
@@ -129,7 +129,7 @@ class StackedCNN2(nn.Module):
         return hidden * self._mask(tuple(hidden.shape[1:]), probability, hidden)
 
     def _mask(self, shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
-        """[K, *shape] of zeros and 1/(1 - p); the networks of a group share theirs."""
+        """Draw [K, *shape] of zeros and 1/(1 - p); the networks of a group share a mask."""
         masks = [
             torch.empty(shape, device=like.device, dtype=like.dtype)
             .bernoulli_(1 - probability, generator=generator)
@@ -141,4 +141,4 @@ class StackedCNN2(nn.Module):
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")  # a registered name holds no dot
+    return name.replace(".", "_")  # torch allows no dot in a registered name

@@ -99,7 +99,7 @@ def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_an_unknown_sweep(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(store)
     assert command("--tracking-uri", store.uri, "--sweep", "abc") == 2
-    assert "error: --sweep abc: no sweep of this store; without the flag the latest" in capsys.readouterr().err
+    assert "error: --sweep abc: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_class_without_an_image_is_refused() -> None:
         lambda: nested_order(labels, torch.Generator()),
         lambda: n_train(Examples(labels, labels), 9),
     ):
-        with pytest.raises(DataError, match=re.escape("without an image: [1, 0, 1]")):
+        with pytest.raises(DataError, match=re.escape("[1, 0, 1]")):
             ask()
 
 
