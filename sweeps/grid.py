@@ -1,4 +1,4 @@
-"""The plan of a sweep as plain data: cells, and the order in which they run. Imports no torch."""
+"""The plan of a sweep as plain data: its cells and the order in which they run. Imports no torch."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -9,21 +9,21 @@ from fmnist_transfer.training.recipe import Recipe
 
 Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
 INITS: tuple[Init, ...] = get_args(Init)
-REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the original report's two
-SHRINK, PERTURB = 0.4, 0.1  # of shrink-perturb (Ash & Adams 2020)
-PROBING_SHARE = 0.2  # of lp-ft's epochs (Kumar et al. 2022)
-TUNING_REPLICATE = 1_000  # replicates from here on choose recipes and are not compared
+REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
+SHRINK, PERTURB = 0.4, 0.1  # factors of shrink-perturb (Ash & Adams 2020)
+PROBING_SHARE = 0.2  # share of lp-ft's epochs that train the classifier alone (Kumar et al. 2022)
+TUNING_REPLICATE = 1_000  # replicates from this number on choose recipes and are not compared
 
 
 @dataclass(frozen=True, order=True)
 class RecipeChange:
-    """What a tuned cell trains by in place of the registered recipe's own values."""
+    """Values that replace those of the registered recipe in a tuned cell."""
 
     learning_rate: float
     trunk_factor: float
-    """Learning rate of every layer but the classifier, as a multiple of `learning_rate`."""
+    """Learning rate of all layers but the classifier, as a multiple of `learning_rate`."""
     warm_up: float
-    """Share of the steps in which the learning rate climbs."""
+    """Share of the steps in which the learning rate rises."""
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, **dataclasses.asdict(self))
@@ -34,13 +34,13 @@ class RecipeChange:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run: `percent` of the target's training images, a way to start, a set of random draws."""
+    """One training run: `percent` of the target's training images, an init, and a replicate (a set of random draws)."""
 
     percent: int
     init: Init
     replicate: int
     change: RecipeChange | None = None
-    """None: the registered recipe as it is."""
+    """None: the registered recipe, unchanged."""
 
     @property
     def name(self) -> str:
@@ -49,34 +49,32 @@ class Cell:
 
     @property
     def position(self) -> tuple[Any, ...]:
-        """By which tables are sorted."""
+        """Sort key of tables."""
         return self.percent, self.init, self.replicate, dataclasses.astuple(self.change) if self.change else ()
 
     def recipe(self, registered: Recipe) -> Recipe:
-        """What the cell trains by."""
         return registered if self.change is None else self.change.applied_to(registered)
 
 
 class Grid(NamedTuple):
-    """What was asked for at once: the cells of every fraction x init x replicate."""
+    """The cells that one command asks for: every fraction x init x replicate."""
 
     percents: tuple[int, ...]
     inits: tuple[Init, ...]
     n_replicates: int
 
     def cells(self) -> list[Cell]:
-        """In the order in which they run."""
         return plan_cells(self.percents, self.inits, self.n_replicates)
 
 
 def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
-    """Breadth first: a replicate of every cell before the next one, the inits of a pair together.
+    """List the cells replicate by replicate, with the inits of a fraction side by side.
 
-    Coarse to fine, so that the curves are there early; in the last replicate the longest cells first, so that no worker
-    is left alone with a long one at the end.
+    Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells first,
+    so that no worker is left alone with a long cell at the end.
     """
     longest_first = sorted(percents, reverse=True)
-    if n_replicates == 1:  # both ends first, so that there is something to see
+    if n_replicates == 1:  # both ends come first, so that early figures span the range
         longest_first = [*longest_first[:1], *longest_first[1:][-1:], *longest_first[1:-1]]
     orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [longest_first]
     return [
@@ -85,7 +83,7 @@ def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int
 
 
 def by_fraction(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells of the same fraction together, replicate by replicate; the fractions in the order of their first cells."""
+    """Group cells by fraction, in order of first appearance; each group is sorted by replicate."""
     groups: dict[int, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.percent, []).append(cell)
@@ -93,7 +91,7 @@ def by_fraction(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
 
 
 def coarse_to_fine(percents: Iterable[int]) -> list[int]:
-    """Largest, smallest, then the middles of ever smaller parts: 100, 5, 50, 25, 75 ..."""
+    """Order percents: largest, smallest, then the middles of ever smaller intervals (100, 5, 50, 25, 75 ...)."""
     ordered = sorted(percents)
     order = [ordered[-1], *ordered[:1]] if len(ordered) > 1 else ordered[:]
     parts = [(0, len(ordered) - 1)]

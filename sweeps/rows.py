@@ -1,4 +1,4 @@
-"""The results of a sweep as a table: one row a cell, as CSV, as JSON, and as arrays over replicates and fractions."""
+"""Results of a sweep as a table with one row per cell: as CSV, JSON, and arrays over replicates and fractions."""
 
 import csv
 import dataclasses
@@ -18,22 +18,22 @@ GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a finished cell: the metric's key in MLflow, and how it is shown."""
+    """One number of a finished cell: its metric key in MLflow, and how it is displayed."""
 
     key: str
     label: str
     unit: Literal["nats", "%", "s", ""] = ""
-    """Accuracies are shares in [0, 1], and shown in percent."""
+    """Accuracies are logged as shares in [0, 1] and displayed in percent."""
     digits: int = 4
 
     @property
     def scale(self) -> float:
-        """Factor from the logged number to the shown one."""
+        """Factor from the logged to the displayed number."""
         return 100.0 if self.unit == "%" else 1.0
 
     @property
     def axis(self) -> str:
-        """Label of an axis: `validation loss (nats)`."""
+        """Axis label, such as `validation loss (nats)`."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
@@ -75,7 +75,7 @@ SCORES = (  # columns of a table of cells
 
 @dataclass(frozen=True)
 class Row:
-    """One cell. `scores` (`final/val_loss` ...) is empty unless it is finished."""
+    """One cell. `scores` (`final/val_loss` ...) is empty unless the cell is finished."""
 
     cell: Cell
     n_train: int
@@ -84,7 +84,7 @@ class Row:
     scores: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `--json` writes it: the scores in groups `final`, `best`, `test`, `distance` and `cost`."""
+        """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""
         groups: dict[str, Any] = {group: {} for group in GROUPS}
         for key, value in self.scores.items():
             group, _, name = key.partition("/")
@@ -96,7 +96,7 @@ class Row:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a cell, in order of percent, init and replicate; what is missing is empty."""
+    """One line per cell, sorted by percent, init and replicate; missing values are empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     tuned = ("learning_rate", "trunk_factor", "warm_up") if any(row.cell.change for row in rows) else ()
@@ -113,7 +113,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:
-    """[n_replicates, n_percents]; NaN where a cell is not finished."""
+    """A score as logged, [n_replicates, n_percents]; NaN where a cell is not finished."""
     n_replicates = 1 + max((row.cell.replicate for row in rows), default=-1)
     values = np.full((n_replicates, len(percents)), np.nan)
     column = {percent: i for i, percent in enumerate(percents)}
@@ -124,5 +124,5 @@ def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequen
 
 
 def finished_percents(rows: Sequence[Row]) -> list[int]:
-    """Fractions at which some cell is finished, ascending."""
+    """Fractions with at least one finished cell, in percent, ascending."""
     return sorted({row.cell.percent for row in rows if row.status == "finished"})

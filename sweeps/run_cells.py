@@ -1,4 +1,4 @@
-"""Running a sweep's cells on the workers, and logging each as it ends."""
+"""Run a sweep's cells on the workers and log each as it ends."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,16 +13,15 @@ from sweeps.results.ledger import Ledger
 from sweeps.training.cells import CellPlan, CellResult, passes, train_cells
 
 FIRST_STEP = "first_step_seconds"
-Cells = tuple[Cell, ...]  # a task: one cell, or by `--stack` all of a fraction
+Cells = tuple[Cell, ...]  # a task: one cell, or with `--stack` all cells of a fraction
 CellsOutcome = Outcome[Cells, list[CellResult | Exception]]
 
 
 class CellLog:
-    """The cells of one command, as `run_logged` wants a log of tasks.
+    """Log of one command's cells, as `run_logged` requires.
 
     Args:
-        images: number of training images of each cell.
-        on_finished: called after each task whose results are logged.
+        images: number of training images per cell.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class CellLog:
         return news / self._epochs, f"{task[0].name}: epoch {news}/{self._epochs}"
 
     def end(self, outcome: CellsOutcome) -> str | None:
-        """Log what became of each cell of the task."""
         if outcome.status == "interrupted":
             for cell in outcome.task:
                 self._ledger.kill(cell, outcome.reason)
@@ -79,11 +77,11 @@ def run_cells(
     on_finished: Callable[[], None],
     debug: bool,
 ) -> None:
-    """Train the cells `todo` (with their numbers of training images), and log each as it finishes.
+    """Train the cells of `todo` (cell -> number of training images) and log each as it finishes.
 
     Args:
         on_finished: called after each task whose results are logged.
-        debug: show the tracebacks of cells that failed.
+        debug: show tracebacks of failed cells.
     """
     sizes = {cell: passes(plan, cell, n_train) for cell, n_train in todo.items()}
 
@@ -97,13 +95,13 @@ def run_cells(
 
 
 def _results(outcome: CellsOutcome) -> Iterator[tuple[Cell, CellResult | Exception | None]]:
-    """Each cell with its result, how it diverged, or None if the whole task failed."""
+    """Each cell with its result, its `Diverged` error, or None if the whole task failed."""
     for i, cell in enumerate(outcome.task):
         yield cell, outcome.result[i] if outcome.result else None
 
 
 def _score(outcome: CellsOutcome) -> str:
-    """The score of the task's first cell, in a few words."""
+    """Final score of the task's first cell, in words; empty if it failed."""
     first = outcome.result[0] if outcome.result else None
     if first is None or isinstance(first, Exception):
         return ""

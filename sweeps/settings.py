@@ -12,25 +12,25 @@ from sweeps.grid import REPORTED, TUNING_REPLICATE, Init
 @dataclass(frozen=True, kw_only=True)
 class TransferFlags(Flags):
     model_uri: str
-    """The network to start from: models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME."""
+    """Network to start from: models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME."""
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
-    """Shares of the target's training images to train on, in whole percent from 1 to 100."""
+    """Percentages of the target's training images to train on, whole numbers from 1 to 100."""
     inits: tuple[Init, ...] = REPORTED
-    """How networks start: pretrained and random are the question, the others controls; selffer trains twice."""
+    """Ways to start a network: pretrained and random are compared, the others are controls; selffer trains twice."""
     replicates: int = 3
-    """How often all of it is trained, each time by other random draws. From 6 on there are verdicts."""
+    """Number of times to train every cell, each time with new random draws. Verdicts need at least 6."""
     recipe: Literal["model", "tuned"] = "model"
-    """How to train. model: all as the network was; tuned: each init by the best of nine (54 more trainings an init)."""
+    """Training recipe. model: the network's own; tuned: the best of nine for each init (54 more trainings per init)."""
     pretrain_replicates: int = 0
-    """Train so many source networks first, one for each replicate to start from; 0: all start from --model-uri's."""
+    """Train this many source networks first, one per replicate to start from; 0: all start from --model-uri's."""
     epochs: int | None = None
     """Passes over the training images; default: as many as the network of --model-uri was trained for."""
     budget: Literal["epochs", "steps"] = "epochs"
-    """What is equal at each fraction: epochs, passes over its images; steps, optimiser steps (as many as at 100 %)."""
+    """Equal budget at each fraction. epochs: passes over its images; steps: optimiser steps (as many as at 100 %)."""
     stack: bool = False
     """Train all networks of a fraction as one computation: meant for a GPU, slower on a CPU."""
     retry_failed: bool = False
-    """Also repeat trainings whose loss became infinite; they will fail again unless something else has changed."""
+    """Also retry trainings whose loss became infinite; they fail again unless something else has changed."""
 
     def __post_init__(self) -> None:
         check_distinct("--fractions", self.fractions)
@@ -55,4 +55,4 @@ class TransferFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings(TrainingSettings, TransferFlags):
     """Train on 5 %, 10 %, ... 100 % of one half of Fashion-MNIST, from the weights of a network tuned on the other half
-    and from random ones, and judge what that says of transfer. A sweep that was stopped goes on by the same command."""
+    and from random weights, and judge four claims about transfer. The same command resumes a stopped sweep."""

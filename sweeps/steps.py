@@ -1,6 +1,6 @@
 """The steps of a sweep: source networks, recipes, cells, curves, report.
 
-Imported when torch and mlflow are to be loaded, which the command's flags need not.
+Imports torch and mlflow, so the command imports this module only after it has parsed its flags.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ from sweeps.training.source_networks import PretrainingPlan
 
 @dataclass(frozen=True)
 class SweepContext:
-    """What every stage of the command needs."""
+    """Values shared by all steps of one command."""
 
     settings: TransferSettings
     store: Store
@@ -50,12 +50,12 @@ class SweepContext:
     stopwatch: Stopwatch
 
     def with_images(self, cells: Iterable[Cell]) -> dict[Cell, int]:
-        """The cells with their numbers of training images."""
+        """Map each cell to its number of training images. Raises UsageError if a class would have none."""
         return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
 
 def run_sweep(context: SweepContext, work: Identity, pinned_model: PinnedModel) -> dict[str, Any]:
-    """Everything that is not done yet. Raises BusyError if another process has the sweep."""
+    """Run what is not done yet; return the result for `--json`. Raises BusyError if another process runs the sweep."""
     store = context.store
     tags = {"model_uri": pinned_model.asked, "model_uri_pinned": pinned_model.pinned}
     with locked(store.uri, "sweep", f"sweep-{work.key}"):
@@ -71,7 +71,7 @@ def _sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> 
     if settings.pretrain_replicates:
         context = _with_sources(context, ledger.run_id)
     so_far = add_grid(store, ledger.run_id, context.grid)
-    cells, shown = context.grid.cells(), asked_cells(so_far)  # a smaller grid leaves the figures of a larger whole
+    cells, shown = context.grid.cells(), asked_cells(so_far)  # figures show all grids so far
     if settings.recipe == "tuned":
         cells = tuned_cells(cells, _choose_recipes(context, ledger))
         shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
@@ -96,7 +96,7 @@ def _sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> 
 
 
 def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> None:
-    """What is done before anything is trained: the sweep's run gets its data, its model and a description."""
+    """Log the sweep's data, model and description before any training."""
     store, run_id = context.store, ledger.run_id
     note_sweep(store, pinned_model, run_id, context.name)
     store.log_data(run_id, context.plan.half, "target")
@@ -106,7 +106,7 @@ def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel)
 
 
 def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
-    """A source network for each replicate in place of the registered one."""
+    """Replace the registered network by one source network per replicate."""
     settings, model, plan = context.settings, context.model, context.plan
     half = context.workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
     pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
@@ -118,7 +118,7 @@ def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
 
 
 def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
-    """Train those of the cells that are not done."""
+    """Train the cells that are not done yet."""
     images = context.with_images(cells)
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
     if n_there := len(images) - len(todo):
@@ -138,30 +138,30 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
 
 
 def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
-    """Run the recipes' grid of every init, and say which settings won."""
+    """Train the recipe grid of every init; choose and print the best settings."""
     inits = context.grid.inits
     tried = tuning_cells(inits, context.plan.recipe)
-    say(f"A recipe for each init: {len(tried)} cells")
+    say(f"Tuning one recipe per init: {len(tried)} cells")
     _run(context, ledger, tried, lambda: None)
     rows = ledger.rows(context.with_images(tried))
     n_done = sum(row.status != "open" for row in rows)
-    context.workers.stop.raise_if_set(f"{n_done} of {len(tried)} cells of the recipes' grid done; {SAME_COMMAND}")
+    context.workers.stop.raise_if_set(f"{n_done} of {len(tried)} tuning cells done; {SAME_COMMAND}")
     chosen = choose(rows, inits, context.plan.recipe)
     print_chosen(chosen)
     if n_failed := sum(row.status == "failed" for row in rows):
-        say(f"{n_failed} of {len(rows)} of these cells failed, which leaves their settings out")
+        say(f"{n_failed} of {len(rows)} tuning cells failed; their settings are left out")
     context.stopwatch.lap("recipes")
     return chosen
 
 
 def dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
-    """Say what is done and what would run; no run is made or changed."""
+    """Print what is done and what would run. Creates and changes no run."""
     settings, store, cells = context.settings, context.store, context.grid.cells()
     say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
     if settings.recipe == "tuned":
         tried = context.with_images(tuning_cells(settings.inits, context.plan.recipe))
         n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))
-        say(f"A recipe for each init: {n_open} of {len(tried)} cells would run")
+        say(f"Tuning one recipe per init: {n_open} of {len(tried)} cells would run")
         if ledger.run_id and not n_open:
             chosen = read_sweep(store, store.client.get_run(ledger.run_id)).chosen
             cells = tuned_cells(cells, chosen)
@@ -173,15 +173,15 @@ def dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
 
 
 def outline(context: SweepContext, run_id: str) -> dict[str, str]:
-    """What is about to run."""
+    """Describe what is about to run, as label -> text."""
     grid, recipe = context.grid, context.plan.recipe
     inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
     percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
     if len(grid.percents) == 1:
         percents = f"{grid.percents[0]} %"
-    budget = ", as many steps at each fraction" if context.plan.budget == "steps" else ""
+    budget = ", equal steps at each fraction" if context.plan.budget == "steps" else ""
     workers = counted(context.workers.n, "worker")
-    own = ", a recipe of its own for each init" if context.settings.recipe == "tuned" else ""
+    own = ", one tuned recipe per init" if context.settings.recipe == "tuned" else ""
     return {
         "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
         "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
@@ -191,23 +191,23 @@ def outline(context: SweepContext, run_id: str) -> dict[str, str]:
 
 
 def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
-    """For how long; of a cluster, a stack or a GPU it is seen once the first cells are done."""
+    """Print the expected duration, which is unknown on a cluster, with a stack and on a GPU."""
     plan, head = context.plan, f"{counted(len(todo), 'cell')} to train"
     per_pass = None
     if context.workers.engine == "local" and not plan.stack:
         per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device, plan.precision)
     if per_pass is None:
-        say(f"{head}; the time left shows once the first are done")
+        say(f"{head}; the time left is shown once the first are done")
         return
     total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
     say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")
 
 
 def check_inits(settings: TransferSettings, epochs: int) -> None:
-    """Raise UsageError for an init that these settings leave no room for."""
+    """Raise UsageError if an init does not fit the number of epochs or `--stack`."""
     from sweeps.training.inits import STACKABLE, probing_epochs
 
     if "lp-ft" in settings.inits:
         probing_epochs(epochs)
     if settings.stack and (apart := [init for init in settings.inits if init not in STACKABLE]):
-        raise UsageError(f"--stack trains whole networks, once each: leave it out with --inits {' '.join(apart)}")
+        raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {' '.join(apart)}")

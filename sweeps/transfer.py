@@ -1,9 +1,9 @@
 """Train the registered network on fractions of FMNIST-1, from pretrained and from random weights.
 
-    python -m sweeps.transfer --model-uri models:/cnn2/best        # resumable: run again, it goes on
+    python -m sweeps.transfer --model-uri models:/cnn2/best        # run it again to resume
 
-A registered model and data in; an MLflow run for each fraction x init x replicate out, and on their parent the curves,
-the table, and what the sweep says of the report's four claims.
+Reads a registered model and the data. Writes one MLflow run per fraction x init x replicate. Their parent run gets the
+curves, the table, and a verdict on each of the original report's four claims.
 """
 
 import sys
@@ -25,7 +25,7 @@ from sweeps.settings import TransferSettings
 
 
 def main(settings: TransferSettings) -> int:
-    """Run the sweep; 0, or 1 if a cell failed."""
+    """Run the sweep. Returns the exit status: 0, or 1 if a cell failed."""
     stopwatch = Stopwatch()
     with StopSignal() as stop:
         result = sweep(settings, stop, stopwatch)
@@ -39,7 +39,7 @@ def main(settings: TransferSettings) -> int:
 
 
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
-    """The whole command; the result as `--json` writes it."""
+    """Run the whole command; return the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
     device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
     grid = Grid(settings.fractions, settings.inits, settings.replicates)
@@ -92,13 +92,13 @@ def _sweep(
     check_inits(settings, plan.recipe.epochs)
     if plan.spec.n_classes != model.spec.n_classes:
         say(
-            f"The model has {model.spec.n_classes} outputs and the target {plan.spec.n_classes} classes: "
-            "its classifier is reset anyway"
+            f"The model has {model.spec.n_classes} outputs and the target {plan.spec.n_classes} classes; "
+            "the classifier is reset in any case"
         )
     name = f"{pinned_model.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
     work = identify_sweep(model, plan, tuned=settings.recipe == "tuned", own_sources=settings.pretrain_replicates > 0)
     context = SweepContext(settings, store, model, plan, grid, name, workers, stopwatch)
-    context.with_images(grid.cells())  # a fraction without an image is told before anything is begun
+    context.with_images(grid.cells())  # refuses a fraction without images before anything is written
     stopwatch.lap("start")
     if settings.dry_run:
         return dry_run(context, Ledger(store, work, half))
@@ -119,7 +119,7 @@ def _sweep(
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command with `args` (default: `sys.argv`); return its exit status."""
     return run_command(TransferSettings, main, "sweeps.transfer", args)
 
 

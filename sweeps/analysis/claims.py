@@ -1,7 +1,7 @@
-"""The four claims of the original report, and what a sweep says of them.
+"""Verdicts of a sweep on the four claims of the original report.
 
-A comparison in; for each claim a verdict with an effect, its interval and the reason out. Differences are random minus
-pretrained, so that a loss above 0 means that pretraining helps.
+A comparison in; for each claim a verdict with its effect, interval and reason out. Differences are random minus
+pretrained: a loss above 0 means that pretraining helps.
 """
 
 import dataclasses
@@ -24,21 +24,19 @@ CLAIMS = {
     "overfitting": "the pretrained model over-fits",
     "need": "both are so good that transfer is hardly needed",
 }
-FROM_PERCENT = 25  # where the report sees random ahead
-MAX_MULTIPLIER = 1.5  # of the effective data, up to which transfer is hardly needed
+FROM_PERCENT = 25  # the report sees random ahead from here on
+MAX_MULTIPLIER = 1.5  # of effective data: up to here transfer is hardly needed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a claim."""
-
     verdict: Answer
     reason: str
     effect: float | None = None
     interval: tuple[float, float] | None = None
     n_replicates: int = 0
     observed: str = ""
-    """The effects in words, whatever the verdict."""
+    """The effects in words, given with every verdict."""
     percent: int | None = None
     """Fraction at which the effect is taken."""
     unit: str = "nats"
@@ -48,7 +46,7 @@ class Verdict:
 
 
 def judge(pair: Comparison) -> dict[str, Verdict]:
-    """Claim -> verdict."""
+    """Judge every claim in `CLAIMS`."""
     if not pair.n:
         return dict.fromkeys(CLAIMS, Verdict(CANNOT_BE_TOLD, pair.too_few))
     if not all(pair.difference(score).is_known for score in (TRAIN_LOSS, VAL_LOSS, VAL_ACCURACY)):
@@ -62,12 +60,12 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
 
 
 def judge_train_loss(pair: Comparison) -> Verdict:
-    """Pretrained lower at every fraction (final epoch, evaluation mode). The effect is the one nearest to failing."""
+    """Judge the training loss (final epoch, evaluation mode). The effect is at the fraction nearest to failing."""
     d = pair.difference(TRAIN_LOSS)
     weakest = int(np.argmin(d.intervals.low if d.intervals else d.d.mean(axis=0)))
     verdict, reason = CANNOT_BE_TOLD, pair.too_few
     if not reason:
-        # At one fraction or more: so by the band, which allows for all of them.
+        # One such fraction suffices, so the test is the band, which allows for all fractions.
         not_lower = (d.band.high < 0) | ((d.band.low <= 0) & (d.band.low > -LOSS_MARGIN) & (d.band.high < LOSS_MARGIN))
         if (d.band.low > 0).all() and pair.left_out:
             reason = f"above 0 at every fraction compared, but {_listed(pair.left_out)} % have too few replicates"
@@ -75,14 +73,14 @@ def judge_train_loss(pair: Comparison) -> Verdict:
             verdict, reason = HOLDS, "the simultaneous 95 % band is above 0 at every fraction"
         elif not_lower.any():
             verdict = DOES_NOT_HOLD
-            reason = f"the band is below 0, or around it within ±{LOSS_MARGIN} nats, at {_at(d, not_lower)}"
+            reason = f"the band is below 0, or within ±{LOSS_MARGIN} nats of it, at {_at(d, not_lower)}"
         else:
             reason = f"the band contains 0 at {_at(d, d.band.low <= 0)}; more replicates would narrow it"
     return verdict_at(d, weakest, verdict, reason, signs(d))
 
 
 def judge_val_loss(pair: Comparison) -> Verdict:
-    """Random lower from some fraction on (final epoch). The effect is that at the largest fraction."""
+    """Judge the validation loss (final epoch). The effect is at the largest fraction."""
     d, last = pair.difference(VAL_LOSS), len(pair.percents) - 1
     cross = d.crossover
     where = "no crossover" if cross.percent is None else f"crossover of the mean at {cross.percent:.0f} %"
@@ -95,23 +93,23 @@ def judge_val_loss(pair: Comparison) -> Verdict:
         random_ahead = d.is_below & (d.percents > (cross.percent or np.inf))
         not_behind = (d.band.low >= 0) | d.is_equivalent
         if cross.is_claimable and random_ahead.any():
-            verdict, reason = HOLDS, f"a crossover, and above it random is lower at {_at(d, random_ahead)}"
+            verdict, reason = HOLDS, f"above the crossover random is lower at {_at(d, random_ahead)}"
         elif later.any() and not_behind[later].all():
             verdict = DOES_NOT_HOLD
             reason = f"from {FROM_PERCENT} % on pretrained is lower, or within ±{LOSS_MARGIN} nats, at every fraction"
         elif d.is_nowhere_above:
-            reason = "random is lower at every fraction, so nothing crosses in this range; smaller fractions would tell"
+            reason = "random is lower at every fraction, so nothing crosses in this range; try smaller fractions"
         elif not cross.is_claimable:
-            reason = "no crossover in this range can be claimed; more replicates or fractions would tell"
+            reason = "no crossover in this range can be claimed; try more replicates or fractions"
         else:
             reason = f"above the crossover random is nowhere shown to be lower by more than {LOSS_MARGIN} nats"
     return verdict_at(d, last, verdict, reason, observed)
 
 
 def judge_overfitting(pair: Comparison) -> Verdict:
-    """A deficit of the final loss that is gone at the best epoch or after temperature scaling.
+    """Judge whether a deficit of the final loss is gone at the best epoch or after temperature scaling.
 
-    The effect is the final difference where it is lowest.
+    The effect is the final difference at the fraction where it is lowest.
     """
     final, best, scaled = (pair.difference(score) for score in (VAL_LOSS, BEST_VAL_LOSS, SCALED_VAL_LOSS))
     deepest = int(np.argmin(final.d.mean(axis=0)))
@@ -122,7 +120,7 @@ def judge_overfitting(pair: Comparison) -> Verdict:
             observed += f", {_with_interval(d, deepest)} {when}"
     verdict, reason = CANNOT_BE_TOLD, pair.too_few
     if not reason and not (best.is_known and scaled.is_known):
-        reason = "the cells were made by an earlier version, without temperature scaling"
+        reason = "the cells are from an earlier version, without temperature scaling"
     if not reason:
         deficit = final.is_below
         gone, remains = best.is_not_below | scaled.is_not_below, deficit & best.is_below & scaled.is_below
@@ -139,9 +137,9 @@ def judge_overfitting(pair: Comparison) -> Verdict:
 
 
 def judge_need(pair: Comparison) -> Verdict:
-    """Equal accuracy at 100 %, and an effective-data multiplier of at most 1.5 from 25 % on.
+    """Judge whether accuracies are equal at 100 % and the effective-data multiplier is at most 1.5 from 25 % on.
 
-    At fractions above 2/3 of the largest 1.5 times the data is more than there is, so the multiplier is not judged.
+    The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist.
     The effect is the difference of accuracies at the largest fraction.
     """
     d, last = pair.difference(VAL_ACCURACY), len(pair.percents) - 1
@@ -155,7 +153,7 @@ def judge_need(pair: Comparison) -> Verdict:
     observed += f"; effective data {multipliers}" if multipliers else ""
     verdict, reason = CANNOT_BE_TOLD, pair.too_few
     if not reason and pair.percents[last] != 100:
-        reason = "there is no fraction of 100 %"
+        reason = "the sweep has no fraction of 100 %"
     interval = d.t_interval(last)
     if not reason and interval:
         differs = interval[0] > ACCURACY_MARGIN or interval[1] < -ACCURACY_MARGIN
@@ -167,7 +165,7 @@ def judge_need(pair: Comparison) -> Verdict:
             reasons += [f"the multiplier exceeds {MAX_MULTIPLIER} at {_at(d, exceeds)}"] if exceeds.any() else []
             verdict, reason = DOES_NOT_HOLD, " and ".join(reasons)
         elif not d.is_equivalent[last]:
-            reason = f"accuracies at 100 % are not shown to be within {margin}; more replicates would tell"
+            reason = f"accuracies at 100 % are not shown to be within {margin}; try more replicates"
         elif not judged.any():
             reason = f"no fraction from {FROM_PERCENT} to {100 / MAX_MULTIPLIER:.0f} % to measure effective data at"
         elif uncertain.any():
@@ -179,12 +177,12 @@ def judge_need(pair: Comparison) -> Verdict:
 
 
 def verdict_at(d: Difference, i: int, verdict: Answer, reason: str, observed: str) -> Verdict:
-    """With the effect and the interval, in nats, of the i-th fraction."""
+    """Verdict with the effect and the interval, in nats, at the i-th fraction."""
     return Verdict(verdict, reason, d.at(i), d.interval(i), d.n, observed, int(d.percents[i]))
 
 
 def signs(d: Difference) -> str:
-    """Both ends with intervals, and at how many fractions the mean is above 0."""
+    """Describe both ends with intervals, and at how many fractions the mean is above 0."""
     ends = " and ".join(f"{_with_interval(d, i)} at {d.percents[i]:.0f} %" for i in sorted({0, len(d.percents) - 1}))
     n_positive = int((d.d.mean(axis=0) > 0).sum())
     return f"random minus pretrained is {ends}, above 0 at {n_positive} of {len(d.percents)} fractions"

@@ -1,7 +1,7 @@
-"""Two inits of a sweep side by side: which replicates and fractions count, and how their scores differ.
+"""Comparison of two inits of a sweep: which replicates and fractions count, and how their scores differ.
 
-Rows in, arrays out. A replicate counts if both inits are finished at every fraction that is compared. Fractions that
-few replicates have are left out where that leaves more to compare.
+Rows in, arrays out. A replicate counts if both inits are finished at every fraction compared. Fractions where few
+replicates finished are left out if that leaves more to compare.
 """
 
 import functools
@@ -28,13 +28,13 @@ from sweeps.analysis.statistics import (
 from sweeps.grid import Init
 from sweeps.rows import VAL_LOSS, Row, Score, by_replicate
 
-LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # nats, and a share: less is no practical difference
+LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share; smaller differences do not matter
 ANCHOR = VAL_LOSS  # every finished cell has it
 
 
 @dataclass(frozen=True)
 class Difference:
-    """baseline - init of one score: d [n_replicates, n_fractions], and what can be said of it."""
+    """baseline - init of one score: d [n_replicates, n_fractions], and its statistics."""
 
     percents: Array
     d: Array
@@ -46,42 +46,42 @@ class Difference:
 
     @property
     def is_known(self) -> bool:
-        """Whether every cell has the score; those of an earlier version may not."""
+        """True if every cell has the score; cells of earlier versions may lack it."""
         return not np.isnan(self.d).any()
 
     @functools.cached_property
     def band(self) -> Band:
-        """Simultaneous over all fractions. Raises ValueError below six replicates."""
+        """Simultaneous 95 % band over all fractions. Raises ValueError below six replicates."""
         return simultaneous_band(self.d)
 
     @property
     def intervals(self) -> Band | None:
-        """The band; below six replicates an interval for each fraction; None without spread."""
+        """The band; below six replicates a t-interval per fraction; None below two."""
         if self.n >= MIN_REPLICATES:
             return self.band
         return t_interval(self.d) if self.n >= 2 else None
 
     @property
     def is_equivalent(self) -> NDArray[np.bool_]:
-        """Of each fraction by itself, whether it is shown to lie within the margin, [n_fractions].
+        """True where the mean is shown to lie within the margin, each fraction by itself, [n_fractions].
 
-        Not adjusted: for one fraction, or for a claim that needs all of several.
+        Not adjusted for several fractions: use it for one fraction, or for a claim that needs all of them.
         """
         return equivalence_p(self.d, self.margin) < 0.05
 
     @property
     def is_below(self) -> NDArray[np.bool_]:
-        """Where the band is below 0, and the difference not shown to be within the margin."""
+        """True where the band is below 0 and the difference is not shown to be within the margin."""
         return (self.band.high < 0) & ~self.is_equivalent
 
     @property
     def is_not_below(self) -> NDArray[np.bool_]:
-        """Where the band is above 0, or the difference is within the margin."""
+        """True where the band is above 0 or the difference is shown to be within the margin."""
         return (self.band.low > 0) | self.is_equivalent
 
     @property
     def is_nowhere_above(self) -> bool:
-        """Whether the mean is above 0 at no fraction."""
+        """True if the mean is above 0 at no fraction."""
         return bool((self.d.mean(axis=0) <= 0).all())
 
     @functools.cached_property
@@ -94,14 +94,14 @@ class Difference:
         return find_crossover(self.percents, self.d)
 
     def t_interval(self, i: int) -> tuple[float, float] | None:
-        """Paired 95 % t-interval at the i-th fraction alone."""
+        """Paired 95 % t-interval at the i-th fraction alone; None below two replicates."""
         if self.n < 2:
             return None
         alone = t_interval(self.d[:, [i]])
         return float(alone.low[0]), float(alone.high[0])
 
     def interval(self, i: int) -> tuple[float, float] | None:
-        """At the i-th fraction."""
+        """Interval at the i-th fraction, from `intervals`."""
         band = self.intervals
         return None if band is None else (float(band.low[i]), float(band.high[i]))
 
@@ -111,16 +111,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`init` beside `baseline` (d = baseline - init: above 0 `init` has the lower loss)."""
+    """`init` compared with `baseline`: d = baseline - init, so above 0 `init` has the lower loss."""
 
     init: Init
     baseline: Init
     percents: tuple[int, ...]
     replicates: tuple[int, ...]
     left_out: tuple[int, ...]
-    """Fractions of the grid that are not compared: too few replicates have them."""
+    """Fractions that are not compared: too few replicates finished there."""
     incomplete: tuple[int, ...]
-    """Replicates that are not compared, for a cell at one of the fractions is missing."""
+    """Replicates that are not compared: a cell at one of the fractions is missing."""
     rows: Sequence[Row]
 
     @property
@@ -129,7 +129,7 @@ class Comparison:
 
     @property
     def too_few(self) -> str:
-        """Why nothing can be claimed; empty if something can."""
+        """Reason why nothing can be claimed; empty if something can."""
         if self.n >= MIN_REPLICATES:
             return ""
         if not self.n:
@@ -137,12 +137,12 @@ class Comparison:
         return f"{self.n} complete replicate{'s' if self.n > 1 else ''}, and {MIN_REPLICATES} are the floor for a claim"
 
     def scores(self, init: Init, score: Score) -> Array:
-        """[n_replicates, n_fractions]; NaN where cells of an earlier version have no such score."""
+        """A score as logged, [n_replicates, n_fractions]; NaN where cells of an earlier version lack it."""
         return by_replicate(self.rows, init, score, self.percents)[list(self.replicates)]
 
     @functools.cached_property
     def effective_data(self) -> EffectiveData:
-        """Of the final validation loss."""
+        """Effective data for the final validation loss."""
         percents = np.array(self.percents, float)
         return effective_data(percents, self.scores(self.baseline, VAL_LOSS), self.scores(self.init, VAL_LOSS))
 
@@ -151,7 +151,7 @@ class Comparison:
         return {}
 
     def difference(self, score: Score) -> Difference:
-        """Of one score; the same object each time, for its band, flips and resamples are to be made once."""
+        """Difference of one score. Cached, so that its band, flips and resamples are computed once."""
         if score not in self._differences:
             d = self.scores(self.baseline, score) - self.scores(self.init, score)
             margin = ACCURACY_MARGIN if score.unit == "%" else LOSS_MARGIN
@@ -160,7 +160,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "random") -> Comparison:
-    """The replicates in which both inits are finished at every fraction that is compared."""
+    """Compare two inits over the replicates in which both are finished at every fraction compared."""
     percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, baseline)})
     both = ~np.isnan(by_replicate(rows, init, ANCHOR, percents) + by_replicate(rows, baseline, ANCHOR, percents))
     wanted = _choose_fractions(both)
@@ -180,7 +180,7 @@ def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "ra
 def _choose_fractions(both: NDArray[np.bool_]) -> list[int]:
     """Columns of both [n_replicates, n_fractions] with the most cells in complete replicates, six of them if possible.
 
-    Found by leaving out, one after another, the fraction that keeps most replicates from being complete.
+    Candidates come from dropping, one at a time, the fraction that keeps most replicates from being complete.
     """
     wanted = [int(i) for i in np.flatnonzero(both.any(axis=0))]
     choices: list[tuple[bool, int, list[int]]] = []

@@ -1,6 +1,6 @@
 """Paired comparison of two inits: arrays in, numbers out (numpy and scipy only).
 
-d[r, f] = loss(random) - loss(pretrained) in replicate r at fraction f, so that d > 0 means that pretraining helps.
+d[r, f] = loss(random) - loss(pretrained) in replicate r at fraction f: above 0, pretraining helps.
 """
 
 import itertools
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-MIN_REPLICATES = 6  # below, an exact two-sided paired p cannot fall under 0.05: it is at least 2 / 2^N
-ENUMERATED_REPLICATES = 12  # up to here all 2^N sign flips, above 2^12 sampled ones
+MIN_REPLICATES = 6  # with fewer, an exact two-sided paired p (at least 2 / 2^N) cannot fall below 0.05
+ENUMERATED_REPLICATES = 12  # up to here all 2^N sign flips; above, 2^12 sampled ones
 N_BOOTSTRAP = 2_000
-MAX_NEVER_CROSSING = 0.05  # share of resamples without a crossover up to which one is claimed
+MAX_NEVER_CROSSING = 0.05  # a crossover is claimed if at most this share of resamples has none
 Array = NDArray[np.float64]
 
 
@@ -32,19 +32,19 @@ class FlipTest(NamedTuple):
     """Exact two-sided p-values of "no difference", by sign flips of whole replicates."""
 
     family: float
-    """Of no difference at any fraction."""
+    """p of no difference at any fraction."""
     each: Array
-    """Of each fraction, adjusted for all of them, [n_fractions]."""
+    """p at each fraction, adjusted for all fractions, [n_fractions]."""
 
 
 @dataclass(frozen=True)
 class Crossover:
-    """Where "random is better", up to the largest fraction, begins."""
+    """Fraction from which random is better, up to the largest fraction."""
 
     percent: float | None
-    """Of the mean over replicates; None if it never begins."""
+    """Crossover of the mean over replicates; None if there is none."""
     never: float
-    """Share of bootstrap resamples of the replicates in which it never begins."""
+    """Share of bootstrap resamples of the replicates that have no crossover."""
     n_replicates: int
 
     @property
@@ -55,7 +55,7 @@ class Crossover:
 
 @dataclass(frozen=True)
 class EffectiveData:
-    """How much target data pretraining is worth, each [n_fractions] (Hernandez et al. 2021).
+    """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021).
 
     D_E is the percent of the data at which the random curve reaches the pretrained loss; the multiplier is D_E / D_F.
     """
@@ -74,7 +74,7 @@ class EffectiveData:
     """Multipliers of the bootstrap resamples, [n_resamples, n_fractions]."""
 
     def exceeds(self, limit: float, where: NDArray[np.bool_]) -> bool:
-        """Whether the largest multiplier at these fractions is above `limit` in 97.5 % of the resamples."""
+        """Return whether the largest multiplier at the fractions `where` exceeds `limit` in 97.5 % of the resamples."""
         return bool(where.any() and (self.resampled[:, where].max(axis=1) > limit).mean() >= 0.975)
 
     @property
@@ -84,7 +84,7 @@ class EffectiveData:
 
 
 def t_interval(d: Array, level: float = 0.95) -> Band:
-    """Mean and paired t-interval at each fraction, of d [n_replicates, n_fractions]; needs two replicates."""
+    """Mean and paired t-interval per fraction of d [n_replicates, n_fractions]. Raises ValueError for one replicate."""
     n = len(d)
     if n < 2:
         raise ValueError(f"{n} replicates have no spread; an interval needs two")
@@ -95,10 +95,10 @@ def t_interval(d: Array, level: float = 0.95) -> Band:
 def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
     """A band that covers all fractions at once, by max-|t| over sign flips of whole replicates.
 
-    Flipping a replicate keeps the correlation between its fractions, which nesting makes. It is the deviations from the
-    mean that are flipped: flips of d itself would carry the effect, and with six replicates, eleven fractions and a
-    large effect such a band covered 56 % instead of 95 (400 simulations). For replicates that are spread
-    symmetrically: exponential ones are covered in 86 to 89 of 100. d is [n_replicates, n_fractions].
+    d is [n_replicates, n_fractions]. Flipping whole replicates keeps the correlation between fractions that nesting
+    causes. Deviations from the mean are flipped, not d itself, which carries the effect: with six replicates, eleven
+    fractions and a large effect, a band from flips of d covered 56 % instead of 95 (400 simulations). The replicates'
+    distribution must be symmetric; exponential ones are covered in 86 to 89 of 100.
 
     Raises ValueError below six replicates.
     """
@@ -112,7 +112,7 @@ def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
 
 
 def flip_test(d: Array, seed: int = 0) -> FlipTest:
-    """max-|t| over sign flips of whole replicates: exact where d is symmetric about 0 under the null hypothesis.
+    """max-|t| test over sign flips of whole replicates, exact if d is symmetric about 0 under the null hypothesis.
 
     d is [n_replicates, n_fractions]. Raises ValueError below six replicates.
     """
@@ -133,7 +133,7 @@ def _check_floor(d: Array) -> int:
 
 
 def _sign_flips(n: int, seed: int) -> Array:
-    """[n_flips, n] of +-1; the first changes nothing."""
+    """Signs +-1, [n_flips, n]; the first row is all +1."""
     if n <= ENUMERATED_REPLICATES:
         return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
     flips = np.random.default_rng(seed).choice((1.0, -1.0), (2**ENUMERATED_REPLICATES, n))
@@ -142,19 +142,22 @@ def _sign_flips(n: int, seed: int) -> Array:
 
 
 def _absolute_t(d: Array, flips: Array) -> Array:
-    """|t| of each fraction under each flip, [n_flips, n_fractions]; infinite without spread, 0 without a mean."""
+    """|t| of each fraction under each flip, [n_flips, n_fractions]; without spread infinite, or 0 if the mean is 0."""
     n = len(d)
     means = flips @ d / n
     square = (d**2).sum(axis=0)  # the same under every flip
     variance = np.maximum(square - n * means**2, 0) / (n - 1)
-    variance[variance <= 1e-12 * square / n] = 0  # rounding
+    variance[variance <= 1e-12 * square / n] = 0  # only rounding errors
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(means) / np.sqrt(variance / n)
     return np.where(np.isnan(t), 0.0, t)
 
 
 def equivalence_p(d: Array, margin: float) -> Array:
-    """p of two one-sided t-tests at each fraction: below 0.05, the mean lies within +-margin (Schuirmann 1987)."""
+    """p of two one-sided t-tests, [n_fractions]: below 0.05, the mean lies within +-margin (Schuirmann 1987).
+
+    d is [n_replicates, n_fractions]. Raises ValueError below two replicates.
+    """
     n = len(d)
     if n < 2:
         raise ValueError(f"{n} replicates have no spread; a test needs two")
@@ -165,9 +168,9 @@ def equivalence_p(d: Array, margin: float) -> Array:
 
 
 def crossover(percents: Array, mean: Array) -> float | None:
-    """Percent from which on `mean` is no longer positive, piecewise linear in log percent.
+    """Percent from which on `mean` is no longer positive, interpolated linearly in log percent.
 
-    None if it is positive at the end, or nowhere: a dip that it comes back from is no crossover.
+    None if the mean is positive at the end or nowhere. A dip below 0 from which it recovers is no crossover.
     """
     positive = np.flatnonzero(mean > 0)
     if not len(positive) or positive[-1] == len(mean) - 1:
@@ -179,7 +182,7 @@ def crossover(percents: Array, mean: Array) -> float | None:
 
 
 def find_crossover(percents: Array, d: Array, seed: int = 0) -> Crossover:
-    """Of the mean of d [n_replicates, n_fractions], and how often resamples of the replicates have none."""
+    """Crossover of the mean of d [n_replicates, n_fractions], and the share of resamples that have none."""
     means = np.array([sample.mean(axis=0) for sample in _resamples(d, seed)])
     never = np.mean([crossover(percents, mean) is None for mean in means])
     return Crossover(crossover(percents, d.mean(axis=0)), float(never), len(d))
@@ -191,13 +194,13 @@ def _resamples(d: Array, seed: int) -> list[Array]:
 
 
 def effective_data(percents: Array, random: Array, pretrained: Array, seed: int = 0) -> EffectiveData:
-    """random, pretrained: losses [n_replicates, n_fractions] at the ascending `percents` (or numbers of images)."""
+    """Effective data from losses [n_replicates, n_fractions] at ascending `percents` (or numbers of images)."""
     effective, at_least, at_most = _reached(percents, random.mean(axis=0), pretrained.mean(axis=0))
     resampled = []
     for sample in _resamples(np.stack([random, pretrained], axis=1), seed):
         value, over, under = _reached(percents, *sample.mean(axis=0))
         resampled.append(np.where(over, np.inf, np.where(under, 0.0, value)) / percents)
-    # No interpolation: some are infinite.
+    # Quantiles are not interpolated, because some multipliers are infinite.
     samples = np.array(resampled)
     low = np.quantile(samples, 0.025, axis=0, method="lower")
     high = np.quantile(samples, 0.975, axis=0, method="higher")
@@ -205,7 +208,7 @@ def effective_data(percents: Array, random: Array, pretrained: Array, seed: int 
 
 
 def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Percent at which the random curve, made monotone, first reaches each loss of `pretrained`; whether censored."""
+    """Percent at which the random curve, made monotone, first reaches each pretrained loss; masks at_least, at_most."""
     curve = isotonic_regression(random, increasing=False).x
     at_least, at_most = pretrained < curve[-1], pretrained > curve[0]
     effective = np.empty(len(pretrained))

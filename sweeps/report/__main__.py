@@ -1,11 +1,11 @@
-"""The answer of a sweep: a verdict on each claim, with effects, intervals and the runs behind it.
+"""Report on a sweep: a verdict on each claim, with effects, intervals and the runs behind it.
 
-    python -m sweeps.report                                  # of the latest sweep
-    python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with others beside it
+    python -m sweeps.report                                  # the latest sweep
+    python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with other sweeps beside it
 
-Logged runs in, and nothing else: it works on a sweep that was run elsewhere or is still running. On the sweep's parent
-run it leaves `report/report.html` (one page, needs nothing else), `report.md`, `report.csv`, `cells.csv` with the run
-of each cell, and the figures.
+Reads only logged runs, so it works on a sweep that was run elsewhere or is still running. Logs to the sweep's parent
+run: `report/report.html` (one self-contained page), `report.md`, `report.csv`, `cells.csv` with the run of each cell,
+and the figures.
 """
 
 import sys
@@ -23,17 +23,17 @@ from sweeps.report.files import place_of
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(SweepFlags):
     vs: tuple[str, ...] = ()
-    """Ids of sweeps to lay beside it, which differ in recipe, budget, augmentation or split; default: none."""
+    """Run ids of sweeps to compare it with, which differ in recipe, budget, augmentation or split; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(CommandFlags, OutputFlags, StoreFlags, ReportFlags):
-    """Say of each of the original report's claims whether a sweep shows it, from its logged runs alone, with effects
-    and intervals; leave the report as a page among the sweep's artifacts. The sweep may be unfinished."""
+    """Judge each of the original report's claims from a sweep's logged runs alone, with effects and intervals, and save
+    the report as a page among the sweep's artifacts. The sweep may be unfinished."""
 
 
 def main(settings: ReportSettings) -> int:
-    """Make the report; 0, whatever the verdicts."""
+    """Make the report. Returns exit status 0, whatever the verdicts."""
     say("Loading mlflow ...")
     with StopSignal() as stop:
         from fmnist_transfer.store.artifacts import check_artifacts
@@ -59,7 +59,7 @@ def main(settings: ReportSettings) -> int:
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command with `args` (default: `sys.argv`); return its exit status."""
     return run_command(ReportSettings, main, "sweeps.report", args)
 
 

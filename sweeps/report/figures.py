@@ -1,4 +1,4 @@
-"""Figures from the rows of a sweep: scores against the fraction, their differences, and what explains them."""
+"""Figures of a report: scores against the fraction, their differences, and what explains them."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from sweeps.rows import BEST_VAL_LOSS, SCALED_VAL_LOSS, TRAIN_LOSS, VAL_ECE, VAL
 
 
 def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
-    """Name -> figure and its caption. Empty if no replicate of pretrained and random is complete."""
+    """Map name to figure and caption. Empty if no replicate of pretrained and random is complete."""
     pair, rows = findings.pair, findings.sweep.rows
     if not pair.n:
         return {}
@@ -30,12 +30,12 @@ def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
         ),
         "effective_data": (
             panel_row(lambda axes: _draw_effective_data(axes, pair)),
-            "Effective data: how many times the data random weights need for the pretrained loss, with 95 % bootstrap "
-            "intervals; triangles are bounds.",
+            "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
+            "bootstrap intervals; triangles are bounds.",
         ),
         "best_epoch": (
             panel_row(*(_pair_panel(pair, score) for score in (VAL_LOSS, BEST_VAL_LOSS))),
-            "Validation loss at the final epoch and at the best.",
+            "Validation loss at the final and at the best epoch.",
         ),
     }
     if pair.difference(SCALED_VAL_LOSS).is_known:
@@ -117,7 +117,7 @@ def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
 def _draw_beside(axes: Axes, findings: Findings) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     for i, sweep in enumerate(findings.beside):
-        shift = 1.02**i  # not one upon the other
+        shift = 1.02**i  # so that sweeps do not overlap
         for point in sweep.points:
             if point.low is not None and point.high is not None:
                 axes.vlines(point.percent * shift, point.low, point.high, color=f"C{i}", alpha=0.5)

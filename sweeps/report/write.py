@@ -21,7 +21,7 @@ PAGE_DPI = 110
 
 
 def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep] = (), *, stop: StopSignal) -> Findings:
-    """Compute everything anew; log the page, its Markdown, the numbers and the figures. Raises Interrupted."""
+    """Compute the findings; log the page, its Markdown, the numbers and the figures. Raises Interrupted on a signal."""
 
     def check_stop() -> None:
         stop.raise_if_set(f"the report is not complete; {SAME_COMMAND}")
@@ -29,7 +29,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     check_stop()
     findings = find(sweep, others)
     images, captions = {}, {}
-    with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+    with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
         for name, (figure, caption) in report_figures(findings).items():
             check_stop()
             content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a sweep's parent run shows: figures and table, refreshed as cells finish, and the curve runs."""
+"""Figures and table of a sweep's parent run, refreshed as cells finish, and its curve runs."""
 
 import time
 from collections import Counter
@@ -22,24 +22,24 @@ from sweeps.rows import (
     to_csv,
 )
 
-REFRESH_SECONDS = 60.0  # between two drawings
-FEWEST_CELLS = 4  # both ends of both curves
-CURVES = {  # the UI's charts have a section for each prefix: first the original report's two graphs
+REFRESH_SECONDS = 60.0  # at least, between two drawings
+FEWEST_CELLS = 4  # enough for both ends of two curves
+CURVES = {  # the UI shows a section per prefix: first the original report's two graphs
     "curve/train_loss": TRAIN_LOSS,
     "curve/val_loss": VAL_LOSS,
     "more/val_accuracy": VAL_ACCURACY,
     "more/best_val_loss": BEST_VAL_LOSS,
     "more/test_accuracy": TEST_ACCURACY,
 }
-MOST_INITS_BESIDE = 3  # for which all scores fit beside each other
+MOST_INITS_BESIDE = 3  # up to this number all scores fit side by side
 SUMMARY = {"training loss": TRAIN_LOSS, "validation loss": VAL_LOSS, "validation accuracy, %": VAL_ACCURACY}
 
 
 class SweepFigures:
-    """The parent's figures and `results.csv`.
+    """Draws the parent run's figures and writes its `results.csv`.
 
     Args:
-        read_rows: the rows of the whole grid as they are now.
+        read_rows: returns the current rows of the whole grid.
     """
 
     def __init__(self, store: Store, run_id: str, read_rows: Callable[[], list[Row]], title: str):
@@ -48,24 +48,24 @@ class SweepFigures:
         self._drawn: float | None = None
 
     def refresh(self) -> None:
-        """Draw, if there is something to see and the last drawing is old enough."""
+        """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
         now = time.monotonic()
         if self._drawn is not None and now - self._drawn < REFRESH_SECONDS:
             return
         if sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
             self.draw()
             if self._drawn is None:
-                say(f"The first graph is there after {duration(now - self._start)}: figures/ of the sweep's run")
+                say(f"The first graph is ready after {duration(now - self._start)}: figures/ of the sweep's run")
             self._drawn = time.monotonic()
 
     def draw(self) -> list[Row]:
-        """Draw now; the rows."""
+        """Draw now; return the rows drawn."""
         import matplotlib.style
 
         from sweeps.results.figures import sweep_figures
 
         rows = self._read_rows()
-        with matplotlib.style.context("default"):  # the user's own matplotlibrc is not for these
+        with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
             for path, figure in sweep_figures(rows, self._title).items():
                 self._store.log_figure(self._run_id, path, figure)
         self._store.log_text(self._run_id, "results.csv", to_csv(rows))
@@ -73,9 +73,9 @@ class SweepFigures:
 
 
 def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
-    """A run for each init with the means over replicates at step = percent: comparing them draws the report's graphs.
+    """Log a run per init with the means over replicates at step = percent; comparing them draws the report's graphs.
 
-    Curves of an earlier, smaller grid are deleted: a step cannot be logged anew.
+    Earlier curve runs of the sweep are deleted, because a logged step cannot be replaced.
     """
     for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep_run_id):
         store.client.delete_run(old.info.run_id)
@@ -91,7 +91,7 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
 
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
-    """What is there, a line for each fraction."""
+    """Print cell counts by status, one line per fraction."""
     inits = list(dict.fromkeys(row.cell.init for row in rows))
     lines = []
     for percent in sorted({row.cell.percent for row in rows}):
@@ -105,7 +105,7 @@ def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
 
 
 def print_summary(rows: Sequence[Row]) -> None:
-    """Means over replicates, a line for each fraction."""
+    """Print the means over replicates, one line per fraction."""
     inits = list(dict.fromkeys(row.cell.init for row in rows))
     say_heading("Means over replicates, final epoch")
     beside = [list(SUMMARY)] if len(inits) <= MOST_INITS_BESIDE else [[title] for title in SUMMARY]

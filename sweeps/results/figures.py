@@ -23,7 +23,7 @@ Draw = Callable[[Axes], None]
 
 
 def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
-    """File name -> figure: one per score, and `overview.png` with all three. Empty if nothing is finished."""
+    """Map file name to figure: one per score, and `overview.png` with all three. Empty if nothing is finished."""
     if not finished_percents(rows):
         return {}
     panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
@@ -35,7 +35,7 @@ def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
 
 
 def panel_row(*panels: Draw, width: float | None = None) -> Figure:
-    """One row of panels; `width` in inches."""
+    """Draw panels in one row; `width` is in inches."""
     n = len(panels)
     figure = Figure(figsize=(width or 1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
     for axes, draw in zip(figure.subplots(1, n, squeeze=False)[0], panels, strict=True):
@@ -44,7 +44,7 @@ def panel_row(*panels: Draw, width: float | None = None) -> Figure:
 
 
 def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
-    """Every init: mean over its finished replicates, and their range."""
+    """Panel with the mean and the range of each init's finished replicates."""
 
     def draw(axes: Axes) -> None:
         for init in INITS:
@@ -61,7 +61,7 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
 
 
 def label_axes(axes: Axes, label: str, *, legend: bool = True) -> None:
-    """Label both axes; x is the fraction."""
+    """Label both axes; x is the fraction in percent."""
     axes.set_xlabel("percent of the target's training images")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)

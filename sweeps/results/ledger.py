@@ -1,7 +1,7 @@
-"""Which cells are done: those with a FINISHED run of their `cell_key` below the sweep's parent.
+"""Ledger of a sweep's cells. A cell is done if a FINISHED run with its `cell_key` is below the sweep's parent.
 
-The runs are listed once, when the ledger is made (under the sweep's lock); the driver alone adds to them. The parent
-gets nothing per cell.
+The runs are listed once, when the ledger is made (under the sweep's lock); only the driver adds to them. Nothing is
+written to the parent per cell.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from sweeps.training.cells import CellPlan, CellResult
 
 
 def identify_sweep(model: TrainedModel, plan: CellPlan, *, tuned: bool = False, own_sources: bool = False) -> Identity:
-    """Everything that a cell's result depends on besides its fraction, init and replicate.
+    """Identify a sweep by all that a cell's result depends on, except fraction, init and replicate.
 
     Args:
-        tuned: each init has a recipe of its own, which the cells then name.
-        own_sources: each replicate has a source network of its own.
+        tuned: each init has its own recipe, which its cells then name.
+        own_sources: each replicate has its own source network.
     """
-    stacked = {"stacked": True} if plan.stack else {}  # rounds otherwise; on CUDA dropout masks differ, too
+    stacked = {"stacked": True} if plan.stack else {}  # rounds differently; on CUDA dropout masks differ, too
     modes = ({"recipe_mode": TUNED} if tuned else {}) | ({"sources": "one a replicate"} if own_sources else {})
     return identity(
         device=plan.device,
@@ -47,11 +47,11 @@ def identify_sweep(model: TrainedModel, plan: CellPlan, *, tuned: bool = False, 
 
 
 class Ledger:
-    """The cells of one sweep, as the store has them; `open` before anything is begun.
+    """The cells of one sweep, as the store has them. Call `open` before `begin`.
 
     Args:
-        work: all that a cell's result depends on but fraction, init and replicate; its facts are the parent's params.
-        half: the target half, which every run names as its data.
+        work: identity from `identify_sweep`; its facts are the parent's params.
+        half: the target half, logged as the data of every run.
     """
 
     def __init__(self, store: Store, work: Identity, half: Half):
@@ -73,13 +73,13 @@ class Ledger:
         return str(self._parent.info.run_id) if self._parent else ""
 
     def open(self, name: str, tags: Mapping[str, Any], *, take_over: bool = False) -> None:
-        """Make the parent RUNNING, create it if there is none, and end the cells that a dead driver left RUNNING.
+        """Make the parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
 
-        The caller holds this machine's lock of the sweep. Raises BusyError if another machine has it.
+        The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep.
 
         Args:
-            tags: of the parent, set anew each time (which model was asked for).
-            take_over: another machine's driver is known to be gone.
+            tags: tags of the parent, overwritten each time (such as the model asked for).
+            take_over: True if another machine's driver is known to be gone.
         """
         all_tags = {"role": Role.SWEEP, "sweep_key": self.key} | dict(tags)
         self._parent = open_parent(
@@ -95,21 +95,21 @@ class Ledger:
         self._open.end_left(self._children)
 
     def cell_key(self, cell: Cell, n_train: int) -> str:
-        """The number of images counts, not the percent that they were written as."""
+        """Key of a cell; percents that give the same number of images share it."""
         change = {"setting": dataclasses.astuple(cell.change)} if cell.change else {}
         own = {"sweep": self.key, "n_train": n_train, "init": cell.init, "replicate": cell.replicate}
         return identity(device=str(self._facts["device"]), **own, **change).key
 
     def row(self, cell: Cell, n_train: int) -> Row:
-        """What is known of the cell."""
+        """The cell's row, `open` if no run counts."""
         return row_of(cell, n_train, self._runs.get(self.cell_key(cell, n_train)))
 
     def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
-        """Rows of cells, given with their numbers of training images."""
+        """Rows of cells, given as cell -> number of training images."""
         return [self.row(cell, n_train) for cell, n_train in cells.items()]
 
     def to_run(self, cells: Mapping[Cell, int], *, retry_failed: bool = False) -> list[Cell]:
-        """Cells that are open, or failed; those that diverged only by `retry_failed`, for they would diverge again."""
+        """Open and failed cells; diverged ones, which would diverge again, only with `retry_failed`."""
 
         def is_to_run(cell: Cell, n_train: int) -> bool:
             run = self._runs.get(self.cell_key(cell, n_train))
@@ -118,13 +118,12 @@ class Ledger:
         return [cell for cell, n_train in cells.items() if is_to_run(cell, n_train)]
 
     def hosts(self, rows: Iterable[Row]) -> list[str]:
-        """The host that trained each finished cell."""
+        """The hosts that trained the finished cells, one entry per cell."""
         tags = {str(run.info.run_id): run.data.tags for run in self._runs.values()}
         finished = [tags[row.run_id] for row in rows if row.status == "finished"]
         return [own.get("trained_on", own.get("host", "unknown")) for own in finished]
 
     def begin(self, cell: Cell, n_train: int) -> None:
-        """Create the cell's run, RUNNING."""
         labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
         params = self._facts | labels | {"n_train": n_train}
         if cell.change:
@@ -132,16 +131,15 @@ class Ledger:
         self._open.begin(cell, cell.name, params, labels | {"cell_key": self.cell_key(cell, n_train)})
 
     def finish(self, cell: Cell, n_train: int, trained: CellResult) -> None:
-        """Log every result in one batch, then FINISHED."""
+        """Log all results in one batch, then end the run as FINISHED."""
         tags = {"weights_digest": trained.weights_digest} | trained.numerics
         self._count(cell, n_train, self._open.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
 
     def fail(self, cell: Cell, n_train: int, reason: str, details: str = "") -> None:
-        """End the cell's run FAILED."""
         self._count(cell, n_train, self._open.fail(cell, reason, details))
 
     def kill(self, cell: Cell, reason: str) -> None:
-        """End the cell's run KILLED: the cell stays open."""
+        """End the cell's run as KILLED; the cell stays open."""
         self._open.kill(cell, reason)
 
     def kill_rest(self) -> None:

@@ -1,4 +1,4 @@
-"""A sweep as the store has it: its rows, and what they depend on. Whatever made it, and wherever.
+"""Read a sweep from the store: its rows and what they depend on, wherever it was run.
 
 logged = read_sweep(store, find_sweep(store, "latest"))
 """
@@ -21,37 +21,35 @@ from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
 from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
-GRIDS = "grids"  # tag of the parent: every grid that was asked for, as JSON
-DIVERGED = "Diverged"  # begins the reason of such a run
+GRIDS = "grids"  # tag of the parent: every grid asked for so far, as JSON
+DIVERGED = "Diverged"  # start of the tag `reason` of a run that diverged
 TUNED = "tuned"
 PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
 
 
 @dataclass(frozen=True)
 class LoggedSweep:
-    """One sweep of the store."""
-
     run_id: str
     name: str
     params: Mapping[str, str]
-    """Its identity: spec, recipe, split, budget, seed ..."""
+    """The sweep's identity: spec, recipe, split, budget, seed ..."""
     tags: Mapping[str, str]
     rows: tuple[Row, ...]
-    """Of every cell of its grid, those that are not finished too."""
+    """Every cell of its grid, finished or not."""
     recipe: Recipe
-    """The registered one, with the sweep's epochs."""
+    """The registered recipe, with the sweep's epochs."""
     chosen: Chosen
-    """Of `--recipe tuned`; empty without it, or before its grid is finished."""
+    """Settings from `--recipe tuned`, of the inits whose tuning cells are done."""
     n_tuning: tuple[int, int, int]
-    """Cells of the recipes' grid that are done, those of them that failed, and all."""
+    """Numbers of tuning cells: done, failed among these, and in total."""
     tuning_rows: tuple[Row, ...]
-    """Of the finished and failed cells that chose recipes."""
+    """The finished and failed tuning cells."""
     provenance: Mapping[str, tuple[str, ...]]
-    """Versions, commits and kinds of processor of the finished cells."""
+    """Versions, commits and processor types of the finished cells, by tag."""
 
     @functools.cached_property
     def pair(self) -> Comparison:
-        """Pretrained beside random."""
+        """Comparison of pretrained with random."""
         return compare(self.rows)
 
     @property
@@ -70,27 +68,27 @@ class LoggedSweep:
 
     @property
     def is_reference(self) -> bool:
-        """Whether the sweep uses the original report's network, recipe and budget."""
+        """True if the sweep uses the original report's network, recipe and budget."""
         wanted = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()} | {"budget": "epochs"}
         same = all(self.params.get(key) == value for key, value in wanted.items())
         return same and self.recipe == REFERENCE_RECIPE and not self.is_tuned
 
 
 def find_sweep(store: Store, run_id: str) -> "Run":
-    """The sweep's parent run by its id; `latest`: the one that was begun last.
+    """Find a sweep's parent run by its id, or with `latest` the sweep that was started last.
 
-    Raises UserError, UsageError, or DataError if it was deleted.
+    Raises UserError if there is no sweep, UsageError if the id is not a sweep's, and DataError if the run was deleted.
     """
     if run_id == "latest":
         sweeps = store.find(TRANSFER, role=Role.SWEEP)
         if not sweeps:
-            raise UserError("there is no sweep in this store; python -m sweeps.transfer makes one")
+            raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
         return sweeps[0]
     run = store.get(run_id)
     if run is None:
         raise UsageError(f"no run {run_id} in this store; {_known_sweeps(store)}")
     if run.info.lifecycle_stage != "active":
-        raise DataError(f"run {run_id} was deleted; restore it in MLflow's UI, or: {_known_sweeps(store)}")
+        raise DataError(f"run {run_id} was deleted; restore it in MLflow's UI or use another; {_known_sweeps(store)}")
     if run.data.tags.get("role") != Role.SWEEP:
         raise UsageError(f"run {run_id} ({run.info.run_name}) is no sweep; {_known_sweeps(store)}")
     return run
@@ -102,7 +100,7 @@ def _known_sweeps(store: Store) -> str:
 
 
 def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
-    """The sweep as it is now, finished or not."""
+    """Read the sweep as it is now, finished or not."""
     params = dict(parent.data.params)
     children = store.find(TRANSFER, role=Role.CELL, parent=parent.info.run_id)
     runs = {cell_of(run): run for run in counting_runs(children).values()}
@@ -134,10 +132,10 @@ def read_sweep(store: Store, parent: "Run") -> LoggedSweep:
 
 
 def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
-    """Cell key -> the run that counts: the earliest FINISHED one, else a FAILED one, the latest.
+    """Map each cell key to the run that counts: the earliest FINISHED run, else the latest FAILED one.
 
     Args:
-        runs: of cells, in any order.
+        runs: runs of cells, in any order.
     """
     counting: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: run.info.start_time):
@@ -151,12 +149,12 @@ def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def diverged(run: Run) -> bool:
-    """Whether a FAILED run's loss became infinite; it would again."""
+    """Return whether a FAILED run diverged; its cell would diverge again."""
     return run.data.tags.get("reason", "").startswith(DIVERGED)
 
 
 def cell_of(run: "Run") -> Cell:
-    """The cell that a run is of."""
+    """The cell that a run trained."""
     params = run.data.params
     change = None
     if params.get("recipe_mode") == TUNED:
@@ -166,7 +164,7 @@ def cell_of(run: "Run") -> Cell:
 
 
 def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
-    """What is known of the cell whose counting run is `run`; `open` if there is none."""
+    """Row of the cell whose counting run is `run`; `open` if `run` is None."""
     statuses: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}
     status = statuses.get(run.info.status, "open") if run else "open"
     scores = run.data.metrics if run and status == "finished" else {}
@@ -175,24 +173,24 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Inverse of `metric_rows.settings_params`, of the recipe."""
+    """Recipe from a run's params: the inverse of `metric_rows.settings_params`."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):
             try:
                 fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):  # a word
+            except (ValueError, SyntaxError):  # a bare word
                 fields[key.removeprefix("recipe.")] = text
     return Recipe.from_dict(fields)
 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    """What was asked for so far, as the parent's tags have it."""
+    """Grids asked for so far, from the parent's tags."""
     return [Grid(tuple(percents), tuple(inits), n) for percents, inits, n in json.loads(tags.get(GRIDS, "[]"))]
 
 
 def add_grid(store: Store, run_id: str, grid: Grid) -> list[Grid]:
-    """Write the grid into the tags of the sweep's parent; all that were asked for so far."""
+    """Add the grid to the tags of the sweep's parent; return all grids asked for so far."""
     before = grids_of(store.client.get_run(run_id).data.tags)
     grids = before if grid in before else [*before, grid]
     cells = asked_cells(grids)
@@ -207,16 +205,16 @@ def add_grid(store: Store, run_id: str, grid: Grid) -> list[Grid]:
 
 
 def asked_cells(grids: Iterable[Grid]) -> list[Cell]:
-    """The cells of all of them, each once."""
+    """Cells of all grids, each once."""
     return list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
 
 
 def _tuned_grid(
     cells: Sequence[Cell], rows: Mapping[Cell, Row], recipe: Recipe
 ) -> tuple[list[Cell], Chosen, tuple[int, int, int]]:
-    """The cells with their settings, these settings, and of the recipes' grid how many cells are done, failed, and all.
+    """Cells with their settings, the settings, and the numbers of tuning cells done, failed, and in total.
 
-    Cells of an init whose grid is not done yet have no setting.
+    Cells of an init whose tuning cells are not all done have no setting.
     """
     chosen: Chosen = {}
     n_done, n_failed, n = 0, 0, 0
@@ -226,7 +224,7 @@ def _tuned_grid(
         n_done, n = n_done + len(done), n + len(tried)
         n_failed += sum(row.status == "failed" for row in done)
         if len(done) == len(tried):
-            with contextlib.suppress(UserError):  # none of its settings was trained to its end
+            with contextlib.suppress(UserError):  # no setting finished in all replicates
                 chosen |= choose(done, [init], recipe)
     without = [cell for cell in cells if cell.init not in chosen]
     return tuned_cells(cells, chosen) + without, chosen, (n_done, n_failed, n)

@@ -1,4 +1,4 @@
-"""Training one cell: what all cells of a sweep share, and the worker's function.
+"""Training of one cell: the settings that cells share, and the function that workers run.
 
 Workers import this module, so it imports no mlflow.
 """
@@ -31,37 +31,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What every cell of a sweep shares; sent to each worker once."""
+    """Settings shared by all cells of a sweep; sent to each worker once."""
 
     half: Half
     """The target half."""
     spec: CNN2Spec
-    """Of the target's network."""
+    """Spec of the target's network."""
     recipe: Recipe
     sources: tuple[dict[str, Tensor], ...]
-    """Weights and buffers of the registered network, or of one source network for each replicate."""
+    """Weights and buffers of the registered network, or of one source network per replicate."""
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
     precision: Precision = "float32"
     stack: bool = False
-    """Whether the cells of a fraction are trained as one computation."""
+    """True if the cells of a fraction are trained as one computation."""
 
     def draw(self, streams: Streams) -> CNN2:
-        """A fresh network for the target."""
         return fresh_network(self.spec, streams)
 
     def source(self, cell: Cell) -> dict[str, Tensor]:
-        """What the cell's init copies from."""
+        """Weights and buffers that the cell's init copies from."""
         return self.sources[cell.replicate % TUNING_REPLICATE if len(self.sources) > 1 else 0]
 
 
 class CellResult(NamedTuple):
     result: Result
-    """Without the weights, which nobody needs any more."""
+    """`final_state` is empty: nothing needs the weights any more."""
     weights_digest: str
     numerics: dict[str, str]
-    """Of the process that trained it."""
+    """Numerics of the process that trained the cell."""
 
 
 def plan_for(
@@ -75,14 +74,14 @@ def plan_for(
     precision: Precision,
     stack: bool,
 ) -> CellPlan:
-    """The registered network and recipe, on the target half; `epochs` replaces the recipe's."""
+    """Plan with the registered network and recipe on the target half; `epochs`, if given, replaces the recipe's."""
     recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
     spec = dataclasses.replace(model.spec, n_classes=len(half.classes))
     return CellPlan(half, spec, recipe, (model.state,), budget, seed, device, precision, stack)
 
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
-    """How much work the cell is (`forecast.py`): `selffer` trains twice, the classifier alone sees each image once."""
+    """Work of the cell in forward passes (`forecast.py`). Training the classifier alone needs features only once."""
     n_val = len(plan.half.val)
     of_all = plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None
     whole, once = training_passes(plan.recipe, n_train, n_val, of_all), 2 * n_train + 3 * n_val
@@ -96,9 +95,9 @@ def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
 def train_cells(
     plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], should_stop: Callable[[], bool]
 ) -> list[CellResult | Diverged]:
-    """Train a cell, or several of one fraction at once, in a worker; what became of each.
+    """Train a cell, or several of one fraction at once, in a worker; return the outcome of each.
 
-    Reports 0 when it starts and the number of each epoch when it ends.
+    Reports 0 at the start, then each epoch's number at its end.
     """
     options = {
         "steps_per_epoch": plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None,
@@ -137,7 +136,7 @@ def _train_alone(
 def _train_together(
     plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], options: dict[str, Any]
 ) -> list[CellResult | Diverged]:
-    """cells: of one fraction, replicate by replicate."""
+    """Train cells of one fraction, sorted by replicate, as one stack."""
     half = on_device(plan.half, plan.device)
     groups = []
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
@@ -154,7 +153,7 @@ def _train_together(
             if isinstance(history, Diverged):
                 results.append(history)
             else:
-                initial = copy_state(network)  # the stack trained a copy
+                initial = copy_state(network)  # the stack trained a copy of it
                 network.load_state_dict(final_state)
                 results.append(_without_weights(score(network, history, group.train, half, initial)))
     return results

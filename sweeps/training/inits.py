@@ -1,21 +1,22 @@
-"""How each init makes its starting network, and what it trains: of CNN2 or of any network with a named classifier.
+"""Starting networks and trained layers of each init, for CNN2 or any network with a named classifier.
 
 | init             | layers but the classifier            | trains                                               |
 | ---------------- | ------------------------------------ | ---------------------------------------------------- |
 | `pretrained`     | the source's                         | all                                                  |
 | `random`         | drawn anew                           | all                                                  |
 | `frozen`         | the source's                         | the classifier, on features computed once            |
-| `lp-ft`          | the source's                         | a fifth of its epochs the classifier, then all       |
-| `selffer`        | trained on the same subset before    | all (so its budget is twice that of the others)      |
+| `lp-ft`          | the source's                         | the classifier for a fifth of the epochs, then all   |
+| `selffer`        | first trained on the same subset     | all (so its budget is twice that of the others)      |
 | `shrink-perturb` | 0.4 x source + 0.1 x drawn anew      | all                                                  |
 | `matched`        | drawn with the source's mean and     | all                                                  |
 |                  | standard deviation                   |                                                      |
 
-The source is the registered network. The classifier is always drawn anew; within a replicate every init draws the same
-one, at every fraction. Buffers are the source's for `shrink-perturb` and `matched`.
+The source is the registered network or, with `--pretrain-replicates`, the replicate's own. The classifier is always
+drawn anew; within a replicate it is the same for every init and fraction. `shrink-perturb` and `matched` copy the
+source's buffers.
 
-What is drawn anew comes from a function of the streams, `draw`: `partial(fresh_network, spec)` is CNN2's,
-`partial(fresh, build, classifier="fc")` any other network's.
+A function `draw` makes a fresh network from the streams: `partial(fresh_network, spec)` for CNN2,
+`partial(fresh, build, classifier="fc")` for any other network.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, History, Result, score
 from sweeps.grid import PERTURB, PROBING_SHARE, SHRINK, Init
 
-STACKABLE: frozenset[Init] = frozenset({"pretrained", "random", "shrink-perturb", "matched"})  # one `fit` of all layers
+STACKABLE: frozenset[Init] = frozenset({"pretrained", "random", "shrink-perturb", "matched"})  # a single `fit`
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -53,9 +54,9 @@ def train_arm(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     **options: Any,
 ) -> Result:
-    """Make the init's starting network, train it on the device of `train`, and score it on the half, there too.
+    """Make the init's starting network, train it and score it on the half, all on the device of `train`.
 
-    Arguments and errors as those of `starting_network` and `fit`.
+    Arguments and errors are those of `starting_network` and `fit`.
     """
     start = time.perf_counter()
     options["classifier"] = classifier
@@ -75,17 +76,17 @@ def starting_network(
     streams: Streams,
     classifier: str = CLASSIFIER,
 ) -> Network:
-    """The network that an arm starts to train, on the CPU.
+    """Make the network that training starts from, on the CPU.
 
     Args:
-        draw: a fresh network with the target's number of classes, on the CPU, decided by the streams alone.
-        source: weights and buffers of the source's network, or for `selffer` what `train_before` gave; its classifier
-            is not used. `random` uses none of it.
-        classifier: name of the module whose output the logits are.
+        draw: makes a fresh network with the target's number of classes, on the CPU, from the streams alone.
+        source: weights and buffers of the source network, or for `selffer` those from `train_before`. Its classifier is
+            not used; `random` uses none of it.
+        classifier: name of the module that outputs the logits.
 
     Raises:
-        ModelError: anything but the classifier differs in name, shape or type between source and network.
-        UsageError: there is no module of that name.
+        ModelError: outside the classifier, a name, shape or type differs between source and network.
+        UsageError: the network has no module of that name.
     """
     network = draw(streams)
     find_classifier(network, classifier)
@@ -129,10 +130,10 @@ def train_before(
     streams: Streams,
     **options: Any,
 ) -> State:
-    """What `selffer` starts from: a network trained from random weights on the target subset, with its own draws.
+    """Train what `selffer` starts from: a network with random weights, on the target subset, with its own draws.
 
-    Nothing is copied yet, so the recipe's factor of the trunk does not count. Arguments as those of `starting_network`
-    and `fit`.
+    No layer is copied yet, so the recipe's trunk factor is not applied. Arguments are those of `starting_network` and
+    `fit`. Raises Diverged.
     """
     own = dataclasses.replace(streams, stage="selffer")
     network = draw(own).to(train.images.device)
@@ -146,7 +147,7 @@ def train_before(
 def fit_arm(
     network: nn.Module, train: Examples, val: Examples, recipe: Recipe, streams: Streams, *, init: Init, **options: Any
 ) -> History:
-    """Train what the init trains; arguments as those of `fit`."""
+    """Train the layers that the init trains; arguments are those of `fit`."""
     if init == "frozen":
         return fit_classifier(network, train, val, recipe, streams, **options)
     if init == "lp-ft":
@@ -155,7 +156,7 @@ def fit_arm(
 
 
 def probing_epochs(epochs: int) -> int:
-    """Of lp-ft's epochs, those of the classifier alone. Raises UsageError for a single epoch."""
+    """Number of lp-ft's epochs that train the classifier alone. Raises UsageError for a single epoch."""
     if epochs < 2:
         raise UsageError("init lp-ft trains the classifier first and then all layers: it needs two epochs or more")
     return max(1, round(PROBING_SHARE * epochs))
@@ -171,7 +172,7 @@ def _probe_then_fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     **options: Any,
 ) -> History:
-    """Both stages run through the whole schedule; the best epoch may be of either."""
+    """Train the classifier, then all layers. Each stage runs the whole schedule; the best epoch may be in either."""
     n_probing = probing_epochs(recipe.epochs)
     of_probing = dataclasses.replace(recipe, epochs=n_probing)
     probed = fit_classifier(network, train, val, of_probing, streams, on_epoch=on_epoch, **options)

@@ -1,8 +1,8 @@
-"""A recipe for each init, tuned with equal effort: which settings are tried, and which one a cell trains by.
+"""Recipes tuned per init with equal effort: the settings tried, and the one that each cell trains with.
 
 The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
-nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Their
-replicates are others than those that are compared afterwards: a setting is not judged by the draws that chose it.
+nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins.
+Tuning cells have replicates of their own, so a setting is not judged by the draws that chose it.
 """
 
 import math
@@ -18,10 +18,10 @@ from sweeps.rows import VAL_LOSS, Row
 
 PERCENTS = (100, 5, 25)
 REPLICATES = (TUNING_REPLICATE, TUNING_REPLICATE + 1)
-LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered one
-TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers and train them
-WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for the others
-# Inits that copy trained layers and train them (`frozen` does not).
+LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered rate
+TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for COPYING inits
+WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for other inits
+# Inits that copy trained layers and train them further.
 COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
 
 _FIELDS = ("learning_rate", "trunk_factor", "warm_up")
@@ -30,7 +30,7 @@ Chosen = dict[Init, dict[int, RecipeChange]]  # init -> percent -> setting
 
 
 def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
-    """Nine for every init; the registered recipe is among them."""
+    """Nine settings for any init, the registered recipe among them."""
     rates = [recipe.learning_rate * multiple for multiple in LEARNING_RATES]
     own = recipe.warm_up_share
     if init in COPYING:
@@ -39,7 +39,7 @@ def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
 
 
 def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
-    """A replicate of everything before the next; the long ones first."""
+    """Cells that try every setting, replicate by replicate, the longest first."""
     return [
         Cell(percent, init, replicate, change)
         for replicate in REPLICATES
@@ -50,9 +50,9 @@ def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
 
 
 def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
-    """The setting with the lowest mean validation loss at each percent of the grid.
+    """Choose the setting with the lowest mean final validation loss for each init and percent of the grid.
 
-    Only settings count all of whose replicates are finished. Raises UserError where there is none.
+    A setting counts only if all its replicates are finished. Raises UserError if no setting counts.
     """
     losses = {row.cell: row.scores[VAL_LOSS.key] for row in rows if VAL_LOSS.key in row.scores}
     chosen: Chosen = {}
@@ -64,26 +64,26 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
                 if all(cell in losses for cell in cells):
                     means[change] = float(np.mean([losses[cell] for cell in cells]))
             if not means:
-                raise UserError(f"no setting of init {init} at {percent} % was trained to its end; its cells say why")
+                raise UserError(f"no setting of init {init} at {percent} % finished all replicates; its runs say why")
             chosen.setdefault(init, {})[percent] = min(means, key=lambda change: means[change])
     return chosen
 
 
 def is_on_edge(change: RecipeChange, init: Init, recipe: Recipe) -> bool:
-    """Whether a value that was tried has none beyond it: a wider grid might have found a better one."""
+    """Return whether the setting is on the grid's edge, so that a wider grid might hold a better one."""
     grid = recipe_grid(init, recipe)
     rates, factors, warm_ups = ({getattr(tried, field) for tried in grid} for field in _FIELDS)
     return (
         change.learning_rate in (min(rates), max(rates))
-        or (len(factors) > 1 and change.trunk_factor == min(factors))  # a factor above 1 makes no sense
+        or (len(factors) > 1 and change.trunk_factor == min(factors))  # factors above 1 make no sense
         or (len(warm_ups) > 1 and change.warm_up in {min(warm_ups), max(warm_ups)} - {0.0})
     )
 
 
 def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
-    """Interpolated in the logarithm of the number of images; outside of the grid the nearest one's."""
+    """Interpolate the settings in the logarithm of the number of images; outside the grid, use the nearest setting."""
     if percent in chosen:
-        return chosen[percent]  # exactly: logarithm and exponential would round it
+        return chosen[percent]  # unchanged: logarithm and exponential would round it
     known = sorted(chosen)
 
     def at(values: Sequence[float]) -> float:
@@ -98,12 +98,12 @@ def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
 
 
 def _rounded(value: float) -> float:
-    """To six digits: a cell is found again by its setting, also where logarithms round otherwise."""
+    """Round to six digits, so that a cell is found by its setting even where logarithms round differently."""
     return float(f"{value:.6g}")
 
 
 def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
-    """The cells of a sweep, each with its init's setting; those of inits without one are left out."""
+    """Give each cell its init's setting; drop cells of inits without one."""
     return [
         Cell(cell.percent, cell.init, cell.replicate, change_at(chosen[cell.init], cell.percent))
         for cell in cells
@@ -112,8 +112,7 @@ def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
 
 
 def print_chosen(chosen: Chosen) -> None:
-    """A line for each init and percent."""
-    say("The setting of each init with the lowest mean validation loss:")
+    say("Settings with the lowest mean validation loss:")
     print_table(
         ["init", "percent", "learning rate", "trunk factor", "warm-up"],
         [

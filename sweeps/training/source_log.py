@@ -1,4 +1,4 @@
-"""Source networks as MLflow runs below the sweep's parent, with their weights: found again by the next command."""
+"""Source networks as MLflow runs with their weights, below the sweep's parent. Later commands reuse them."""
 
 from torch import Tensor
 
@@ -19,12 +19,12 @@ from sweeps.training.source_networks import PretrainingPlan, pretrain
 def source_networks(
     store: Store, parent: str, plan: PretrainingPlan, n: int, workers: Workers, *, debug: bool
 ) -> tuple[dict[str, Tensor], ...]:
-    """Weights of the source networks of replicates 0 ... n - 1; those that are missing are trained.
+    """Train the missing source networks of replicates 0 ... n - 1; return the weights of all n.
 
-    Raises Interrupted after a signal, UserError if one cannot be trained.
+    Raises Interrupted after a signal, and UserError if a network cannot be trained.
 
     Args:
-        parent: run of the sweep, whose identity they share and which the caller owns.
+        parent: run id of the sweep, whose lock the caller holds.
     """
     params = settings_params(plan.spec, plan.recipe) | {"seed": plan.seed}
 
@@ -34,11 +34,11 @@ def source_networks(
 
     log = TrainedNetworks[int](store, TRANSFER, parent, Role.SOURCE, half=plan.half, training=training)
     todo = [replicate for replicate in range(n) if log.trained(replicate) is None]
-    say(f"A source network for each replicate: {n - len(todo)} of {n} are there")
+    say(f"Source networks, one per replicate: {n - len(todo)} of {n} are there already")
     with Progress("source networks", len(todo)) as progress:
         run_logged(workers, pretrain, plan, todo, log=log, progress=progress, debug=debug)
     run_ids = [trained.run_id for replicate in range(n) if (trained := log.trained(replicate))]
     workers.stop.raise_if_set(f"{len(run_ids)} of {n} source networks trained; {SAME_COMMAND}")
     if missing := [replicate for replicate in range(n) if log.trained(replicate) is None]:
-        raise UserError(f"source networks {missing} could not be trained; their runs in MLflow say why")
+        raise UserError(f"source networks of replicates {missing} could not be trained; their runs in MLflow say why")
     return tuple(load_weights(store, run_id, plan.spec) for run_id in run_ids)

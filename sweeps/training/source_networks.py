@@ -1,4 +1,4 @@
-"""A source network for each replicate, so that what differs between pretrainings counts, too: the worker's part.
+"""Training of one source network per replicate, so that intervals also cover differences between pretrainings.
 
 The registered configuration is trained on the source half with fresh draws. Workers import this module, so it imports
 no mlflow.
@@ -18,7 +18,7 @@ from fmnist_transfer.training.score import Result
 
 @dataclass(frozen=True)
 class PretrainingPlan:
-    """What all source networks share."""
+    """Settings shared by all source networks of a sweep."""
 
     half: Half
     """The source half."""
