@@ -88,7 +88,7 @@ class TrainingFlags(Flags):
     precision: Precision = "float32"
     """Arithmetic: float32; bf16 in training's forward passes; tf32 in all products on CUDA, evaluation too."""
     engine: Engine = "local"
-    """Where to train: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on a local one."""
+    """Engine of the trainings: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on a local one."""
     gpus_per_task: float = 0.0
     """With --engine ray: GPUs per training, such as 0.25 for four on one GPU; 0 trains on the CPU."""
     dry_run: bool = False

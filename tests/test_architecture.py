@@ -2,8 +2,10 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,18 @@ def test_flags_are_parsed_before_torch_is_imported(module: str, arguments: list[
         "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'sqlalchemy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, those of fields too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            for statement in node.body if isinstance(node, ast.ClassDef) else node.body[:1]:
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                    yield statement.lineno, str(statement.value.value)
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    worst = re.compile(r"(Of|What|Whether|Those|That|Who|Which|Where|How|By)\b|.*\bof before\b")
+    found = [f"{path}:{line}" for path in MODULES.values() for line, text in docstrings(path) if worst.match(text)]
+    assert found == []

@@ -57,7 +57,7 @@ class Store:
     folder: Path
     """Folder of the database, where the study database is by default."""
     client: MlflowClient
-    """Its calls are retried with `retry`."""
+    """Client whose calls are retried with `retry`."""
     once: MlflowClient
     """The same without retries, for calls that must not be repeated."""
     retry: RetryPolicy

@@ -67,7 +67,7 @@ class Point:
     high: float | None
     """Simultaneous 95 % band; below six replicates the t-interval."""
     p: float | None
-    """By sign flips, adjusted for all fractions; None below six replicates."""
+    """p-value by sign flips, adjusted for all fractions; None below six replicates."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class InitLine:
     n_replicates: int
     val_loss_sd: float | None
     means: dict[str, float]
-    """Those of `DIAGNOSIS` that its cells have."""
+    """The scores of `DIAGNOSIS` that its cells have."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Beside:
-    """What one of several sweeps says."""
+    """One sweep in a comparison of several."""
 
     run_id: str
     name: str
@@ -101,19 +101,19 @@ class Beside:
     n_replicates: int
     verdicts: dict[str, str]
     points: tuple[Point, ...]
-    """Of the final validation loss."""
+    """Differences of the final validation loss."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What one sweep says, with others beside it."""
+    """All that a report says of one sweep, with others beside it."""
 
     sweep: LoggedSweep
     claims: dict[str, Verdict]
     differences: dict[str, tuple[Point, ...]]
-    """Of pretrained and random."""
+    """Score -> random minus pretrained at each fraction."""
     family_p: dict[str, float]
-    """Of no difference at any fraction; empty below six replicates."""
+    """Score -> p-value of no difference at any fraction; empty below six replicates."""
     inits: tuple[InitLine, ...]
     controls: tuple[Control, ...]
     beside: tuple[Beside, ...]
@@ -243,7 +243,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
 
 
 def kind_of(sweep: LoggedSweep) -> str:
-    """What distinguishes sweeps, in a phrase."""
+    """Describe in a phrase how the sweep differs from others."""
     recipe = sweep.recipe
     augmentation = [name for name in ("flip", "shift", "erase") if getattr(recipe, name)]
     sources = ["a source network for each replicate"] if "sources" in sweep.params else []

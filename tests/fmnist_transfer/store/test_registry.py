@@ -248,7 +248,7 @@ def test_only_what_was_deleted_for_certain_is_gone(
     store.client.create_registered_model("plain")
     assert not is_gone(store, store.client.create_model_version("plain", folder.as_uri()))
     another, folder = a_version()
-    store.client.delete_logged_model(another.model_id)
+    store.client.delete_logged_model(registry.model_id_of(another))
     assert is_gone(store, another)
 
 
