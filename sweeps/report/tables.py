@@ -21,13 +21,12 @@ def effect_of(claim: Verdict) -> str:
     """`+0.0123 [+0.0100, +0.0146] nats at 5 %`."""
     if claim.effect is None:
         return ""
-    unit, digits, name = {"accuracy": (100, 2, "points"), "times": (1, 2, "times")}.get(claim.unit, (1, 4, claim.unit))
+    unit, digits, name = (100, 2, "points") if claim.unit == "accuracy" else (1, 4, claim.unit)
     interval = ""
     if claim.interval:
         interval = f" [{unit * claim.interval[0]:+.{digits}f}, {unit * claim.interval[1]:+.{digits}f}]"
     where = "" if claim.percent is None else f" at {claim.percent} %"
-    text = f"{unit * claim.effect:+.{digits}f}{interval} {name}{where}"
-    return text.replace("+", "") if claim.unit == "times" else text
+    return f"{unit * claim.effect:+.{digits}f}{interval} {name}{where}"
 
 
 def claims(verdicts: Iterable[tuple[str, Verdict]]) -> Iterator[Line]:
