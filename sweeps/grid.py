@@ -12,6 +12,33 @@ INITS: tuple[Init, ...] = get_args(Init)
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
 SHRINK, PERTURB = 0.4, 0.1  # factors of shrink-perturb (Ash & Adams 2020)
 PROBING_SHARE = 0.2  # share of lp-ft's epochs that train the classifier alone (Kumar et al. 2022)
+
+
+@dataclass(frozen=True)
+class InitTraits:
+    """Facts of an init that a sweep needs; `training/inits.py` has how it starts and trains."""
+
+    colour: str
+    """Colour in figures."""
+    n_trainings: float = 1.0
+    """Work of a cell, in trainings of all layers."""
+    probes: bool = False
+    """It also trains the classifier alone, on features that are computed once."""
+    copies: bool = False
+    """It copies trained layers and trains them: `--recipe tuned` tries lower learning rates for them."""
+    is_one_fit: bool = False
+    """It is one training of all layers, which `--stack` can do."""
+
+
+TRAITS: dict[Init, InitTraits] = {
+    "pretrained": InitTraits("#1b6ca8", copies=True, is_one_fit=True),
+    "random": InitTraits("#d1603d", is_one_fit=True),
+    "frozen": InitTraits("#5b8c5a", n_trainings=0.0, probes=True),
+    "lp-ft": InitTraits("#8e5ea2", n_trainings=1 - PROBING_SHARE, probes=True, copies=True),
+    "selffer": InitTraits("#b8860b", n_trainings=2.0, copies=True),
+    "shrink-perturb": InitTraits("#3aa6a6", copies=True, is_one_fit=True),
+    "matched": InitTraits("#7f7f7f", is_one_fit=True),
+}
 TUNING_REPLICATE = 1_000  # replicates from this number on choose recipes and are not compared
 
 

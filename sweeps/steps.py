@@ -21,7 +21,7 @@ from fmnist_transfer.terminal.output import about, counted, print_pairs, say, sa
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
-from sweeps.grid import Cell, Grid
+from sweeps.grid import TRAITS, Cell, Grid
 from sweeps.report.mlflow_text import begun
 from sweeps.report.render import CLAIMS_HEAD, claims_text
 from sweeps.report.write import write_report
@@ -205,9 +205,9 @@ def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
 
 def check_inits(settings: TransferSettings, epochs: int) -> None:
     """Raise UsageError if an init does not fit the number of epochs or `--stack`."""
-    from sweeps.training.inits import STACKABLE, probing_epochs
+    from sweeps.training.inits import probing_epochs
 
     if "lp-ft" in settings.inits:
         probing_epochs(epochs)
-    if settings.stack and (apart := [init for init in settings.inits if init not in STACKABLE]):
+    if settings.stack and (apart := [init for init in settings.inits if not TRAITS[init].is_one_fit]):
         raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {' '.join(apart)}")

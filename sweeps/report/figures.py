@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 
 from sweeps.analysis.comparison import Comparison
 from sweeps.analysis.statistics import MIN_REPLICATES, simultaneous_band
+from sweeps.grid import TRAITS
 from sweeps.report.findings import Findings
-from sweeps.results.figures import COLOURS, PANELS, Draw, label_axes, panel_row, scores_panel
+from sweeps.results.figures import PANELS, Draw, label_axes, panel_row, scores_panel
 from sweeps.rows import BEST_VAL_LOSS, SCALED_VAL_LOSS, TRAIN_LOSS, VAL_ECE, VAL_LOSS, VAL_TEMPERATURE, Score
 
 
@@ -72,13 +73,13 @@ def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
         if pair.n >= MIN_REPLICATES:
             band = simultaneous_band(values)
             low, high = band.low, band.high
-        axes.fill_between(pair.percents, low, high, color=COLOURS[init], alpha=0.2, linewidth=0)
-        axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=COLOURS[init], label=init)
+        axes.fill_between(pair.percents, low, high, color=TRAITS[init].colour, alpha=0.2, linewidth=0)
+        axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=TRAITS[init].colour, label=init)
     label_axes(axes, score.axis)
 
 
 def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
-    d, colour, scale = pair.difference(score), COLOURS[pair.init], score.scale
+    d, colour, scale = pair.difference(score), TRAITS[pair.init].colour, score.scale
     axes.axhline(0, color="black", linewidth=0.8)
     if (band := d.intervals) is not None:
         axes.fill_between(pair.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
@@ -102,9 +103,9 @@ def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)
     low, high = np.clip(data.low, 0, top), np.clip(data.high, 0, top)
-    axes.vlines(percents, low, high, color=COLOURS[pair.init], alpha=0.5)
+    axes.vlines(percents, low, high, color=TRAITS[pair.init].colour, alpha=0.5)
     for marker, where in (("o", ~data.at_least & ~data.at_most), ("^", data.at_least), ("v", data.at_most)):
-        axes.plot(percents[where], data.multiplier[where], marker, color=COLOURS[pair.init], markersize=5)
+        axes.plot(percents[where], data.multiplier[where], marker, color=TRAITS[pair.init].colour, markersize=5)
     axes.set_ylim(0, top)
     axes.set_xscale("log")
     axes.set_xticks(percents, [f"{percent:.0f}" for percent in percents])

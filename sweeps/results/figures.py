@@ -6,18 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.grid import INITS, Init
+from sweeps.grid import INITS, TRAITS
 from sweeps.rows import TRAIN_LOSS, VAL_ACCURACY, VAL_LOSS, Row, Score, by_replicate, finished_percents
 
-COLOURS: dict[Init, str] = {
-    "pretrained": "#1b6ca8",
-    "random": "#d1603d",
-    "frozen": "#5b8c5a",
-    "lp-ft": "#8e5ea2",
-    "selffer": "#b8860b",
-    "shrink-perturb": "#3aa6a6",
-    "matched": "#7f7f7f",
-}
 PANELS = {"training_loss": TRAIN_LOSS, "validation_loss": VAL_LOSS, "validation_accuracy": VAL_ACCURACY}  # by file name
 Draw = Callable[[Axes], None]
 
@@ -52,9 +43,9 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
             if percents:
                 values = score.scale * by_replicate(rows, init, score, percents)
                 low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-                axes.fill_between(percents, low, high, color=COLOURS[init], alpha=0.2, linewidth=0)
+                axes.fill_between(percents, low, high, color=TRAITS[init].colour, alpha=0.2, linewidth=0)
                 mean = np.nanmean(values, axis=0)
-                axes.plot(percents, mean, marker="o", markersize=3, color=COLOURS[init], label=init)
+                axes.plot(percents, mean, marker="o", markersize=3, color=TRAITS[init].colour, label=init)
         label_axes(axes, score.axis)
 
     return draw

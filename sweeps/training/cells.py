@@ -22,7 +22,7 @@ from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import fit_stacked
 from fmnist_transfer.training.stacked_network import Group
-from sweeps.grid import PROBING_SHARE, TUNING_REPLICATE, Cell
+from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
 
 if TYPE_CHECKING:
@@ -85,11 +85,8 @@ def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     n_val = len(plan.half.val)
     of_all = plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None
     whole, once = training_passes(plan.recipe, n_train, n_val, of_all), 2 * n_train + 3 * n_val
-    if cell.init == "selffer":
-        return 2 * whole
-    if cell.init == "frozen":
-        return once
-    return (1 - PROBING_SHARE) * whole + once if cell.init == "lp-ft" else whole
+    traits = TRAITS[cell.init]
+    return traits.n_trainings * whole + traits.probes * once
 
 
 def train_cells(

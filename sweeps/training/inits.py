@@ -37,7 +37,6 @@ from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, History, Result, score
 from sweeps.grid import PERTURB, PROBING_SHARE, SHRINK, Init
 
-STACKABLE: frozenset[Init] = frozenset({"pretrained", "random", "shrink-perturb", "matched"})  # a single `fit`
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -13,16 +13,14 @@ import numpy as np
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.terminal.output import print_table, say
 from fmnist_transfer.training.recipe import Recipe
-from sweeps.grid import TUNING_REPLICATE, Cell, Init, RecipeChange
+from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell, Init, RecipeChange
 from sweeps.rows import VAL_LOSS, Row
 
 PERCENTS = (100, 5, 25)
 REPLICATES = (TUNING_REPLICATE, TUNING_REPLICATE + 1)
 LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered rate
-TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for COPYING inits
+TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers
 WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for other inits
-# Inits that copy trained layers and train them further.
-COPYING: frozenset[Init] = frozenset({"pretrained", "lp-ft", "selffer", "shrink-perturb"})
 
 _FIELDS = ("learning_rate", "trunk_factor", "warm_up")
 
@@ -33,7 +31,7 @@ def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
     """Nine settings for any init, the registered recipe among them."""
     rates = [recipe.learning_rate * multiple for multiple in LEARNING_RATES]
     own = recipe.warm_up_share
-    if init in COPYING:
+    if TRAITS[init].copies:
         return [RecipeChange(rate, factor, own) for rate in rates for factor in TRUNK_FACTORS]
     return [RecipeChange(rate, 1.0, warm_up) for rate in rates for warm_up in WARM_UPS[recipe.schedule]]
 
