@@ -63,8 +63,6 @@ def open_store(
         raise StoreError(
             f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
         )
-    if may_write:
-        locks_folder(uri)
     if not uri.startswith("http"):
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (folder / ARTIFACTS).as_uri()
     try:
@@ -78,6 +76,8 @@ def open_store(
     except (MlflowException, ImportError, SQLAlchemyError) as error:
         text = reason(error) if isinstance(error, SQLAlchemyError) else masked(" ".join(str(error).split()))
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {text}") from error
+    if may_write:
+        locks_folder(uri)
     return Store(uri, folder, retrying, client, retry, tracking_uri is not None)
 
 
