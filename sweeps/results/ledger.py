@@ -81,12 +81,12 @@ class Ledger:
             tags: tags of the parent, overwritten each time (such as the model asked for).
             take_over: True if another machine's driver is known to be gone.
         """
-        all_tags = {"role": Role.SWEEP, "sweep_key": self.key} | dict(tags)
+        key = {"role": Role.SWEEP, "sweep_key": self.key}
         self._parent = open_parent(
             self._store,
             "sweep",
             find=self._parents,
-            start=lambda: self._store.start(TRANSFER, name, params=self._facts, tags=all_tags),
+            start=lambda: self._store.start(TRANSFER, name, params=self._facts, tags=key),
             params=self._facts,
             take_over=take_over,
         )
