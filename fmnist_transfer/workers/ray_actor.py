@@ -30,7 +30,7 @@ class RayActor:
         self._job, self._reference = None, job[0]
 
     def work(self, number: int, task: Any) -> None:
-        """Run the task; reports and the outcome become messages. `number` identifies the task for `cancel`."""
+        """Run the task; its start, reports and outcome become messages. `number` identifies the task for `cancel`."""
 
         def should_stop() -> bool:
             return self._stopped or self._cancelled == number
@@ -43,6 +43,7 @@ class RayActor:
             function, shared = self._job
             return function(shared, task, *more)
 
+        self._messages.put(("begun", None))
         self._messages.put(("outcome", attempt(run, None, task, report, should_stop)))
 
     @ray.method(concurrency_group="mail")

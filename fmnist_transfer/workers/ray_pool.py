@@ -78,7 +78,8 @@ class RayPool:
 
     def remove(self, worker: Worker) -> None:
         self._workers.remove(cast(_Actor, worker))
-        self._looked_at = -math.inf
+        if worker.has_worked:  # else wait a moment: its node may have gone without Ray's knowing it yet
+            self._looked_at = -math.inf
 
     def stop_tasks(self) -> None:
         if not self._is_stopping:
@@ -135,7 +136,7 @@ class _Actor:
 
     def __init__(self, handle: Any, shared: "_Shared"):
         self.task: Any = None
-        self.has_worked = False
+        self.is_at_work = self.has_worked = False
         self.mail: Any = None
         self.node: str | None = None
         self._handle, self._shared = handle, shared
@@ -152,7 +153,7 @@ class _Actor:
         return self.node is not None
 
     def hand_out(self, job: Job, task: Any) -> None:
-        self.task = task
+        self.task, self.is_at_work = task, False
         self._number += 1
         if self._job is not job:
             self._handle.begin.remote([self._shared.reference(job)])  # in a list, so that the actor itself fetches it
@@ -166,10 +167,11 @@ class _Actor:
         except RayError as error:
             self.leave()
             return died(self.task, _reason(error))
-        self.has_worked = True
-        if kind == "report":
+        if kind != "outcome":
             self.mail = self._handle.message.remote()
-            job.on_report(self.task, content)
+            self.is_at_work = self.has_worked = True
+            if kind == "report":
+                job.on_report(self.task, content)
             return None
         self.task = None
         return cast(Outcome[Any, Any], content)

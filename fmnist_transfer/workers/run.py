@@ -5,7 +5,8 @@
             ...
 
 A worker lives as long as the `with` block, imports torch once, and receives the shared data of a `run` once. If a
-worker dies, only its task is lost. The task is retried once on another worker; engines must not retry on their own.
+worker dies, only its task is lost. The task is retried once on another worker, and again if a worker died before it
+began the task; engines must not retry on their own.
 """
 
 import dataclasses
@@ -144,14 +145,14 @@ class Workers:
         on_lost: Callable[[Any, str], None],
     ) -> Iterator[Outcome[Any, Any]]:
         lost: list[Any] = []  # to be retried
-        retried: list[Any] = []
+        lost_at_work: list[Any] = []
         there_are_more = True
         while True:
             for worker in pool.idle():
                 if self.stop.is_set():
                     break
                 if lost:
-                    retried.append(task := lost.pop())
+                    task = lost.pop()
                 elif (task := next(tasks, None)) is not None:
                     on_start(task)
                 else:
@@ -183,11 +184,13 @@ class Workers:
                     yield dataclasses.replace(outcome, status="interrupted")
                     continue
                 self._check_deaths(worker, outcome.reason)
-                if outcome.task in retried:
+                if worker.is_at_work and outcome.task in lost_at_work:
                     yield dataclasses.replace(outcome, status="failed", reason=f"{outcome.reason}, twice")
-                else:
-                    on_lost(outcome.task, outcome.reason)
-                    lost.append(outcome.task)
+                    continue
+                if worker.is_at_work:  # else the task cannot be the cause
+                    lost_at_work.append(outcome.task)
+                on_lost(outcome.task, outcome.reason)
+                lost.append(outcome.task)
 
     def _check_deaths(self, worker: Worker, reason: str) -> None:
         """Raise UsageError after `MOST_UNUSED` dead workers in a row that never began a task."""

@@ -46,8 +46,10 @@ class Worker(Protocol):
     """A process that runs one task at a time; `task` is None while it is idle."""
 
     task: Any
+    is_at_work: bool
+    """True once the worker has begun its present task."""
     has_worked: bool
-    """True once the worker has begun a task."""
+    """True once the worker has begun any task."""
 
     def hand_out(self, job: Job, task: Any) -> None:
         """Send the task to the worker, which starts it."""
