@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 import shlex
-from collections import Counter
 
 import pytest
 from test_architecture import MODULES, OURS, ROOT
@@ -93,26 +92,33 @@ def test_the_commands_are_found() -> None:
 
 
 def layout(text: str) -> list[str]:
-    """Module names of the tree in docs/contributing.md, in the order of their lines; a folder indents by two."""
+    """Files and folders of README's tree, without the folders that have lines of their own below; two spaces indent."""
     (tree,) = re.findall(r"^## Where things are\n+```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    names, folders = [], list[str]()
+    paths, folders = [], list[str]()
     for line in tree.splitlines():
-        place = re.fullmatch(r"((?:  )*)(\w+\.pyi?|[\w.]+/) +\S.*", line)
+        place = re.fullmatch(r"((?:  )*)([\w.]+/?) +\S.*", line)
         assert place, f"neither a file nor a folder with its purpose: {line}"
         depth, name = len(place[1]) // 2, place[2]
         assert depth <= len(folders), f"in no folder: {line}"
-        folders = folders[:depth]
-        if name.endswith("/"):
-            folders.append(name.removesuffix("/"))
-        elif folders[:1] and folders[0] in OURS and name.endswith(".py"):
-            names.append(".".join([*folders, name.removesuffix(".py")]))
-    return names
+        folders = [*folders[:depth], name] if name.endswith("/") else folders[:depth]
+        paths.append("".join(folders) if name.endswith("/") else "".join([*folders, name]))
+    return [path for path in paths if not any(other != path and other.startswith(path) for other in paths)]
 
 
-def test_the_layout_lists_every_module_once() -> None:
-    assert Counter(layout(PAGES["docs/contributing.md"].read_text())) == Counter(list(MODULES))
+def test_the_layout_has_each_module_once() -> None:
+    """Either its own line, or that of a folder which stands for all of its modules."""
+    paths = layout(PAGES["README.md"].read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = {path.relative_to(ROOT).as_posix() for path in MODULES.values()}
+    lines = {module: [path for path in paths if module.startswith(path)] for module in modules}
+    assert {module: places for module, places in lines.items() if len(places) != 1} == {}
 
 
 def test_a_layout_of_nested_folders() -> None:
-    tree = "tuning/  a\n  space.py  b\n  study/  c\n    trials.py  d\n  steps.py  e\ntests/  f\n  synthetic.py  g\n"
-    assert layout(f"## Where things are\n\n```\n{tree}```\n") == ["tuning.space", "tuning.study.trials", "tuning.steps"]
+    tree = "tuning/  a\n  space.py  b\n  study/  c\n    trials.py  d\n  winner/  e\ntests/  f\n"
+    assert layout(f"## Where things are\n\n```\n{tree}```\n") == [
+        "tuning/space.py",
+        "tuning/study/trials.py",
+        "tuning/winner/",
+        "tests/",
+    ]
