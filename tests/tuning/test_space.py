@@ -13,7 +13,7 @@ from fmnist_transfer.network.cnn2 import fresh_network
 from fmnist_transfer.network.cost import forward_mflops
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import fit
-from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, on_edge, suggest
+from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, suggest
 
 LOW = {"fc1": 64, "fc2": 32, "conv_dropout": 0.0, "fc_dropout": 0.0, "label_smoothing": 0.0}
 HIGH = {"fc1": 512, "fc2": 256, "conv_dropout": 0.3, "fc_dropout": 0.6, "label_smoothing": 0.1}
@@ -79,12 +79,3 @@ def test_the_hand_made_configuration_is_as_wide_as_the_limit_allows(
     spec, recipe = suggest(optuna.trial.FixedTrial(first_trial(limit)), epochs=10, max_mflops=limit)
     assert spec.channels == channels
     assert recipe.learning_rate == FIRST_TRIAL["adamw_learning_rate"]
-
-
-def test_a_best_point_on_the_edge_is_told() -> None:
-    study = optuna.create_study()
-    study.enqueue_trial(corners()[3] | {"width": 1.0})
-    study.optimize(lambda trial: float(len(suggest(trial, epochs=1, max_mflops=4.0))), n_trials=1)
-    edges = on_edge(study.best_trial)
-    assert any(edge.startswith("fc1 = 512 (range 64 to 512)") for edge in edges)
-    assert not any(edge.startswith(("width", "conv_dropout = 0 ")) for edge in edges)
