@@ -45,7 +45,8 @@ FIRST_TRIAL: dict[str, Any] = {
 def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | None) -> tuple[CNN2Spec, Recipe]:
     """Draw the trial's parameters and build its network, of at most `max_mflops` per image, and its recipe.
 
-    `epochs` is equal for all trials of a study, so that pruning compares like with like.
+    The order of the draws decides their values. `epochs` is equal for all trials of a study, so that pruning compares
+    like with like.
     """
     spec = CNN2Spec(
         convs_per_block=trial.suggest_categorical("convs_per_block", [1, 2]),

@@ -34,7 +34,7 @@ from tuning.settings import SearchSettings
 from tuning.space import SPACE_VERSION, check_limit, first_trial, suggest
 from tuning.study import begin, counting, open_storage, open_study, requeue
 from tuning.trainings import Candidate, Plan, Retraining
-from tuning.trials import Trials, candidate, open_study_run
+from tuning.trials import Trials, candidate, study_run
 from tuning.winner import move_best, print_retrained, register_winner, retrain, winner_key
 
 # Mean duration of a trial relative to the hand-made first trial: 54 of 79 s in a default search (10 of 24 pruned).
@@ -98,7 +98,7 @@ def tune(context: SearchContext) -> dict[str, Any]:
     with locked(storage.url, f"study {name!r}", f"study-{name}"):
         study = open_study(storage, name, facts)
         is_shared = sqlite_path(storage.url) is None
-        run_id = open_study_run(store, study, facts, is_shared=is_shared, take_over=settings.take_over)
+        run_id = study_run(store, study, facts, is_shared=is_shared, take_over=settings.take_over)
         with store.ending(run_id):
             begin(study, facts)
             return _tune(context, study, run_id)
@@ -120,22 +120,21 @@ def _tune(context: SearchContext, study: optuna.Study, run_id: str) -> dict[str,
     trials = log.run()
     n = Counter(trial.state.name for trial in trials)
     counts = f"{n['COMPLETE']} complete, {n['PRUNED']} pruned, {n['FAIL']} failed"
-    say(f"{len(trials)} trials of study {study.study_name!r}: {counts}")
+    say(f"{len(trials)} trials of study {settings.study!r}: {counts}")
     stopwatch.lap("trials")
-    completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
-    if not completed:
+    if not n["COMPLETE"]:
         raise UserError(
-            f"study {study.study_name!r}: none of its {len(trials)} trials completed; its runs in MLflow say why. "
-            "Continue it with more --trials or a longer --timeout"
+            f"no trial of study {settings.study!r} completed; its runs in MLflow say why. Continue it with more "
+            "--trials or a longer --timeout"
         )
     from tuning.figures import log_figures  # imported late, so as not to delay the first trial
 
     picture = log_figures(store, run_id, study)
     stopwatch.lap("figures")
+    completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
     best = [candidate(trial) for trial in completed[: settings.top]]
-    result = _register(context, best, run_id, study=study.study_name, name=f"cnn2{plan.split.suffix}")
-    text = description(store, subject.format(counted(len(trials), "trial")), result, picture)
-    store.describe(run_id, text)
+    result = _register(context, best, run_id, study=settings.study, name=f"cnn2{plan.split.suffix}")
+    store.describe(run_id, description(store, subject.format(counted(len(trials), "trial")), result, picture))
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n["FAIL"] + result["n_failed"]}
 
 
@@ -189,15 +188,13 @@ def fixed_candidate(store: Store | None, like: str | None, split: Split) -> tupl
     return Candidate(spec, model.recipe, like=pinned_model.pinned), name, f"{name}-like"
 
 
-def _register(
-    context: SearchContext, candidates: list[Candidate], run_id: str, *, study: str, name: str
-) -> dict[str, Any]:
-    """Train the candidates again, register the winner as `name`, and move `best`. Returns their part of `--json`.
+def _register(context: SearchContext, best: list[Candidate], run_id: str, *, study: str, name: str) -> dict[str, Any]:
+    """Train the best again, register the winner as `name`, and move the alias. Returns their part of `--json`.
 
     Earlier re-trainings and registrations are reused; failed re-trainings are retried.
     """
     settings, store, plan = context.settings, context.store, context.plan
-    tasks = [Retraining(each, replicate) for each in candidates for replicate in range(1, settings.n_seeds + 1)]
+    tasks = [Retraining(each, replicate) for each in best for replicate in range(1, settings.n_seeds + 1)]
     retrained = retrain(store, run_id, plan, tasks, context.workers, debug=settings.debug)
     context.stopwatch.lap("training the best again")
     print_retrained(retrained)
@@ -228,13 +225,10 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
             n_done, new = len(counting(optuna.load_study(study_name=study, storage=storage))), ""
         n_to_run = max(0, settings.trials - n_done)
         say(f"Study {study!r}{new}: {n_done} trials done, {n_to_run} would run")
-        say(
-            f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one "
-            "registered, unless this is done already"
-        )
+        work = f"Then the best {settings.top} would be trained again, {settings.n_seeds} seeds each, and one registered"
     else:
         store = open_store(settings.tracking_uri, retry, may_write=False) if settings.like else None
         fixed, name, study = fixed_candidate(store, settings.like, parse_split(settings.split))
         work = f"{name} ({fixed.name}) would be trained for {fixed.recipe.epochs} epochs and registered"
-        say(f"{work}, unless this is done already")
+    say(f"{work}, unless this is done already")
     return {"study": study, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}

@@ -39,9 +39,7 @@ PARENT = "mlflow_run_id"  # prefix of the study's user attributes that hold ids 
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
-def open_study_run(
-    store: Store, study: optuna.Study, params: dict[str, Any], *, is_shared: bool, take_over: bool
-) -> str:
+def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_shared: bool, take_over: bool) -> str:
     """Reopen or start the study's parent run; return its id. The caller holds the study's lock.
 
     Raises BusyError if a driver on another machine works on the study, StoreError if the study is logged in another
