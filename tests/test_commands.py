@@ -32,9 +32,7 @@ from sweeps.grid import INITS
 from sweeps.report import write
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
-from tuning import without_search
-from tuning.study import task
-from tuning.winner import plan as retraining
+from tuning import steps, trainings
 
 SMALL = ["--workers", "1", "--device", "cpu"]
 
@@ -193,7 +191,7 @@ def test_a_re_training_that_failed_is_tried_again(
 ) -> None:
     project = Project(store_path, data_dir)
     tried: list[int] = []
-    train = retraining.train_on_half
+    train = trainings.train_on_half
 
     def fail(spec: Any, half: Any, recipe: Any, streams: Streams, *arguments: Any, **options: Any) -> Any:
         tried.append(streams.replicate)
@@ -203,7 +201,7 @@ def test_a_re_training_that_failed_is_tried_again(
 
     search = ["--trials", "2", "--epochs", "1", "--top", "1", "--retrain-seeds", "2"]
     with monkeypatch.context() as patched:
-        patched.setattr(retraining, "train_on_half", fail)
+        patched.setattr(trainings, "train_on_half", fail)
         status, first = project.search(*search)
         assert (status, first["retrained_sd"], tried) == (1, None, [1, 2])
         status, again = project.search(*search)
@@ -223,8 +221,8 @@ def test_a_re_training_that_failed_is_tried_again(
 def test_reference_is_registered_under_its_own_name(
     store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = dataclasses.replace(without_search.REFERENCE_RECIPE, epochs=1)
-    monkeypatch.setattr(without_search, "REFERENCE_RECIPE", short)
+    short = dataclasses.replace(steps.REFERENCE_RECIPE, epochs=1)
+    monkeypatch.setattr(steps, "REFERENCE_RECIPE", short)
     project = Project(store_path, data_dir)
     status, result = project._run(tuning.search.command, "--reference", "--split", "5-9/0-4")
     assert (status, result["model_uri"]) == (0, "models:/cnn2-reference-s56789/1")
@@ -754,7 +752,7 @@ def test_a_trial_that_raises_fails_and_is_tried_again(
     store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = Project(store_path, data_dir)
-    fit = task.fit
+    fit = trainings.fit
     n_fits = 0
 
     def fail(*arguments: Any, **options: Any) -> Any:
@@ -764,7 +762,7 @@ def test_a_trial_that_raises_fails_and_is_tried_again(
             raise ValueError("a bug")
         return fit(*arguments, **options)
 
-    monkeypatch.setattr(task, "fit", fail)
+    monkeypatch.setattr(trainings, "fit", fail)
     search = ["--trials", "3", "--top", "1", "--retrain-seeds", "1"]
     status, result = project.search(*search, "--debug")
     assert (status, result["n_trials"]) == (1, 3)

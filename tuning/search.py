@@ -10,7 +10,7 @@ Reads the data; writes an Optuna study, MLflow runs and a registered model. Sele
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmnist_transfer.data.split import parse_split
 from fmnist_transfer.flags import ONE_TIME, device_of_tasks, workers_for
@@ -22,15 +22,21 @@ from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 from tuning.settings import SearchSettings
 
-if TYPE_CHECKING:
-    from fmnist_transfer.store.runs import Store
-
 
 def main(settings: SearchSettings) -> int:
     """Run the search. Returns the exit status: 0, or 1 if a trial or a re-training failed."""
     stopwatch = Stopwatch()
+    say("Loading torch, mlflow and optuna ...")
     with StopSignal() as stop:
-        result = search(settings, stop, stopwatch)
+        if settings.dry_run:
+            from tuning.steps import dry_run
+
+            result = dry_run(settings)
+        else:
+            device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
+            n_tasks = max(settings.trials, settings.top * settings.n_seeds) if settings.is_search else settings.n_seeds
+            with workers_for(settings, device, n_tasks, stop) as workers:
+                result = search(settings, device, workers, stopwatch)
     say(f"The search took {stopwatch}")
     failed = result.pop("n_failed")
     if settings.json:
@@ -38,29 +44,14 @@ def main(settings: SearchSettings) -> int:
     return 1 if failed else 0
 
 
-def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
-    """Run the whole command. Returns what `--json` writes, and `n_failed`."""
-    say("Loading torch, mlflow and optuna ...")
-    if settings.dry_run:
-        from tuning.steps import dry_run
-
-        return dry_run(settings)
-    device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
-    n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
-    if not settings.is_search:
-        n_tasks = 1 if settings.reference else settings.retrain_seeds
-    with workers_for(settings, device, n_tasks, stop) as workers:
-        return _search(settings, device, workers, stopwatch)
-
-
-def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: Stopwatch) -> dict[str, Any]:
+def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: Stopwatch) -> dict[str, Any]:
+    """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`."""
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
     from fmnist_transfer.store.artifacts import check_artifacts
     from fmnist_transfer.store.opening import open_store
     from fmnist_transfer.store.roles import TUNING
-    from tuning.steps import SearchContext, tune
-    from tuning.without_search import fixed_configuration, train_fixed
+    from tuning.steps import SearchContext, train_fixed, tune
 
     split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
@@ -69,35 +60,20 @@ def _search(settings: SearchSettings, device: str, workers: Workers, stopwatch: 
     check_artifacts(store, TUNING)
     store.end_orphans(TUNING)
     context = SearchContext(settings, store, half, split, device, workers, stopwatch)
-    if settings.is_search:
-        result = tune(context)
-    else:
-        result = train_fixed(
-            store,
-            fixed_configuration(store, settings.like, split),
-            context.retraining_plan(),
-            force=settings.promote,
-            workers=workers,
-            stopwatch=stopwatch,
-            take_over=settings.take_over,
-            debug=settings.debug,
-        )
+    result = tune(context) if settings.is_search else train_fixed(context)
     stopwatch.lap("registering")
-    print_pairs("Look next", _next(settings, store, result))
-    return result
-
-
-def _next(settings: SearchSettings, store: "Store", result: dict[str, Any]) -> dict[str, str]:
-    """Next steps, label -> command."""
-    commands = {"in a browser": f"{store.show_command}  # trials, models"}
-    if uri := result.get("model_uri"):
-        model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
-        place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
-        commands = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"} | commands
+    uri = result["model_uri"]
+    model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
+    place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
+    commands = {
+        "transfer it": f"python -m sweeps.transfer --model-uri {model}{place}",
+        "in a browser": f"{store.show_command}  # trials, models",
+    }
     if settings.is_search:
         more = command_line("tuning.search", settings, **ONE_TIME | {"trials": 2 * settings.trials})
         commands["search on"] = f"{more}  # adds trials to this study"
-    return commands
+    print_pairs("Look next", commands)
+    return result
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -10,6 +10,10 @@ from fmnist_transfer.flags import Flags, TrainingSettings, check_driver
 from fmnist_transfer.terminal.command import check_range
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
     trials: int = 24
@@ -38,34 +42,21 @@ class SearchFlags(Flags):
     """Seconds after which no further trial starts; default: no limit."""
 
     def __post_init__(self) -> None:
-        for flag, count in (
-            ("--trials", self.trials),
-            ("--epochs", self.epochs),
-            ("--top", self.top),
-            ("--retrain-seeds", self.retrain_seeds),
-        ):
-            check_range(flag, count, 1)
-        if self.max_mflops != "none":
-            check_range("--max-mflops", self.max_mflops, 0)
-        if self.timeout is not None:
-            check_range("--timeout", self.timeout, 0)
-        if not self.is_search:
-            self._check_no_search()
+        lowest = {"trials": 1, "epochs": 1, "top": 1, "retrain_seeds": 1, "max_mflops": 0, "timeout": 0}
+        for name, low in lowest.items():
+            if (value := getattr(self, name)) not in (None, "none"):
+                check_range(_flag(name), value, low)
+        search_only = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
+        search_only += ["retrain_seeds", "like"] if self.reference else []
+        given = [_flag(name) for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
+        if given and not self.is_search:
+            flag = "--reference" if self.reference else "--like"
+            raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {', '.join(given)}")
         if self.study_name is not None and not re.fullmatch(r"[\w.-]+", self.study_name):
             raise UsageError(f"--study-name {self.study_name}: use letters, digits, '_', '.' and '-'")
         check_driver("--storage", self.storage)
         parse_split(self.split)
         super().__post_init__()
-
-    def _check_no_search(self) -> None:
-        """Raise UsageError if flags of a search are given without a search."""
-        flag = "--reference" if self.reference else "--like"
-        search_only = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
-        search_only += ["retrain_seeds", "like"] if self.reference else []
-        given = [name for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
-        if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {flags}")
 
     @property
     def study(self) -> str:
@@ -74,6 +65,11 @@ class SearchFlags(Flags):
     @property
     def is_search(self) -> bool:
         return not self.reference and self.like is None
+
+    @property
+    def n_seeds(self) -> int:
+        """Number of fresh seeds per configuration that is trained again."""
+        return 1 if self.reference else self.retrain_seeds
 
     @property
     def mflops_limit(self) -> float | None:

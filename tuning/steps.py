@@ -4,41 +4,38 @@ Imports torch, mlflow and optuna, so `tuning.search` imports this module only af
 """
 
 import contextlib
-import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.data.split import Split, digits, parse_split
-from fmnist_transfer.errors import SAME_COMMAND, NoStoreError, UserError
-from fmnist_transfer.identity import Identity, identity
-from fmnist_transfer.logged_tasks import run_logged
-from fmnist_transfer.store.links import INLINE_DPI
+from fmnist_transfer.errors import NoStoreError, UsageError, UserError
+from fmnist_transfer.identity import identity
+from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
+from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import TUNING
+from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say
-from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.forecast import seconds_per_pass, training_passes
+from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
-from tuning.mlflow_text import INLINE, INLINE_COPY, describe_search
+from tuning.mlflow_text import description
 from tuning.settings import SearchSettings
 from tuning.space import SPACE_VERSION, check_limit, first_trial, on_edge, suggest
-from tuning.study.study import begin, counting, find_study, open_storage, open_study, requeue, spec_and_recipe
-from tuning.study.study_log import StudyLog
-from tuning.study.task import TrialPlan, train_trial
-from tuning.study.trials import Driver
-from tuning.winner.plan import Candidate, RetrainingPlan
-from tuning.winner.register import retrain_and_register
-from tuning.without_search import fixed_configuration
+from tuning.study import begin, counting, open_storage, open_study, requeue
+from tuning.trainings import Candidate, Plan, Retraining
+from tuning.trials import Trials, candidate, study_run
+from tuning.winner import move_best, print_retrained, register_winner, retrain, winner_key
 
 # Mean duration of a trial relative to the hand-made first trial: 54 of 79 s in a default search (10 of 24 pruned).
 TRIAL_SHARE = 0.7
@@ -46,7 +43,7 @@ TRIAL_SHARE = 0.7
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Settings, data and resources that every stage of the command uses."""
+    """Settings, data and resources that every step uses."""
 
     settings: SearchSettings
     store: Store
@@ -56,10 +53,9 @@ class SearchContext:
     workers: Workers
     stopwatch: Stopwatch
 
-    def retraining_plan(self) -> RetrainingPlan:
-        settings = self.settings
-        n_seeds = 1 if settings.reference else settings.retrain_seeds
-        return RetrainingPlan(self.half, self.split, settings.seed, n_seeds, self.device, settings.precision)
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.half, self.split, self.settings.seed, self.device, self.settings.precision)
 
 
 def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
@@ -94,145 +90,147 @@ def tune(context: SearchContext) -> dict[str, Any]:
 
     Raises BusyError if another process works on the study, UserError if no trial completed.
     """
-    settings, store = context.settings, context.store
+    settings, store, plan, name = context.settings, context.store, context.plan, context.settings.study
     check_limit(settings.mflops_limit)
-    name, work = settings.study, study_identity(context)
+    limits = {"epochs": settings.epochs, "max_mflops": settings.mflops_limit, "space": SPACE_VERSION}
+    facts = identity(device=plan.device, **limits, **plan.facts()).facts
     storage = open_storage(settings.storage, store.folder, store.retry)
     with locked(storage.url, f"study {name!r}", f"study-{name}"):
-        study = open_study(storage, name, work.facts)
+        study = open_study(storage, name, facts)
         is_shared = sqlite_path(storage.url) is None
-        log = StudyLog(store, study, work.facts, context.half, is_shared=is_shared, take_over=settings.take_over)
-        with store.ending(log.run_id):
-            begin(study, work.facts)
-            return _tune(context, study, log)
+        run_id = study_run(store, study, facts, is_shared=is_shared, take_over=settings.take_over)
+        with store.ending(run_id):
+            begin(study, facts)
+            return _tune(context, study, run_id)
 
 
-def study_identity(context: SearchContext) -> Identity:
-    """Settings besides a trial's parameters that determine its result; fixed for the study."""
-    settings = context.settings
-    return identity(
-        device=context.device,
-        epochs=settings.epochs,
-        max_mflops=settings.mflops_limit,
-        split=str(context.split),
-        seed=settings.seed,
-        space=SPACE_VERSION,
-        data_sha256=context.half.data_sha256,
-        precision=settings.precision,
-    )
-
-
-def _tune(context: SearchContext, study: optuna.Study, log: StudyLog) -> dict[str, Any]:
-    settings, store, study_name = context.settings, context.store, study.study_name
-
-    def described(n_trials: int, **outcome: Any) -> str:
-        limit = settings.mflops_limit
-        return describe_search(
-            store, context.split, n_trials=n_trials, epochs=settings.epochs, mflops_limit=limit, **outcome
-        )
-
+def _tune(context: SearchContext, study: optuna.Study, run_id: str) -> dict[str, Any]:
+    settings, store, plan, stopwatch = context.settings, context.store, context.plan, context.stopwatch
+    classes, limit = digits(plan.split.source), settings.mflops_limit
+    size = "of any size" if limit is None else f"of at most {limit:g} MFLOPs per image"
+    epochs = counted(settings.epochs, "epoch")
+    subject = f"Search for a CNN {size} on Fashion-MNIST classes {classes}: {{}} of up to {epochs}."
     requeue(study, failed=True)
-    n_wanted = max(settings.trials, len(counting(study)))
-    store.describe(log.run_id, described(n_wanted))
-    store.log_data(log.run_id, context.half, "source")
-    print_pairs(f"Search for CNN2 on classes {digits(context.split.source)}", outline(context, study))
-    log.log_finished(counting(study))
-    context.stopwatch.lap("start")
-    trials = _run_trials(context, study, log)
-    context.stopwatch.lap("trials")
-    completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
-    if not completed:
+    log = Trials(study, store, plan, settings, workers=context.workers, run_id=run_id)
+    n_trials = max(settings.trials, len(log.counting))
+    store.describe(run_id, description(store, subject.format(counted(n_trials, "trial"))))
+    store.log_data(run_id, plan.half, "source")
+    print_pairs(f"Search for CNN2 on classes {classes}", outline(context, study))
+    stopwatch.lap("start")
+    trials = log.run()
+    n = Counter(trial.state.name for trial in trials)
+    counts = f"{n['COMPLETE']} complete, {n['PRUNED']} pruned, {n['FAIL']} failed"
+    say(f"{len(trials)} trials of study {settings.study!r}: {counts}")
+    stopwatch.lap("trials")
+    if not n["COMPLETE"]:
         raise UserError(
-            f"study {study_name!r}: none of its {len(trials)} trials completed; its runs in MLflow say why. "
-            "Continue it with more --trials or a longer --timeout"
+            f"no trial of study {settings.study!r} completed; its runs in MLflow say why. Continue it with more "
+            "--trials or a longer --timeout"
         )
+    from tuning.figures import log_figures  # imported late, so as not to delay the first trial
+
+    picture = log_figures(store, run_id, study)
+    stopwatch.lap("figures")
+    completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
     for edge in on_edge(completed[0]):
         say(f"note: the best trial lies on the edge of its range: {edge}")
-    pictured = _log_figures(context, study, log)
-    candidates = [Candidate(*spec_and_recipe(t), t.number, t.value) for t in completed[: settings.top]]
-    result = retrain_and_register(
-        store,
-        context.retraining_plan(),
-        candidates,
-        run_id=log.run_id,
-        study=study_name,
-        name=f"cnn2{context.split.suffix}",
-        force=settings.promote,
-        workers=context.workers,
-        stopwatch=context.stopwatch,
-        debug=settings.debug,
-    )
-    store.describe(log.run_id, described(len(trials), result=result, pictured=pictured))
-    n = Counter(trial.state.name for trial in trials)
+    best = [candidate(trial) for trial in completed[: settings.top]]
+    result = _register(context, best, run_id, study=settings.study, name=f"cnn2{plan.split.suffix}")
+    store.describe(run_id, description(store, subject.format(counted(len(trials), "trial")), result, picture))
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n["FAIL"] + result["n_failed"]}
 
 
-def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog) -> list[FrozenTrial]:
-    """Run trials until enough count (see `counting`), and return these. Raises Interrupted after a signal."""
-    settings, workers = context.settings, context.workers
-    plan = TrialPlan(context.half, settings.seed, settings.epochs, context.device, settings.precision)
-    seconds = float("inf") if settings.timeout is None else settings.timeout
-    with Progress("trials", max(0, settings.trials - len(counting(study)))) as progress:
-        driver = Driver(
-            study,
-            log,
-            plan,
-            workers=workers,
-            retry=context.store.retry,
-            progress=progress,
-            n_trials=settings.trials,
-            max_mflops=settings.mflops_limit,
-            deadline=time.monotonic() + seconds,
+def train_fixed(context: SearchContext) -> dict[str, Any]:
+    """Train the network of `--reference` or `--like` without a search and register it. Returns the same as `tune`."""
+    settings, store, plan = context.settings, context.store, context.plan
+    fixed, name, study = fixed_candidate(store, settings.like, plan.split)
+    like = {"like": fixed.like} if fixed.like else {}
+    work = identity(device=plan.device, **settings_params(fixed.spec, fixed.recipe), **plan.facts(), **like)
+    tags = {"role": Role.STUDY, "study": study, "study_key": work.key}
+    classes = digits(plan.split.source)
+    subject = f"One configuration ({fixed.name}), trained on Fashion-MNIST classes {classes} without a search."
+    with locked(store.uri, "search", f"study-{work.key}"):
+        parent = open_parent(
+            store,
+            "search",
+            find=lambda: store.find(TUNING, **tags),
+            start=lambda: store.start(TUNING, study, params=work.facts, tags=tags),
+            params=work.facts,
+            take_over=settings.take_over,
         )
-        run_logged(workers, train_trial, plan, driver.tasks(), log=driver, progress=progress, debug=settings.debug)
-    trials = counting(study)
-    workers.stop.raise_if_set(f"{len(trials)} of {settings.trials} trials done; {SAME_COMMAND}")
-    n = Counter(trial.state.name for trial in trials)
-    say(
-        f"{len(trials)} trials of study {study.study_name!r}: {n['COMPLETE']} complete, {n['PRUNED']} pruned, "
-        f"{n['FAIL']} failed"
-    )
-    return trials
+        run_id = str(parent.info.run_id)
+        with store.ending(run_id):
+            store.log_data(run_id, plan.half, "source")
+            store.describe(run_id, description(store, subject))
+            context.stopwatch.lap("start")
+            result = _register(context, [fixed], run_id, study=study, name=name)
+            store.describe(run_id, description(store, subject, result))
+    return result | {"n_trials": 0, "n_pruned": 0}
 
 
-def _log_figures(context: SearchContext, study: optuna.Study, log: StudyLog) -> str:
-    """Log the search's figures. Returns the id of their run; empty if there were too few trials."""
-    import matplotlib.style  # imported late, so as not to delay the first trial
+def fixed_candidate(store: Store | None, like: str | None, split: Split) -> tuple[Candidate, str, str]:
+    """Return a configuration to train without a search, and the names of its registered model and of its parent run.
 
-    from tuning.figures import search_figures
+    It is that of the registered model `like`, else the original report's, which needs no store. Raises ModelError,
+    UsageError.
+    """
+    if store is None or like is None:
+        name = f"cnn2-reference{split.suffix}"
+        return Candidate(REFERENCE_SPEC, REFERENCE_RECIPE), name, name
+    pinned_model = resolve(store, like)
+    model = load(store, pinned_model)
+    if model.split.source == split.source:
+        raise UsageError(
+            f"--like {like}: it was already trained on classes {model.split.source}; give another half with --split"
+        )
+    if pinned_model.version is None:
+        raise UsageError(f"--like {like}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
+    name = pinned_model.version[0].removesuffix(model.split.suffix) + split.suffix
+    spec = replace(model.spec, n_classes=len(split.source))
+    return Candidate(spec, model.recipe, like=pinned_model.pinned), name, f"{name}-like"
 
-    with matplotlib.style.context("default"):  # not the user's own matplotlibrc
-        figures = search_figures(study)
-        for path, figure in figures.items():
-            context.store.log_figure(log.run_id, path, figure)
-        if INLINE in figures:
-            context.store.log_figure(log.run_id, INLINE_COPY, figures[INLINE], INLINE_DPI)
-    context.stopwatch.lap("figures")
-    return log.run_id if INLINE in figures else ""
+
+def _register(context: SearchContext, best: list[Candidate], run_id: str, *, study: str, name: str) -> dict[str, Any]:
+    """Train the best again, register the winner as `name`, and move the alias. Returns their part of `--json`.
+
+    Earlier re-trainings and registrations are reused; failed re-trainings are retried.
+    """
+    settings, store, plan = context.settings, context.store, context.plan
+    tasks = [Retraining(each, replicate) for each in best for replicate in range(1, settings.n_seeds + 1)]
+    retrained = retrain(store, run_id, plan, tasks, context.workers, debug=settings.debug)
+    context.stopwatch.lap("training the best again")
+    print_retrained(retrained)
+    facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256}
+    facts["winner_key"] = winner_key(retrained, plan, settings.n_seeds)
+    version = register_winner(store, name, retrained[0], plan.split, facts, run_id=run_id)
+    promoted, message = move_best(store, version, force=settings.promote)
+    say(message)
+    scores, uri = retrained[0].scores(), f"models:/{name}/{version.version}"
+    metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
+    store.log(run_id, metrics=metrics, tags={"registered": uri})
+    n_failed = len(tasks) - sum(len(each.trainings) for each in retrained)
+    result = {"study": study, "model_uri": uri, "version": int(version.version), "promoted": promoted}
+    return result | scores | {"n_failed": n_failed}
 
 
 def dry_run(settings: SearchSettings) -> dict[str, Any]:
     """Print what is done and what would run. Creates, changes and downloads nothing."""
-    result = {"n_trials": 0, "n_to_run": 0, "n_failed": 0}
-    retry = RetryPolicy(settings.store_timeout)
-    if not settings.is_search:
+    retry, n_done, n_to_run = RetryPolicy(settings.store_timeout), 0, 0
+    if settings.is_search:
+        study = settings.study
+        with contextlib.suppress(NoStoreError):  # raises StoreError for a deleted experiment
+            open_store(settings.tracking_uri, retry, may_write=False).find(TUNING, study=study)
+        folder = (sqlite_path(store_uri(settings.tracking_uri)) or default_folder() / "mlflow.db").parent
+        new = ", a new one"
+        with contextlib.suppress(NoStoreError, KeyError):  # KeyError: no study has this name
+            storage = open_storage(settings.storage, folder, retry, may_write=False)
+            n_done, new = len(counting(optuna.load_study(study_name=study, storage=storage))), ""
+        n_to_run = max(0, settings.trials - n_done)
+        say(f"Study {study!r}{new}: {n_done} trials done, {n_to_run} would run")
+        work = f"Then the best {settings.top} would be trained again, {settings.n_seeds} seeds each, and one registered"
+    else:
         store = open_store(settings.tracking_uri, retry, may_write=False) if settings.like else None
-        fixed = fixed_configuration(store, settings.like, parse_split(settings.split))
-        name, epochs = fixed.candidate.name, fixed.candidate.recipe.epochs
-        say(f"{fixed.name} ({name}) would be trained for {epochs} epochs and registered, unless this is done already")
-        return {"study": fixed.study} | result
-    with contextlib.suppress(NoStoreError):  # raises StoreError for a deleted experiment
-        open_store(settings.tracking_uri, retry, may_write=False).find(TUNING, study=settings.study)
-    file = sqlite_path(store_uri(settings.tracking_uri))
-    folder = file.parent if file else default_folder()
-    study = None
-    with contextlib.suppress(NoStoreError):
-        study = find_study(open_storage(settings.storage, folder, retry, may_write=False), settings.study)
-    n_done = len(counting(study)) if study else 0
-    n_to_run = max(0, settings.trials - n_done)
-    say(f"Study {settings.study!r}{'' if study else ', a new one'}: {n_done} trials done, {n_to_run} would run")
-    say(
-        f"Then the best {settings.top} would be trained again, {settings.retrain_seeds} seeds each, and one "
-        "registered, unless this is done already"
-    )
-    return {"study": settings.study} | result | {"n_trials": n_done, "n_to_run": n_to_run}
+        fixed, name, study = fixed_candidate(store, settings.like, parse_split(settings.split))
+        work = f"{name} ({fixed.name}) would be trained for {fixed.recipe.epochs} epochs and registered"
+    say(f"{work}, unless this is done already")
+    return {"study": study, "n_trials": n_done, "n_to_run": n_to_run, "n_failed": 0}

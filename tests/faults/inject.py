@@ -73,15 +73,15 @@ def die_in(module: str, function: str, number: Callable[[Any], int]) -> Callable
 
 
 CELL = ("sweeps.training.cells", "train_cells", lambda cells: cells[0].percent)
-TRIAL = ("tuning.study.task", "train_trial", lambda trial: trial.number)
-RETRAINING = ("tuning.winner.plan", "retrain_one", lambda task: task.replicate)
+TRIAL = ("tuning.trainings", "train_trial", lambda task: task.trial)
+RETRAINING = ("tuning.trainings", "retrain_one", lambda task: task.replicate)
 
 
 def diverge_in_a_trial(number: str) -> None:
     from fmnist_transfer.training.fit import Diverged
 
     def act(trial: Any) -> Diverged | None:
-        return Diverged("training loss is nan at epoch 1, step 1") if trial.number == int(number) else None
+        return Diverged("training loss is nan at epoch 1, step 1") if trial.trial == int(number) else None
 
     in_trainings(*TRIAL[:2], act)
 

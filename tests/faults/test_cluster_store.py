@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.retry import RetryPolicy
-from tuning.study.study import open_storage
+from tuning.study import open_storage
 open_store(sys.argv[1]).client.search_experiments()
 open_storage(sys.argv[2], Path(), RetryPolicy())
 """

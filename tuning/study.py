@@ -1,12 +1,10 @@
 """Open and resume the Optuna study, and define which of its trials count.
 
-The study holds everything about a finished trial, its epochs too, so `study_log` can log it at any later time. A study
+The study holds everything about a finished trial, its epochs too, so that it can be logged at any later time. A study
 has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
 """
 
-import contextlib
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.store.database import Schema, open_database
 from fmnist_transfer.store.places import sqlite_path, study_uri
 from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.terminal.output import masked, warn_of_password
-from fmnist_transfer.training.recipe import Recipe
 from tuning.space import first_trial
 
 # User attributes of the study and its trials
@@ -39,9 +35,14 @@ def open_storage(
     """
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
-    with _as_store_error(uri):
+    try:
         retry.call(open_database, uri, SCHEMA, _connect, may_write=may_write)
         return retry.call(_connect, uri)
+    except StoreError:
+        raise
+    except Exception as error:  # SQLAlchemy's, its drivers' or Optuna's
+        text = reason(error) if error.__cause__ else masked(" ".join(str(error).split()))
+        raise StoreError(f"cannot open the study database {masked(uri)}: {text}") from error
 
 
 def _connect(uri: str) -> optuna.storages.RDBStorage:
@@ -49,33 +50,10 @@ def _connect(uri: str) -> optuna.storages.RDBStorage:
     # A server may restart meanwhile, so connections are tested before use.
     options = {} if sqlite_path(uri) else {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
     storage = optuna.storages.RDBStorage(uri, engine_kwargs=options)
-    weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
+    # Optuna itself leaves the connections of an unused storage open. The last finalizer is called first.
+    weakref.finalize(storage, storage.engine.dispose)
+    weakref.finalize(storage, storage.scoped_session.remove)
     return storage
-
-
-def _close(sessions: Any, engine: Any) -> None:
-    """Close the connections of an unused storage; Optuna leaves them open."""
-    sessions.remove()
-    engine.dispose()
-
-
-@contextlib.contextmanager
-def _as_store_error(uri: str) -> Iterator[None]:
-    """Turn errors of SQLAlchemy, its drivers and Optuna within the block into StoreError."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:
-        text = reason(error) if error.__cause__ else masked(" ".join(str(error).split()))
-        raise StoreError(f"cannot open the study database {masked(uri)}: {text}") from error
-
-
-def find_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study | None:
-    """The study of that name; None if there is none."""
-    if name not in optuna.get_all_study_names(storage):
-        return None
-    return optuna.load_study(study_name=name, storage=storage)
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
@@ -100,42 +78,29 @@ def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
 
 
 def requeue(study: optuna.Study, *, failed: bool) -> None:
-    """End orphaned RUNNING trials as FAIL, and enqueue the parameters of interrupted trials.
+    """End orphaned RUNNING trials as FAIL, and enqueue the parameters of interrupted trials; if `failed`, failed ones.
 
     A trial without all its parameters is sampled again, with equal results; an enqueued one keeps its parameters.
-
-    Args:
-        failed: also enqueue trials that failed with an error.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    trials = study.get_trials(deepcopy=False)
-    again = _numbers_run_again(trials)
-    for trial in trials:
+    for trial in _not_repeated(study):
         params = trial.params if RECIPE in trial.user_attrs else trial.system_attrs.get(FIXED)
-        is_open = trial.state == TrialState.FAIL and (failed or REASON not in trial.user_attrs)
-        if is_open and params and trial.number not in again:
+        if trial.state == TrialState.FAIL and (failed or REASON not in trial.user_attrs) and params:
             study.enqueue_trial(params, user_attrs={AGAIN: trial.number})
-
-
-def _numbers_run_again(trials: list[FrozenTrial]) -> set[int]:
-    return {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
 
 
 def counting(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count towards `--trials`: completed, pruned, or failed with an error, and not repeated by another."""
-    trials = study.get_trials(deepcopy=False)
-    again = _numbers_run_again(trials)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
     return [
         trial
-        for trial in trials
-        if trial.number not in again
-        and (
-            trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            or (trial.state == TrialState.FAIL and REASON in trial.user_attrs)
-        )
+        for trial in _not_repeated(study)
+        if trial.state in ended or (trial.state == TrialState.FAIL and REASON in trial.user_attrs)
     ]
 
 
-def spec_and_recipe(trial: FrozenTrial) -> tuple[CNN2Spec, Recipe]:
-    return CNN2Spec.from_dict(trial.user_attrs[SPEC]), Recipe.from_dict(trial.user_attrs[RECIPE])
+def _not_repeated(study: optuna.Study) -> list[FrozenTrial]:
+    trials = study.get_trials(deepcopy=False)
+    repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
+    return [trial for trial in trials if trial.number not in repeated]

@@ -1,31 +1,42 @@
 """The search's driver by hand: what it makes of a worker's reports. No training and no workers."""
 
-import math
 from typing import Any
 
 import optuna
 import pytest
 
+from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.task import Outcome
-from tuning.study.study import EPOCHS
-from tuning.study.task import TrialPlan, TrialTask
-from tuning.study.trials import Driver
+from tuning.settings import SearchSettings
+from tuning.study import EPOCHS, SETTINGS
+from tuning.trainings import Candidate, Plan
+from tuning.trials import Trials
 
 
 class Recorder:
-    """Stands for the workers, the log and the progress."""
+    """Stands for the workers, the store and the half."""
+
+    data_sha256 = ""
+    retry = RetryPolicy()
 
     def __init__(self) -> None:
-        self.cancelled: list[TrialTask] = []
-        self.best = ""
+        self.cancelled: list[Candidate] = []
 
-    def cancel(self, task: TrialTask) -> None:
+    def cancel(self, task: Candidate) -> None:
         self.cancelled.append(task)
 
-    def log_finished(self, trials: object) -> None:
+    def find(self, *names: str, **tags: str) -> list[Any]:
+        return []
+
+    def start(self, *names: str, **description: Any) -> str:
+        return "run"
+
+    def log(self, *names: Any, **rows: Any) -> None:
         pass
+
+    log_data = end = log
 
 
 @pytest.fixture
@@ -34,21 +45,20 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def driver(recorder: Recorder) -> Driver:
+def driver(recorder: Recorder) -> Trials:
     others: Any = recorder
-    plan = TrialPlan(half=others, seed=0, epochs=4, device="cpu", precision="float32")
-    return Driver(
-        *(optuna.create_study(direction="maximize"), others, plan),
-        **{"workers": others, "retry": RetryPolicy(), "progress": others},
-        **{"n_trials": 1, "max_mflops": None, "deadline": math.inf},
-    )
+    plan = Plan(others, DEFAULT_SPLIT, seed=0, device="cpu", precision="float32")
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(SETTINGS, {})
+    settings = SearchSettings(trials=1, epochs=4)
+    return Trials(study, others, plan, settings, workers=others, run_id="parent")
 
 
 def epoch(number: int) -> Epoch:
     return Epoch(number, number, 0.5, 0.5, 0.5 + number / 100, 0.01, 1.0)
 
 
-def test_a_retry_after_a_lost_worker_counts_no_epoch_twice(driver: Driver) -> None:
+def test_a_retry_after_a_lost_worker_counts_no_epoch_twice(driver: Trials) -> None:
     (task,) = driver.tasks()
     for number in (1, 2, 1, 2, 3):
         driver.report(task, epoch(number))
@@ -58,11 +68,11 @@ def test_a_retry_after_a_lost_worker_counts_no_epoch_twice(driver: Driver) -> No
     assert trial.intermediate_values == {1: 0.51, 2: 0.52, 3: 0.53}
 
 
-def test_a_pruned_trial_takes_no_more_reports(driver: Driver, recorder: Recorder) -> None:
+def test_a_pruned_trial_takes_no_more_reports(driver: Trials, recorder: Recorder) -> None:
     """Its worker may send some before it hears that it is cancelled."""
     (task,) = driver.tasks()
     driver.report(task, epoch(1))
-    driver._running[task.number].is_pruned = True
+    driver._running[task].is_pruned = True
     driver.report(task, epoch(2))
     driver.end(Outcome(task, "interrupted", reason="cancelled"))
     (trial,) = driver._study.trials

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.store.retry import RetryPolicy
 from tuning.space import first_trial
-from tuning.study.study import FIXED, REASON, RECIPE, begin, counting, find_study, open_storage, open_study, requeue
+from tuning.study import FIXED, REASON, RECIPE, begin, counting, open_storage, open_study, requeue
 
 SETTINGS = {"max_mflops": 4.0, "epochs": 2}
 
@@ -97,13 +97,6 @@ def test_what_counts(study: optuna.Study) -> None:
     assert [trial.number for trial in counting(study)] == [numbers[name] for name in ("complete", "pruned")]
     assert len(waiting(study)) == 3
     assert study.get_trials()[running.number].state == TrialState.FAIL
-
-
-def test_a_study_is_found_or_not(study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:
-    known = find_study(storage, "cnn2")
-    assert known is not None
-    assert known.study_name == study.study_name
-    assert find_study(storage, "another") is None
 
 
 def test_a_study_that_must_not_be_made_is_not(tmp_path: Path) -> None:

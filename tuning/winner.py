@@ -1,0 +1,162 @@
+"""Train the best again with fresh seeds, register the winner, and move alias `best` to it if it is better.
+
+Three scores are kept apart: the best of N in the search, which is optimistic, mean and standard deviation over
+re-trainings, and the registered network's test accuracy.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fmnist_transfer.data.split import Split, digits
+from fmnist_transfer.errors import SAME_COMMAND, UserError
+from fmnist_transfer.identity import identity
+from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.store.links import run_page
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.model_format import TrainedModel, load_weights
+from fmnist_transfer.store.register import register
+from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, set_best, versions_of
+from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import counted, print_table, say, say_heading
+from fmnist_transfer.terminal.progress import Progress
+from fmnist_transfer.trained_networks import Trained, TrainedNetworks, Training
+from fmnist_transfer.workers.run import Workers
+from tuning.trainings import Candidate, Plan, Retraining, retrain_one
+
+
+class Retrained(NamedTuple):
+    """A candidate and its finished re-trainings, at least one."""
+
+    candidate: Candidate
+    trainings: tuple[Trained, ...]
+
+    @property
+    def val_accuracies(self) -> list[float]:
+        return [training.val_accuracy for training in self.trainings]
+
+    def scores(self) -> dict[str, float | None]:
+        """Scores by their names in `--json`, tags and metrics; the test accuracy is that of the first re-training."""
+        accuracies = self.val_accuracies
+        return {
+            "best_of_n": self.candidate.search_score,
+            "retrained_mean": statistics.mean(accuracies),
+            "retrained_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+            "test_accuracy": self.trainings[0].test_accuracy,
+        }
+
+
+def retrain(
+    store: Store, run_id: str, plan: Plan, tasks: Sequence[Retraining], workers: Workers, *, debug: bool
+) -> list[Retrained]:
+    """Do the re-trainings, reusing earlier ones of run `run_id`; sorted by finished seeds, then mean accuracy.
+
+    Raises Interrupted after a signal, UserError if no candidate could be trained.
+    """
+
+    def training(task: Retraining) -> Training:
+        candidate, replicate = task
+        params = settings_params(candidate.spec, candidate.recipe) | plan.facts() | {"replicate": replicate}
+        key, name = identity(device=plan.device, **params).key, f"{candidate.name} seed {replicate}"
+        return Training(name, params | {"device": plan.device}, key, candidate.recipe.epochs)
+
+    log = TrainedNetworks[Retraining](store, TUNING, run_id, Role.RETRAINED, half=plan.half, training=training)
+    todo = [task for task in tasks if log.trained(task) is None]
+    if len(todo) < len(tasks):
+        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are done already")
+    with Progress("training the best again", len(todo)) as progress:
+        run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=debug)
+    trainings: dict[Candidate, tuple[Trained, ...]] = {}
+    for task in tasks:
+        if trained := log.trained(task):
+            trainings[task.candidate] = (*trainings.get(task.candidate, ()), trained)
+    n_done = sum(map(len, trainings.values()))
+    workers.stop.raise_if_set(f"stopped while training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
+    if not trainings:
+        raise UserError("every re-training of the best configurations failed; their runs in MLflow say why")
+    retrained = [Retrained(*item) for item in trainings.items()]
+    # A candidate with a failed seed comes after those with more finished seeds.
+    return sorted(retrained, key=lambda each: (-len(each.trainings), -statistics.mean(each.val_accuracies)))
+
+
+def print_retrained(retrained: Sequence[Retrained]) -> None:
+    """Print a table with one line per candidate."""
+    say_heading("Validation accuracy in percent, in the search and trained again; test accuracy of the first")
+    rows = []
+    for each in retrained:
+        search, mean, sd, test = ("-" if x is None else f"{100 * x:.2f}" for x in each.scores().values())
+        n_seeds, minutes = str(len(each.trainings)), f"{each.trainings[0].seconds / 60:.1f}"
+        rows.append([each.candidate.name, search, mean, sd, n_seeds, test, minutes])
+    print_table(["configuration", "search", "again", "sd", "seeds", "test", "minutes"], rows)
+
+
+def winner_key(retrained: Sequence[Retrained], plan: Plan, n_seeds: int) -> str:
+    """Key by which a repeated command finds its registered version: equal for equal work with equal results."""
+    configurations = [(each.candidate.spec.to_dict(), each.candidate.recipe.to_dict()) for each in retrained]
+    accuracies = [each.val_accuracies for each in retrained]
+    facts = {"n_seeds": n_seeds, "configurations": configurations, "accuracies": accuracies} | plan.facts()
+    return identity(device=plan.device, **facts).key
+
+
+def register_winner(
+    store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any], *, run_id: str
+) -> ModelVersion:
+    """Register the winner's first re-trained network as `name`, or return the version with the same winner key.
+
+    The network is not chosen by its own score, so its test accuracy is fair.
+
+    Args:
+        facts: study, seed, data sha256 and winner key; with the scores they become tags of the version.
+        run_id: the search's parent run, to which the version links.
+    """
+    for version in versions_of(store, name):
+        if version.tags.get("winner_key") == facts["winner_key"] and not is_gone(store, version):
+            return version
+    candidate, trained, scores, n_seeds = winner.candidate, winner.trainings[0], winner.scores(), len(winner.trainings)
+    facts = facts | scores | {"trial": candidate.trial, "n_seeds": n_seeds}
+    state = load_weights(store, trained.run_id, candidate.spec)
+    model = TrainedModel(candidate.spec, candidate.recipe, split, state, facts)
+    experiment_id, origin = store.experiment(TUNING), candidate.name
+    if candidate.trial is not None:  # FINISHED excludes a run whose logging was cut off
+        tags = {"role": Role.TRIAL, "parent": run_id, "trial": str(candidate.trial)}
+        for run in store.find(TUNING, status="FINISHED", **tags)[:1]:
+            origin = f"[{run.info.run_name}]({run_page(experiment_id, run.info.run_id)})"
+    sd = "" if scores["retrained_sd"] is None else f" ± {scores['retrained_sd']:.2%} (sd)"
+    study, network = run_page(experiment_id, run_id), run_page(experiment_id, trained.run_id)
+    description = (
+        f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}; configuration: {origin}, run "
+        f"[{facts['study']}]({study}). Validation accuracy {scores['retrained_mean']:.2%}{sd} over "
+        f"{counted(n_seeds, 'fresh seed')}; [this network]({network}), the first of them, has test accuracy "
+        f"{trained.test_accuracy:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "
+        "0.3530. Output: logits of the classes in ascending order."
+    )
+    return register(store, trained.run_id, name, model, tags=facts | {"split": split}, description=description)
+
+
+def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
+    """Point alias `best` to `version` if it has the higher score on the same split and data, or if `force`.
+
+    Returns whether `best` points to it now, and a message that says why.
+    """
+    new, tags = f"{version.name} version {version.version}", version.tags
+    with locked(store.uri, "model", f"model-{version.name}", wait_seconds=60):  # another search may be moving it
+        current = best_version(store, version.name)
+        if current is None:
+            set_best(store, version)
+            return True, f"best -> {new}"
+        old, old_tags = f"version {current.version}", current.tags
+        if str(current.version) == str(version.version):
+            return True, f"best already points to {new}"
+        if is_gone(store, current):
+            better, why = True, f"the model of {old} was deleted"
+        elif any(old_tags.get(key) != tags.get(key) for key in ("split", "data_sha256")):
+            better, why = False, f"{old} was measured on another split or data"
+        else:
+            mean, old_mean = (float(each.get("retrained_mean", "nan")) for each in (tags, old_tags))
+            better, why = mean > old_mean, f"re-trained validation accuracy {mean:.2%} against {old_mean:.2%} of {old}"
+        if not better and not force:
+            return False, f"best stays at {old}, {new} is registered: {why}. Add --promote to move it anyway"
+        set_best(store, version)
+        return True, f"best -> {new}: {why}" + ("" if better else ", by --promote")
