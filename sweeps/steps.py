@@ -22,7 +22,7 @@ from fmnist_transfer.store.model_format import TrainedModel, load_weights
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
+from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.command import command_line
@@ -115,8 +115,6 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
-    if NOTE not in store.client.get_run(run_id).data.tags:
-        store.describe(run_id, begun(store, context.model.split))
     print_pairs(f"Sweep of {context.name}", outline(context, run_id))
     if settings.pretrain_replicates:
         context = replace(context, plan=replace(context.plan, sources=_source_networks(context, run_id)))
@@ -124,8 +122,6 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     if settings.recipe == "tuned":
         cells = _with_tuned_recipes(context, ledger, cells)
         shown = tuned_cells(shown, read_sweep(store, run_id).chosen)
-    if ledger.to_run(cells, retry_failed=settings.retry_failed):
-        store.describe(run_id, begun(store, context.model.split))
     figures = SweepFigures(store, run_id, lambda: ledger.rows(shown), context.name)
     _run(context, ledger, cells, figures.refresh)
     stopwatch.lap("cells")
@@ -160,6 +156,8 @@ def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
     todo = [replicate for replicate in replicates if log.trained(replicate) is None]
     n = len(replicates)
     say(f"Source networks, one per replicate: {n - len(todo)} of {n} are there already")
+    if todo:
+        store.describe(run_id, begun(store, model.split))
     with Progress("source networks", len(todo)) as progress:
         run_logged(workers, pretrain, plan, todo, log=log, progress=progress, debug=settings.debug)
     trained = {replicate: network for replicate in replicates if (network := log.trained(replicate))}
@@ -178,6 +176,7 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     if n_there := len(cells) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
+        context.store.describe(ledger.run_id, begun(context.store, context.model.split))
         say_forecast(context, {cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
     sizes = {cell: passes(plan, cell, n) for cell, n in images.items()}

@@ -41,27 +41,21 @@ Draw = Callable[[Axes], None]
 
 
 class SweepFigures:
-    """Draws the parent run's figures and writes its `results.csv`.
-
-    Args:
-        read_rows: returns the current rows of the whole grid.
-    """
+    """Draws the parent run's figures and writes its `results.csv`, from the rows that `read_rows` returns."""
 
     def __init__(self, store: Store, run_id: str, read_rows: Callable[[], list[Row]], title: str):
         self._store, self._run_id, self._read_rows, self._title = store, run_id, read_rows, title
-        self._start = time.monotonic()
-        self._drawn: float | None = None
+        self._start, self._next_draw = time.monotonic(), 0.0
 
     def refresh(self) -> None:
         """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
-        now = time.monotonic()
-        if self._drawn is not None and now - self._drawn < REFRESH_SECONDS:
+        if (now := time.monotonic()) < self._next_draw:
             return
         if sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
             self.draw()
-            if self._drawn is None:
+            if not self._next_draw:
                 say(f"The first graph is ready after {duration(now - self._start)}: figures/ of the sweep's run")
-            self._drawn = time.monotonic()
+            self._next_draw = time.monotonic() + REFRESH_SECONDS
 
     def draw(self) -> list[Row]:
         """Draw now: one figure per score, and `overview.png` with all three. Return the rows drawn."""
@@ -131,16 +125,13 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
     """Print cell counts by status, one line per fraction."""
-    counts: dict[int, dict[Init, Counter[str]]] = {}
+    counts: dict[tuple[int, str], Counter[str]] = {}
     for row in rows:
-        of_init = counts.setdefault(row.cell.percent, {}).setdefault(row.cell.init, Counter())
-        of_init["to run" if row.cell in to_run else row.status] += 1
-    inits = list(dict.fromkeys(row.cell.init for row in rows))
-    lines = [
-        [str(percent), *(", ".join(f"{n} {status}" for status, n in of_inits[init].items()) for init in inits)]
-        for percent, of_inits in sorted(counts.items())
-    ]
-    print_table(["percent", *inits], lines)
+        of_cells = counts.setdefault((row.cell.percent, row.cell.init), Counter())
+        of_cells["to run" if row.cell in to_run else row.status] += 1
+    texts = {key: ", ".join(f"{n} {status}" for status, n in of_cells.items()) for key, of_cells in counts.items()}
+    percents, inits = sorted({percent for percent, _ in texts}), list(dict.fromkeys(init for _, init in texts))
+    print_table(["percent", *inits], [[str(p), *(texts.get((p, init), "") for init in inits)] for p in percents])
 
 
 def print_summary(rows: Sequence[Row]) -> None:

@@ -50,12 +50,9 @@ def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_o
 
 
 class Ledger:
-    """The cells of one sweep, as the store has them.
+    """The cells of one sweep, as the store has them. `parent` is the run that `open_ledger` opened; None looks for it.
 
-    Args:
-        work: identity from `identify_sweep`; its facts are the parent's params.
-        half: the target half, logged as the data of every run.
-        parent: the run that `open_ledger` has opened; None only looks for it.
+    `work` is the identity from `identify_sweep`, whose facts are the runs' params; `half` is the target half.
     """
 
     def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
@@ -129,11 +126,8 @@ def open_ledger(
 ) -> Ledger:
     """Make the sweep's parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
 
-    The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep.
-
-    Args:
-        tags: tags of the parent, overwritten each time (such as the model asked for).
-        take_over: True if another machine's driver is known to be gone.
+    The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep, unless
+    `take_over`. `tags` of the parent are overwritten each time.
     """
     own = {"role": Role.SWEEP, "sweep_key": work.key}
     parent = open_parent(
@@ -188,12 +182,12 @@ class CellLog:
         for cell, result in zip(outcome.task, results, strict=True):
             if isinstance(result, CellResult):
                 self._ledger.finish(cell, result)
-            elif result is None:
-                self._ledger.fail(cell, outcome.reason, outcome.details)
-            else:
+            elif result is not None:
                 reason = f"{type(result).__name__}: {result}"
                 say(f"{cell.name} failed: {reason}")
                 self._ledger.fail(cell, reason)
+            else:
+                self._ledger.fail(cell, outcome.reason, outcome.details)
         self._on_finished()
         if not isinstance(results[0], CellResult):
             return ""

@@ -82,14 +82,10 @@ def train_cells(
     Reports 0 at the start, then each epoch's number at its end.
     """
     half = on_device(plan.half, plan.device)
-    options = {"steps_per_epoch": plan.steps_per_epoch, "precision": plan.precision, "should_stop": should_stop}
-    train = _train_together if plan.stack else _train_alone
-    return train(plan, cells, half, report, options)
-
-
-def _train_alone(
-    plan: CellPlan, cells: tuple[Cell, ...], half: Half, report: Report, options: dict[str, Any]
-) -> list[CellResult | Diverged]:
+    options: dict[str, Any] = {"precision": plan.precision, "should_stop": should_stop}
+    options["steps_per_epoch"] = plan.steps_per_epoch
+    if plan.stack:
+        return _train_together(plan, cells, half, report, options)
     (cell,) = cells
     streams = Streams(plan.seed, cell.replicate, stage="target")
     train = fraction(half.train, cell.percent, streams)

@@ -1,17 +1,8 @@
 """Starting networks and trained layers of each init, for CNN2 or any network with a named classifier.
 
-| init             | layers but the classifier            | trains                                               |
-| ---------------- | ------------------------------------ | ---------------------------------------------------- |
-| `pretrained`     | the source's                         | all                                                  |
-| `random`         | drawn anew                           | all                                                  |
-| `frozen`         | the source's                         | the classifier, on features computed once            |
-| `lp-ft`          | the source's                         | the classifier for a fifth of the epochs, then all   |
-| `selffer`        | first trained on the same subset     | all (so its budget is twice that of the others)      |
-| `shrink-perturb` | 0.4 x source + 0.1 x drawn anew      | all                                                  |
-| `matched`        | of the source's mean and deviation   | all                                                  |
-
-The source is the registered network or, with `--pretrain-replicates`, the replicate's own; its buffers are copied with
-its layers. The classifier is always drawn anew, and within a replicate it is the same for every init and fraction.
+README.md has a table of the inits. Their source is the registered network or, with `--pretrain-replicates`, that of the
+replicate; its buffers are copied with its layers. The classifier is always drawn anew, and within a replicate it is
+the same for every init and fraction.
 """
 
 import dataclasses
@@ -78,15 +69,11 @@ def starting_network(
 ) -> Network:
     """Make the network that training starts from, on the CPU.
 
-    Args:
-        draw: makes a fresh network with the target's number of classes from the streams alone, on the CPU:
-            `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other.
-        source: weights and buffers of the source network; for `selffer` those of its first training. Its classifier is
-            not used; `random` uses none of it.
-        classifier: name of the module that outputs the logits.
-
-    Raises ModelError if outside the classifier a name, shape or type differs between source and network; UsageError if
-    the network has no module of the classifier's name.
+    `draw` makes a fresh network with the target's number of classes from the streams alone, on the CPU:
+    `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other. `source` has the
+    source network's weights and buffers, for `selffer` those of its first training; its classifier is not used.
+    `classifier` names the module that outputs the logits. Raises ModelError if outside of it a name, shape or type
+    differs between source and network; UsageError if the network has no such module.
     """
     network = draw(streams)
     find_classifier(network, classifier)
@@ -119,25 +106,17 @@ def _matched(weights: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fit_arm(
-    network: nn.Module,
-    train: Examples,
-    val: Examples,
-    recipe: Recipe,
-    streams: Streams,
-    *,
-    init: Init,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    **options: Any,
+    network: nn.Module, train: Examples, val: Examples, recipe: Recipe, streams: Streams, *, init: Init, **options: Any
 ) -> History:
     """Train the layers that the init trains; arguments are those of `fit`.
 
     Each of lp-ft's two stages runs the whole schedule; the best epoch may be in either.
     """
     if not TRAITS[init].probes:
-        return fit(network, train, val, recipe, streams, on_epoch=on_epoch, **options)
+        return fit(network, train, val, recipe, streams, **options)
     n_probing = recipe.epochs if init == "frozen" else probing_epochs(recipe.epochs)
     probing = dataclasses.replace(recipe, epochs=n_probing)
-    probed = fit_classifier(network, train, val, probing, streams, on_epoch=on_epoch, **options)
+    probed = fit_classifier(network, train, val, probing, streams, **options)
     if init == "frozen":
         return probed
 
@@ -145,7 +124,9 @@ def fit_arm(
         return dataclasses.replace(epoch, epoch=epoch.epoch + n_probing, step=epoch.step + probed.final.step)
 
     rest = dataclasses.replace(recipe, epochs=recipe.epochs - n_probing)
-    fitted = fit(network, train, val, rest, streams, on_epoch=lambda epoch: on_epoch(later(epoch)), **options)
+    if on_epoch := options.get("on_epoch"):
+        options["on_epoch"] = lambda epoch: on_epoch(later(epoch))
+    fitted = fit(network, train, val, rest, streams, **options)
     epochs = probed.epochs + tuple(later(epoch) for epoch in fitted.epochs)
     if probed.best.val_loss <= fitted.best.val_loss:
         return History(epochs, probed.best_epoch, probed.best_state)
