@@ -12,22 +12,19 @@ INITS: tuple[Init, ...] = get_args(Init)
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
 SHRINK, PERTURB = 0.4, 0.1  # factors of shrink-perturb (Ash & Adams 2020)
 PROBING_SHARE = 0.2  # share of lp-ft's epochs that train the classifier alone (Kumar et al. 2022)
+TUNING_REPLICATE = 1_000  # replicates from this number on choose recipes and are not compared
+N_TUNING = 54  # cells that choose an init's recipe: 9 settings, 3 fractions, 2 replicates
 
 
 @dataclass(frozen=True)
 class InitTraits:
     """Facts of an init that a sweep needs; `training/inits.py` has how it starts and trains."""
 
-    colour: str
-    """Colour in figures."""
-    n_trainings: float = 1.0
-    """Work of a cell, in trainings of all layers."""
-    probes: bool = False
-    """It also trains the classifier alone, on features that are computed once."""
-    copies: bool = False
-    """It copies trained layers and trains them: `--recipe tuned` tries lower learning rates for them."""
-    is_one_fit: bool = False
-    """It is one training of all layers, which `--stack` can do."""
+    colour: str  # in figures
+    n_trainings: float = 1.0  # work of a cell, in trainings of all layers
+    probes: bool = False  # trains the classifier alone, for a while at least, on features that are computed once
+    copies: bool = False  # trains copied layers: `--recipe tuned` tries lower learning rates for them
+    is_one_fit: bool = False  # is one training of all layers, which `--stack` can do
 
 
 TRAITS: dict[Init, InitTraits] = {
@@ -39,7 +36,6 @@ TRAITS: dict[Init, InitTraits] = {
     "shrink-perturb": InitTraits("#3aa6a6", copies=True, is_one_fit=True),
     "matched": InitTraits("#7f7f7f", is_one_fit=True),
 }
-TUNING_REPLICATE = 1_000  # replicates from this number on choose recipes and are not compared
 
 
 @dataclass(frozen=True, order=True)
@@ -47,10 +43,8 @@ class RecipeChange:
     """Values that replace those of the registered recipe in a tuned cell."""
 
     learning_rate: float
-    trunk_factor: float
-    """Learning rate of all layers but the classifier, as a multiple of `learning_rate`."""
-    warm_up: float
-    """Share of the steps in which the learning rate rises."""
+    trunk_factor: float  # learning rate of all layers but the classifier, as a multiple of `learning_rate`
+    warm_up: float  # share of the steps in which the learning rate rises
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, **dataclasses.asdict(self))
@@ -66,12 +60,11 @@ class Cell:
     percent: int
     init: Init
     replicate: int
-    change: RecipeChange | None = None
-    """None: the registered recipe, unchanged."""
+    change: RecipeChange | None = None  # None: the registered recipe
 
     @property
     def name(self) -> str:
-        change = "" if self.change is None else f" {self.change}"
+        change = f" {self.change}" if self.change else ""
         return f"{self.init} {self.percent:03d}% r{self.replicate}{change}"
 
     @property
@@ -79,19 +72,16 @@ class Cell:
         """Sort key of tables."""
         return self.percent, self.init, self.replicate, dataclasses.astuple(self.change) if self.change else ()
 
-    def recipe(self, registered: Recipe) -> Recipe:
-        return registered if self.change is None else self.change.applied_to(registered)
-
 
 class Grid(NamedTuple):
-    """The cells that one command asks for: every fraction x init x replicate."""
+    """Cells that one command asks for: every fraction x init x replicate."""
 
     percents: tuple[int, ...]
     inits: tuple[Init, ...]
     n_replicates: int
 
     def cells(self) -> list[Cell]:
-        return plan_cells(self.percents, self.inits, self.n_replicates)
+        return plan_cells(*self)
 
 
 def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
@@ -100,21 +90,20 @@ def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int
     Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells first,
     so that no worker is left alone with a long cell at the end.
     """
-    longest_first = sorted(percents, reverse=True)
+    last = sorted(percents, reverse=True)
     if n_replicates == 1:  # both ends come first, so that early figures span the range
-        longest_first = [*longest_first[:1], *longest_first[1:][-1:], *longest_first[1:-1]]
-    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [longest_first]
+        last = [*last[:1], *last[1:][-1:], *last[1:-1]]
+    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [last]
     return [
         Cell(percent, init, replicate) for replicate, order in enumerate(orders) for percent in order for init in inits
     ]
 
 
-def by_fraction(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
+def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     """Group cells by fraction, in order of first appearance; each group is sorted by replicate."""
-    groups: dict[int, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.percent, []).append(cell)
-    return [tuple(sorted(group, key=lambda cell: cell.replicate)) for group in groups.values()]
+    by_replicate = sorted(cells, key=lambda cell: cell.replicate)
+    percents = dict.fromkeys(cell.percent for cell in cells)
+    return [tuple(cell for cell in by_replicate if cell.percent == percent) for percent in percents]
 
 
 def coarse_to_fine(percents: Iterable[int]) -> list[int]:

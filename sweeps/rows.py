@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fmnist_transfer.store import roles
-from sweeps.grid import Cell, Init
+from sweeps.grid import Cell, Init, RecipeChange
 
 Status = Literal["open", "finished", "failed"]
 GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores' keys
@@ -22,8 +22,7 @@ class Score:
 
     key: str
     label: str
-    unit: Literal["nats", "%", "s", ""] = ""
-    """Accuracies are logged as shares in [0, 1] and displayed in percent."""
+    unit: Literal["nats", "%", "s", ""] = ""  # accuracies are logged as shares in [0, 1] and displayed in percent
     digits: int = 4
 
     @property
@@ -47,30 +46,13 @@ GAP = Score("final/gap", "generalisation gap", "nats")
 BEST_VAL_LOSS = Score(roles.BEST_VAL_LOSS, "validation loss at the best epoch", "nats")
 TEST_ACCURACY = Score(roles.TEST_ACCURACY, "test accuracy", "%", 2)
 DISTANCE = Score("distance/all", "distance from the start")
-SCORES = (  # columns of a table of cells
-    TRAIN_LOSS,
-    Score("final/train_accuracy", "training accuracy", "%", 2),
-    VAL_LOSS,
-    VAL_ACCURACY,
-    VAL_ECE,
-    VAL_TEMPERATURE,
-    SCALED_VAL_LOSS,
-    GAP,
-    Score("best/epoch", "best epoch", digits=0),
-    Score("best/train_loss", "training loss at the best epoch", "nats"),
-    BEST_VAL_LOSS,
-    Score("best/val_accuracy", "validation accuracy at the best epoch", "%", 2),
-    Score("best/val_ece", "expected calibration error at the best epoch"),
-    Score("best/val_scaled_loss", "loss after scaling at the best epoch", "nats"),
-    Score("test/loss", "test loss", "nats"),
-    TEST_ACCURACY,
-    Score("test/ece", "expected calibration error on test"),
-    Score("test/scaled_loss", "test loss after scaling", "nats"),
-    DISTANCE,
-    Score(roles.SECONDS, "seconds", "s", 0),
-    Score("cost/train_seconds", "seconds of training steps", "s", 0),
-    Score("cost/val_seconds", "seconds of evaluation", "s", 0),
-)
+COLUMNS = [  # keys of the scores in a table of cells
+    *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy", "final/val_ece"),
+    *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
+    *("best/epoch", "best/train_loss", "best/val_loss", "best/val_accuracy", "best/val_ece", "best/val_scaled_loss"),
+    *("test/loss", "test/accuracy", "test/ece", "test/scaled_loss", "distance/all"),
+    *("cost/seconds", "cost/train_seconds", "cost/val_seconds"),
+]
 
 
 @dataclass(frozen=True)
@@ -85,44 +67,46 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""
-        groups: dict[str, Any] = {group: {} for group in GROUPS}
-        for key, value in self.scores.items():
-            group, _, name = key.partition("/")
-            groups[group][name] = value
-        cell: dict[str, Any] = {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate}
-        if self.cell.change:
-            cell["setting"] = dataclasses.asdict(self.cell.change)
-        return cell | {"n_train": self.n_train, "run_id": self.run_id, "status": self.status} | groups
+        groups = {
+            group: {
+                key.removeprefix(f"{group}/"): value
+                for key, value in self.scores.items()
+                if key.startswith(f"{group}/")
+            }
+            for group in GROUPS
+        }
+        cell, change = self.cell, self.cell.change
+        setting = {"setting": dataclasses.asdict(change)} if change else {}
+        known = {"n_train": self.n_train, "run_id": self.run_id, "status": self.status}
+        return {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate} | setting | known | groups
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line per cell, sorted by percent, init and replicate; missing values are empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    tuned = ("learning_rate", "trunk_factor", "warm_up") if any(row.cell.change for row in rows) else ()
-    writer.writerow(
-        ["percent", "init", "replicate", "n_train", "status", *tuned, *(score.key for score in SCORES), "run_id"]
+    settings = (
+        [field.name for field in dataclasses.fields(RecipeChange)] if any(row.cell.change for row in rows) else []
     )
+    columns = [*settings, *COLUMNS]
+    lines: list[list[Any]] = [["percent", "init", "replicate", "n_train", "status", *columns, "run_id"]]
     for row in sorted(rows, key=lambda row: row.cell.position):
-        scores = [f"{row.scores[score.key]:.6g}" if score.key in row.scores else "" for score in SCORES]
         cell = row.cell
-        setting = [f"{getattr(cell.change, name):.6g}" if cell.change else "" for name in tuned]
-        line = [cell.percent, cell.init, cell.replicate, row.n_train, row.status, *setting, *scores, row.run_id]
-        writer.writerow(line)
+        values = {**row.scores, **(dataclasses.asdict(cell.change) if cell.change else {})}
+        texts = [f"{values[column]:.6g}" if column in values else "" for column in columns]
+        lines.append([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *texts, row.run_id])
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:
     """A score as logged, [n_replicates, n_percents]; NaN where a cell is not finished."""
-    n_replicates = 1 + max((row.cell.replicate for row in rows), default=-1)
-    values = np.full((n_replicates, len(percents)), np.nan)
-    column = {percent: i for i, percent in enumerate(percents)}
+    values = np.full((1 + max((row.cell.replicate for row in rows), default=-1), len(percents)), np.nan)
     for row in rows:
-        if row.cell.init == init and score.key in row.scores and row.cell.percent in column:
-            values[row.cell.replicate, column[row.cell.percent]] = row.scores[score.key]
+        if row.cell.init == init and score.key in row.scores and row.cell.percent in percents:
+            values[row.cell.replicate, percents.index(row.cell.percent)] = row.scores[score.key]
     return values
 
 
-def finished_percents(rows: Sequence[Row]) -> list[int]:
-    """Fractions with at least one finished cell, in percent, ascending."""
-    return sorted({row.cell.percent for row in rows if row.status == "finished"})
+def finished_percents(rows: Sequence[Row], init: Init | None = None) -> list[int]:
+    """Fractions with at least one finished cell (of the init), in percent, ascending."""
+    return sorted({r.cell.percent for r in rows if r.status == "finished" and init in (None, r.cell.init)})

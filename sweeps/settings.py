@@ -6,7 +6,7 @@ from typing import Literal
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.flags import Flags, TrainingSettings
 from fmnist_transfer.terminal.command import check_distinct, check_range
-from sweeps.grid import REPORTED, TUNING_REPLICATE, Init
+from sweeps.grid import REPORTED, TRAITS, TUNING_REPLICATE, Init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class TransferFlags(Flags):
             )
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
+        if self.stack and (apart := [init for init in self.inits if not TRAITS[init].is_one_fit]):
+            raise UsageError(
+                f"--stack trains all layers in a single training: leave it out with --inits {' '.join(apart)}"
+            )
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         super().__post_init__()

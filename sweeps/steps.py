@@ -3,37 +3,49 @@
 Imports torch and mlflow, so the command imports this module only after it has parsed its flags.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fmnist_transfer.data.examples import load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
-from fmnist_transfer.errors import SAME_COMMAND, UsageError
-from fmnist_transfer.identity import Identity
+from fmnist_transfer.data.split import digits
+from fmnist_transfer.errors import SAME_COMMAND, UserError
+from fmnist_transfer.flags import ONE_TIME
+from fmnist_transfer.identity import identity
+from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.network.weights import State
+from fmnist_transfer.store.artifacts import check_artifacts
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.model_format import TrainedModel
-from fmnist_transfer.store.registry import PinnedModel
-from fmnist_transfer.store.roles import NOTE
+from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.model_format import TrainedModel, load_weights
+from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
+from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
-from sweeps.grid import TRAITS, Cell, Grid
+from sweeps.analysis.statistics import MIN_REPLICATES
+from sweeps.grid import Cell, Grid, by_fraction
+from sweeps.report.files import place_of
 from sweeps.report.mlflow_text import begun
 from sweeps.report.render import CLAIMS_HEAD, claims_text
 from sweeps.report.write import write_report
-from sweeps.results.curves import SweepFigures, log_curves, print_plan, print_summary
-from sweeps.results.ledger import Ledger
-from sweeps.results.read import add_grid, asked_cells, read_sweep
-from sweeps.run_cells import run_cells
+from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
+from sweeps.results.ledger import CellLog, Ledger, add_grid, identify_sweep, open_ledger
+from sweeps.results.read import read_sweep
+from sweeps.rows import Row
 from sweeps.settings import TransferSettings
-from sweeps.training.cells import CellPlan, passes
-from sweeps.training.recipes import Chosen, choose, print_chosen, tuned_cells, tuning_cells
-from sweeps.training.source_log import source_networks
-from sweeps.training.source_networks import PretrainingPlan
+from sweeps.training.cells import CellPlan, passes, pretrain, train_cells
+from sweeps.training.inits import probing_epochs
+from sweeps.training.recipes import choose, tuned_cells, tuning_cells
 
 
 @dataclass(frozen=True)
@@ -49,124 +61,168 @@ class SweepContext:
     workers: Workers
     stopwatch: Stopwatch
 
-    def with_images(self, cells: Iterable[Cell]) -> dict[Cell, int]:
-        """Map each cell to its number of training images. Raises UsageError if a class would have none."""
-        return {cell: n_train(self.plan.half.train, cell.percent) for cell in cells}
 
+def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: Stopwatch) -> dict[str, Any]:
+    """Run what is not done yet, or print it with `--dry-run`; return the result as `--json` writes it.
 
-def run_sweep(context: SweepContext, work: Identity, pinned_model: PinnedModel) -> dict[str, Any]:
-    """Run what is not done yet; return the result for `--json`. Raises BusyError if another process runs the sweep."""
-    store = context.store
+    Raises BusyError if another process runs the sweep.
+    """
+    may_write = not settings.dry_run
+    retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
+    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=may_write)
+    pinned_model = resolve(store, settings.model_uri)
+    if may_write:
+        check_artifacts(store, TRANSFER)
+        store.end_orphans(TRANSFER)
+    model = load(store, pinned_model)
+    half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.target, fetch=may_write))
+    for percent in settings.fractions:
+        n_train(half.train, percent)  # refuses a fraction without images
+    spec = replace(model.spec, n_classes=len(half.classes))
+    recipe = replace(model.recipe, epochs=settings.epochs or model.recipe.epochs)
+    plan = CellPlan(
+        half, spec, recipe, (model.state,), settings.budget, settings.seed, device, settings.precision, settings.stack
+    )
+    if "lp-ft" in settings.inits:
+        probing_epochs(recipe.epochs)  # refuses a single epoch
+    if (n := model.spec.n_classes) != spec.n_classes:
+        say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
+    grid = Grid(settings.fractions, settings.inits, settings.replicates)
+    name = f"{pinned_model.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
+    is_tuned, n_sources = settings.recipe == "tuned", settings.pretrain_replicates
+    work = identify_sweep(model, plan, is_tuned=is_tuned, has_own_sources=n_sources > 0)
+    context = SweepContext(settings, store, model, plan, grid, name, workers, stopwatch)
+    stopwatch.lap("start")
+    if settings.dry_run:
+        return _dry_run(context, Ledger(store, work, half))
     tags = {"model_uri": pinned_model.asked, "model_uri_pinned": pinned_model.pinned}
     with locked(store.uri, "sweep", f"sweep-{work.key}"):
-        ledger = Ledger(store, work, context.plan.half)
-        ledger.open(context.name, tags, take_over=context.settings.take_over)
+        ledger = open_ledger(store, work, half, name, tags, take_over=settings.take_over)
         with store.ending(ledger.run_id):
-            return _sweep(context, ledger, pinned_model)
+            note_sweep(store, pinned_model, ledger.run_id, name)
+            result = _sweep(context, ledger)
+    n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
+    changes = {"model_uri": pinned_model.pinned, "replicates": n_more, "pretrain_replicates": n_sources and n_more}
+    look_next = {
+        "in a browser": f"{store.show_command}  # curves, report, every run",
+        "on paper": place_of(ledger.run_id),
+        "go on": f"{command_line('sweeps.transfer', settings, **(ONE_TIME | changes))}  # extends this sweep",
+    }
+    print_pairs("Look next", look_next)
+    return result | {"model_uri": pinned_model.pinned, "split": str(model.split)}
 
 
-def _sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> dict[str, Any]:
-    settings, store, stopwatch = context.settings, context.store, context.stopwatch
-    _introduce(context, ledger, pinned_model)
+def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
+    settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
+    store.log_data(run_id, context.plan.half, "target")
+    print_pairs(f"Sweep of {context.name}", outline(context, run_id))
     if settings.pretrain_replicates:
-        context = _with_sources(context, ledger.run_id)
-    so_far = add_grid(store, ledger.run_id, context.grid)
-    cells, shown = context.grid.cells(), asked_cells(so_far)  # figures show all grids so far
+        context = replace(context, plan=replace(context.plan, sources=_source_networks(context, run_id)))
+    cells, shown = context.grid.cells(), add_grid(store, run_id, context.grid)  # figures show all grids so far
     if settings.recipe == "tuned":
-        cells = tuned_cells(cells, _choose_recipes(context, ledger))
-        shown = tuned_cells(shown, read_sweep(store, store.client.get_run(ledger.run_id)).chosen)
-    if ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed):
-        store.describe(ledger.run_id, begun(store, context.model.split))
-    figures = SweepFigures(store, ledger.run_id, lambda: ledger.rows(context.with_images(shown)), context.name)
+        cells = _with_tuned_recipes(context, ledger, cells)
+        shown = tuned_cells(shown, read_sweep(store, run_id).chosen)
+    figures = SweepFigures(store, run_id, lambda: ledger.rows(shown), context.name)
     _run(context, ledger, cells, figures.refresh)
     stopwatch.lap("cells")
     rows = figures.draw()
-    asked_rows = ledger.rows(context.with_images(cells))
-    n_done = sum(row.status != "open" for row in asked_rows)
-    context.workers.stop.raise_if_set(f"{n_done} of {len(asked_rows)} cells done; {SAME_COMMAND}")
-    store.log_hosts(ledger.run_id, ledger.hosts(asked_rows), "cells")
-    log_curves(store, ledger.run_id, rows)
+    asked_rows = _done_rows(context, ledger, cells, "cells")
+    store.log_hosts(run_id, ledger.hosts(asked_rows), "cells")
+    log_curves(store, run_id, rows)
     print_summary(rows)
-    logged = read_sweep(store, store.client.get_run(ledger.run_id))
-    findings = write_report(store, logged, stop=context.workers.stop)
+    findings = write_report(store, read_sweep(store, run_id), stop=context.workers.stop)
     say_heading(CLAIMS_HEAD)
     say(claims_text(findings))
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
+    return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
 
 
-def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> None:
-    """Log the sweep's data, model and description before any training."""
-    store, run_id = context.store, ledger.run_id
-    note_sweep(store, pinned_model, run_id, context.name)
-    store.log_data(run_id, context.plan.half, "target")
-    if NOTE not in store.client.get_run(run_id).data.tags:
-        store.describe(run_id, begun(store, context.model.split))
-    print_pairs(f"Sweep of {context.name}", outline(context, run_id))
+def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
+    """Train one source network per replicate below the sweep's parent, unless there already; return their weights.
 
+    Raises Interrupted after a signal, and UserError if a network cannot be trained.
+    """
+    settings, store, model, workers = context.settings, context.store, context.model, context.workers
+    half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
+    plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, sources=())
+    params = settings_params(plan.spec, plan.recipe) | {"seed": plan.seed}
 
-def _with_sources(context: SweepContext, run_id: str) -> SweepContext:
-    """Replace the registered network by one source network per replicate."""
-    settings, model, plan = context.settings, context.model, context.plan
-    half = context.workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
-    pretraining = PretrainingPlan(half, model.spec, model.recipe, plan.seed, plan.device, plan.precision)
-    sources = source_networks(
-        context.store, run_id, pretraining, settings.pretrain_replicates, context.workers, debug=settings.debug
-    )
+    def training(replicate: int) -> Training:
+        own = params | {"replicate": replicate}
+        return Training(f"source r{replicate}", own, identity(device=plan.device, **own).key, plan.recipe.epochs)
+
+    log = TrainedNetworks[int](store, TRANSFER, run_id, Role.SOURCE, half=half, training=training)
+    replicates = range(settings.pretrain_replicates)
+    todo = [replicate for replicate in replicates if log.trained(replicate) is None]
+    n = len(replicates)
+    say(f"Source networks, one per replicate: {n - len(todo)} of {n} are there already")
+    if todo:
+        store.describe(run_id, begun(store, model.split))
+    with Progress("source networks", len(todo)) as progress:
+        run_logged(workers, pretrain, plan, todo, log=log, progress=progress, debug=settings.debug)
+    trained = {replicate: network for replicate in replicates if (network := log.trained(replicate))}
+    workers.stop.raise_if_set(f"{len(trained)} of {n} source networks trained; {SAME_COMMAND}")
+    if missing := [replicate for replicate in replicates if replicate not in trained]:
+        raise UserError(f"source networks of replicates {missing} could not be trained; their runs in MLflow say why")
     context.stopwatch.lap("source networks")
-    return replace(context, plan=replace(plan, sources=sources))
+    return tuple(load_weights(store, network.run_id, plan.spec) for network in trained.values())
 
 
-def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], None]) -> None:
-    """Train the cells that are not done yet."""
-    images = context.with_images(cells)
-    todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
-    if n_there := len(images) - len(todo):
+def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], object]) -> None:
+    """Train the cells that are not done yet; `on_finished` is called after each task whose results are logged."""
+    plan, debug = context.plan, context.settings.debug
+    todo = ledger.to_run(cells, retry_failed=context.settings.retry_failed)
+    images = {cell: ledger.n_train(cell.percent) for cell in todo}
+    if n_there := len(cells) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
+        context.store.describe(ledger.run_id, begun(context.store, context.model.split))
         say_forecast(context, {cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
-    run_cells(
-        ledger,
-        {cell: images[cell] for cell in todo},
-        context.plan,
-        workers=context.workers,
-        stopwatch=context.stopwatch,
-        on_finished=on_finished,
-        debug=context.settings.debug,
-    )
+    sizes = {cell: passes(plan, cell, n) for cell, n in images.items()}
+    tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
+    log = CellLog(ledger, plan.recipe.epochs, context.stopwatch, on_finished)
+    total = sum(sizes.values())
+    with Progress("cells", len(tasks), lambda task: sum(sizes[cell] for cell in task), total) as progress:
+        run_logged(context.workers, train_cells, plan, tasks, log=log, progress=progress, debug=debug)
 
 
-def _choose_recipes(context: SweepContext, ledger: Ledger) -> Chosen:
-    """Train the recipe grid of every init; choose and print the best settings."""
-    inits = context.grid.inits
-    tried = tuning_cells(inits, context.plan.recipe)
+def _done_rows(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:
+    """Rows of the cells after `_run`. Raises Interrupted if a signal ended it."""
+    rows = ledger.rows(cells)
+    n_done = sum(row.status != "open" for row in rows)
+    context.workers.stop.raise_if_set(f"{n_done} of {len(rows)} {noun} done; {SAME_COMMAND}")
+    return rows
+
+
+def _with_tuned_recipes(context: SweepContext, ledger: Ledger, cells: Sequence[Cell]) -> list[Cell]:
+    """Train the recipe grid of every init, choose and print the best settings, and give them to the cells."""
+    inits, recipe = context.grid.inits, context.plan.recipe
+    tried = tuning_cells(inits, recipe)
     say(f"Tuning one recipe per init: {len(tried)} cells")
     _run(context, ledger, tried, lambda: None)
-    rows = ledger.rows(context.with_images(tried))
-    n_done = sum(row.status != "open" for row in rows)
-    context.workers.stop.raise_if_set(f"{n_done} of {len(tried)} tuning cells done; {SAME_COMMAND}")
-    chosen = choose(rows, inits, context.plan.recipe)
-    print_chosen(chosen)
+    rows = _done_rows(context, ledger, tried, "tuning cells")
+    chosen = choose(rows, inits, recipe)
+    say("Settings with the lowest mean validation loss:")
+    for init, changes in chosen.items():
+        say(f"{init}: {'; '.join(f'{percent} % {change}' for percent, change in changes.items())}")
     if n_failed := sum(row.status == "failed" for row in rows):
         say(f"{n_failed} of {len(rows)} tuning cells failed; their settings are left out")
     context.stopwatch.lap("recipes")
-    return chosen
+    return tuned_cells(cells, chosen)
 
 
-def dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
+def _dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     """Print what is done and what would run. Creates and changes no run."""
-    settings, store, cells = context.settings, context.store, context.grid.cells()
+    settings, cells, recipe = context.settings, context.grid.cells(), context.plan.recipe
     say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
     if settings.recipe == "tuned":
-        tried = context.with_images(tuning_cells(settings.inits, context.plan.recipe))
+        tried = tuning_cells(settings.inits, recipe)
         n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))
         say(f"Tuning one recipe per init: {n_open} of {len(tried)} cells would run")
-        if ledger.run_id and not n_open:
-            chosen = read_sweep(store, store.client.get_run(ledger.run_id)).chosen
-            cells = tuned_cells(cells, chosen)
-    rows = ledger.rows(context.with_images(cells))
-    todo = ledger.to_run(context.with_images(cells), retry_failed=settings.retry_failed)
+        if not n_open:  # raises if no setting of an init finished, as the sweep itself would
+            cells = tuned_cells(cells, choose(ledger.rows(tried), settings.inits, recipe))
+    rows, todo = ledger.rows(cells), ledger.to_run(cells, retry_failed=settings.retry_failed)
     print_plan(rows, todo)
     say(f"{len(rows) - len(todo)} of {len(rows)} cells would be left as they are, {len(todo)} would run")
     return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
@@ -201,13 +257,3 @@ def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
         return
     total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
     say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")
-
-
-def check_inits(settings: TransferSettings, epochs: int) -> None:
-    """Raise UsageError if an init does not fit the number of epochs or `--stack`."""
-    from sweeps.training.inits import probing_epochs
-
-    if "lp-ft" in settings.inits:
-        probing_epochs(epochs)
-    if settings.stack and (apart := [init for init in settings.inits if not TRAITS[init].is_one_fit]):
-        raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {' '.join(apart)}")

@@ -45,7 +45,6 @@ LAYERS = [  # a module imports its own layer and earlier lines only
     "sweeps.training",
     "sweeps.analysis",
     "sweeps.results",
-    "sweeps.run_cells",
     "sweeps.report",
     "sweeps.steps",
     "sweeps.transfer",

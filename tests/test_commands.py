@@ -487,6 +487,20 @@ def test_a_cell_that_failed_otherwise_is_run_again(
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
 
 
+def test_a_dry_run_ends_as_the_sweep_if_no_setting_of_an_init_finished(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(*arguments: Any, **options: Any) -> Any:
+        raise Diverged("training loss is nan at epoch 1, step 3")
+
+    monkeypatch.setattr(sweep_cells, "train_arm", diverge)
+    arguments = ["--seed", "8", "--fractions", "100", "--inits", "random", "--replicates", "1", "--recipe", "tuned"]
+    status, _ = project.sweep(*arguments)
+    assert project.sweep(*arguments, "--dry-run") == (status, {})
+    assert status == 1
+    assert capsys.readouterr().err.count("no setting of init random at 5 %") == 2
+
+
 def test_every_init_and_an_own_recipe(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
     every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]

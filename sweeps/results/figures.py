@@ -1,28 +1,75 @@
-"""Figures of a sweep's rows: scores against the fraction, while the sweep runs and at its end."""
+"""Figures and table of a sweep's parent run, refreshed as cells finish; its curve runs; its tables in the terminal."""
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.grid import INITS, TRAITS
-from sweeps.rows import TRAIN_LOSS, VAL_ACCURACY, VAL_LOSS, Row, Score, by_replicate, finished_percents
+from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
+from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import duration, print_table, say, say_heading
+from sweeps.grid import INITS, TRAITS, Cell, Init
+from sweeps.rows import (
+    BEST_VAL_LOSS,
+    TEST_ACCURACY,
+    TRAIN_LOSS,
+    VAL_ACCURACY,
+    VAL_LOSS,
+    Row,
+    Score,
+    by_replicate,
+    finished_percents,
+    to_csv,
+)
 
+REFRESH_SECONDS = 60.0  # at least, between two drawings
+FEWEST_CELLS = 4  # enough for both ends of two curves
 PANELS = {"training_loss": TRAIN_LOSS, "validation_loss": VAL_LOSS, "validation_accuracy": VAL_ACCURACY}  # by file name
+CURVES = {  # the UI shows a section per prefix: first the original report's two graphs
+    "curve/train_loss": TRAIN_LOSS,
+    "curve/val_loss": VAL_LOSS,
+    "more/val_accuracy": VAL_ACCURACY,
+    "more/best_val_loss": BEST_VAL_LOSS,
+    "more/test_accuracy": TEST_ACCURACY,
+}
+MOST_INITS_BESIDE = 3  # up to this number all scores fit side by side
 Draw = Callable[[Axes], None]
 
 
-def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
-    """Map file name to figure: one per score, and `overview.png` with all three. Empty if nothing is finished."""
-    if not finished_percents(rows):
-        return {}
-    panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
-    figures = {f"figures/{name}.png": panel_row(panel) for name, panel in panels.items()}
-    figures["figures/overview.png"] = panel_row(*panels.values())
-    for figure in figures.values():
-        figure.suptitle(title, fontsize=10)
-    return figures
+class SweepFigures:
+    """Draws the parent run's figures and writes its `results.csv`, from the rows that `read_rows` returns."""
+
+    def __init__(self, store: Store, run_id: str, read_rows: Callable[[], list[Row]], title: str):
+        self._store, self._run_id, self._read_rows, self._title = store, run_id, read_rows, title
+        self._start, self._next_draw = time.monotonic(), 0.0
+
+    def refresh(self) -> None:
+        """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
+        if (now := time.monotonic()) < self._next_draw:
+            return
+        if sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
+            self.draw()
+            if not self._next_draw:
+                say(f"The first graph is ready after {duration(now - self._start)}: figures/ of the sweep's run")
+            self._next_draw = time.monotonic() + REFRESH_SECONDS
+
+    def draw(self) -> list[Row]:
+        """Draw now: one figure per score, and `overview.png` with all three. Return the rows drawn."""
+        rows = self._read_rows()
+        if finished_percents(rows):
+            panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
+            with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
+                figures = {name: panel_row(panel) for name, panel in panels.items()}
+                figures["overview"] = panel_row(*panels.values())
+                for name, figure in figures.items():
+                    figure.suptitle(self._title, fontsize=10)
+                    self._store.log_figure(self._run_id, f"figures/{name}.png", figure)
+        self._store.log_text(self._run_id, "results.csv", to_csv(rows))
+        return rows
 
 
 def panel_row(*panels: Draw, width: float | None = None) -> Figure:
@@ -39,13 +86,11 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
 
     def draw(axes: Axes) -> None:
         for init in INITS:
-            percents = sorted({row.cell.percent for row in rows if row.status == "finished" and row.cell.init == init})
-            if percents:
-                values = score.scale * by_replicate(rows, init, score, percents)
+            if percents := finished_percents(rows, init):
+                values, colour = score.scale * by_replicate(rows, init, score, percents), TRAITS[init].colour
                 low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-                axes.fill_between(percents, low, high, color=TRAITS[init].colour, alpha=0.2, linewidth=0)
-                mean = np.nanmean(values, axis=0)
-                axes.plot(percents, mean, marker="o", markersize=3, color=TRAITS[init].colour, label=init)
+                axes.fill_between(percents, low, high, color=colour, alpha=0.2, linewidth=0)
+                axes.plot(percents, np.nanmean(values, axis=0), "o-", markersize=3, color=colour, label=init)
         label_axes(axes, score.axis)
 
     return draw
@@ -58,3 +103,51 @@ def label_axes(axes: Axes, label: str, *, legend: bool = True) -> None:
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(frameon=False, fontsize=8)
+
+
+def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
+    """Log a run per init with the means over replicates at step = percent; comparing them draws the report's graphs.
+
+    Earlier curve runs of the sweep are deleted, because a logged step cannot be replaced.
+    """
+    for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep_run_id):
+        store.client.delete_run(old.info.run_id)
+    for init in dict.fromkeys(row.cell.init for row in rows):
+        percents = finished_percents(rows, init)
+        note = f"Means over the replicates of `{init}`. The step is the percent of the target's training images."
+        tags = {"role": Role.CURVE, "parent": sweep_run_id, "init": init, NOTE: note}
+        run_id = store.start(TRANSFER, init, parent=sweep_run_id, params={"init": init}, tags=tags)
+        for key, score in CURVES.items():
+            means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
+            store.log(run_id, metrics=[(key, mean, p) for p, mean in zip(percents, means, strict=True)])
+        store.end(run_id)
+
+
+def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
+    """Print cell counts by status, one line per fraction."""
+    counts: dict[tuple[int, str], Counter[str]] = {}
+    for row in rows:
+        of_cells = counts.setdefault((row.cell.percent, row.cell.init), Counter())
+        of_cells["to run" if row.cell in to_run else row.status] += 1
+    texts = {key: ", ".join(f"{n} {status}" for status, n in of_cells.items()) for key, of_cells in counts.items()}
+    percents, inits = sorted({percent for percent, _ in texts}), list(dict.fromkeys(init for _, init in texts))
+    print_table(["percent", *inits], [[str(p), *(texts.get((p, init), "") for init in inits)] for p in percents])
+
+
+def print_summary(rows: Sequence[Row]) -> None:
+    """Print the means over replicates, one line per fraction."""
+    inits = list(dict.fromkeys(row.cell.init for row in rows))
+
+    def mean(score: Score, init: Init, percent: int) -> str:
+        values = score.scale * by_replicate(rows, init, score, [percent])
+        return "-" if np.isnan(values).all() else f"{np.nanmean(values):.{score.digits}f}"
+
+    say_heading("Means over replicates, final epoch")
+    scores = list(PANELS.values())
+    for beside in [scores] if len(inits) <= MOST_INITS_BESIDE else [[score] for score in scores]:
+        lines = [
+            [str(percent), *(mean(score, init, percent) for score in beside for init in inits)]
+            for percent in finished_percents(rows)
+        ]
+        groups = {score.axis: len(inits) for score in beside}
+        print_table(["percent", *inits * len(beside)], lines, groups)

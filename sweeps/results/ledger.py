@@ -1,14 +1,15 @@
 """Ledger of a sweep's cells. A cell is done if a FINISHED run with its `cell_key` is below the sweep's parent.
 
-The runs are listed once, when the ledger is made (under the sweep's lock); only the driver adds to them. Nothing is
-written to the parent per cell.
+The runs are listed once, when the ledger is made; only the driver adds to them. The parent gets nothing per cell.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fmnist_transfer.data.examples import Half
+from fmnist_transfer.data.examples import Half, n_train
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.metric_rows import result_rows, settings_params
@@ -17,105 +18,73 @@ from fmnist_transfer.store.open_runs import OpenRuns
 from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
-from sweeps.grid import Cell
-from sweeps.results.read import TUNED, counting_runs, diverged, row_of
+from fmnist_transfer.terminal.output import say
+from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.workers.task import Outcome
+from sweeps.grid import Cell, Grid
+from sweeps.results.read import GRIDS, TUNED, counting_runs, grids_of, row_of
 from sweeps.rows import Row
 from sweeps.training.cells import CellPlan, CellResult
 
+FIRST_STEP = "first_step_seconds"
+Cells = tuple[Cell, ...]  # a task: one cell, or with `--stack` all cells of a fraction
 
-def identify_sweep(model: TrainedModel, plan: CellPlan, *, tuned: bool = False, own_sources: bool = False) -> Identity:
-    """Identify a sweep by all that a cell's result depends on, except fraction, init and replicate.
 
-    Args:
-        tuned: each init has its own recipe, which its cells then name.
-        own_sources: each replicate has its own source network.
-    """
-    stacked = {"stacked": True} if plan.stack else {}  # rounds differently; on CUDA dropout masks differ, too
-    modes = ({"recipe_mode": TUNED} if tuned else {}) | ({"sources": "one a replicate"} if own_sources else {})
-    return identity(
-        device=plan.device,
-        weights_digest=weights_digest(model.state),
-        split=str(model.split),
-        budget=plan.budget,
-        seed=plan.seed,
-        data_sha256=plan.half.data_sha256,
-        dtype=plan.precision,
-        **settings_params(plan.spec, plan.recipe),
-        **stacked,
-        **modes,
-    )
+def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_own_sources: bool) -> Identity:
+    """Identify a sweep by all that a cell's result depends on, except fraction, init, replicate and tuned setting."""
+    facts = settings_params(plan.spec, plan.recipe) | {
+        "weights_digest": weights_digest(model.state),
+        "split": str(model.split),
+        "budget": plan.budget,
+        "seed": plan.seed,
+        "data_sha256": plan.half.data_sha256,
+        "dtype": plan.precision,
+    }
+    if plan.stack:
+        facts["stacked"] = True  # rounds differently; on CUDA dropout masks differ, too
+    if is_tuned:
+        facts["recipe_mode"] = TUNED
+    if has_own_sources:
+        facts["sources"] = "one a replicate"
+    return identity(device=plan.device, **facts)
 
 
 class Ledger:
-    """The cells of one sweep, as the store has them. Call `open` before `begin`.
+    """The cells of one sweep, as the store has them. `parent` is the run that `open_ledger` opened; None looks for it.
 
-    Args:
-        work: identity from `identify_sweep`; its facts are the parent's params.
-        half: the target half, logged as the data of every run.
+    `work` is the identity from `identify_sweep`, whose facts are the runs' params; `half` is the target half.
     """
 
-    def __init__(self, store: Store, work: Identity, half: Half):
-        self._store, self._half = store, half
-        self._facts, self.key = work
-        self._parent = next(reversed(self._parents()), None)  # the earliest
-        self._runs: dict[str, Run] = {}  # cell key -> the run that counts
-        self._children: list[Run] = []
-        if self._parent:
-            self._children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id)
-            self._runs = counting_runs(self._children)
+    def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
+        self._store, (self._facts, self._key) = store, work
+        self.n_train = functools.cache(functools.partial(n_train, half.train))
+        known = parent or next(reversed(_parents(store, work)), None)  # the earliest
+        self.run_id = str(known.info.run_id) if known else ""  # of the sweep's parent; empty if there is none yet
+        children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if known else []
+        self._runs = counting_runs(children)
+        self.open_runs = OpenRuns[Cell](store, TRANSFER, self.run_id, Role.CELL, half=half, half_role="target")
+        if parent:
+            self.open_runs.end_left(children)
 
-    def _parents(self) -> list[Run]:
-        return self._store.find(TRANSFER, role=Role.SWEEP, sweep_key=self.key)
-
-    @property
-    def run_id(self) -> str:
-        """Id of the sweep's parent; empty if there is none yet."""
-        return str(self._parent.info.run_id) if self._parent else ""
-
-    def open(self, name: str, tags: Mapping[str, Any], *, take_over: bool = False) -> None:
-        """Make the parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
-
-        The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep.
-
-        Args:
-            tags: tags of the parent, overwritten each time (such as the model asked for).
-            take_over: True if another machine's driver is known to be gone.
-        """
-        key = {"role": Role.SWEEP, "sweep_key": self.key}
-        self._parent = open_parent(
-            self._store,
-            "sweep",
-            find=self._parents,
-            start=lambda: self._store.start(TRANSFER, name, params=self._facts, tags=key),
-            params=self._facts,
-            take_over=take_over,
-        )
-        self._store.log(self.run_id, tags=tags)
-        self._open = OpenRuns[Cell](self._store, TRANSFER, self.run_id, Role.CELL, half=self._half, half_role="target")
-        self._open.end_left(self._children)
-
-    def cell_key(self, cell: Cell, n_train: int) -> str:
+    def cell_key(self, cell: Cell) -> str:
         """Key of a cell; percents that give the same number of images share it."""
         change = {"setting": dataclasses.astuple(cell.change)} if cell.change else {}
-        own = {"sweep": self.key, "n_train": n_train, "init": cell.init, "replicate": cell.replicate}
-        return identity(device=str(self._facts["device"]), **own, **change).key
+        own = {"n_train": self.n_train(cell.percent), "init": cell.init, "replicate": cell.replicate}
+        return identity(device=str(self._facts["device"]), sweep=self._key, **own, **change).key
 
-    def row(self, cell: Cell, n_train: int) -> Row:
-        """The cell's row, `open` if no run counts."""
-        return row_of(cell, n_train, self._runs.get(self.cell_key(cell, n_train)))
+    def rows(self, cells: Iterable[Cell]) -> list[Row]:
+        """Rows of cells, `open` where no run counts."""
+        return [row_of(cell, self.n_train(cell.percent), self._runs.get(self.cell_key(cell))) for cell in cells]
 
-    def rows(self, cells: Mapping[Cell, int]) -> list[Row]:
-        """Rows of cells, given as cell -> number of training images."""
-        return [self.row(cell, n_train) for cell, n_train in cells.items()]
-
-    def to_run(self, cells: Mapping[Cell, int], *, retry_failed: bool = False) -> list[Cell]:
+    def to_run(self, cells: Iterable[Cell], *, retry_failed: bool = False) -> list[Cell]:
         """Open and failed cells; diverged ones, which would diverge again, only with `retry_failed`."""
 
-        def is_to_run(cell: Cell, n_train: int) -> bool:
-            run = self._runs.get(self.cell_key(cell, n_train))
-            return run is None or (run.info.status == "FAILED" and (retry_failed or not diverged(run)))
-
-        return [cell for cell, n_train in cells.items() if is_to_run(cell, n_train)]
+        runs = {cell: self._runs.get(self.cell_key(cell)) for cell in cells}
+        return [
+            cell
+            for cell, run in runs.items()
+            if run is None or (run.info.status == "FAILED" and (retry_failed or not has_diverged(run)))
+        ]
 
     def hosts(self, rows: Iterable[Row]) -> list[str]:
         """The hosts that trained the finished cells, one entry per cell."""
@@ -123,28 +92,107 @@ class Ledger:
         finished = [tags[row.run_id] for row in rows if row.status == "finished"]
         return [own.get("trained_on", own.get("host", "unknown")) for own in finished]
 
-    def begin(self, cell: Cell, n_train: int) -> None:
+    def begin(self, cell: Cell) -> None:
         labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
-        params = self._facts | labels | {"n_train": n_train}
-        if cell.change:
-            params |= {f"recipe.{key}": value for key, value in dataclasses.asdict(cell.change).items()}
-        self._open.begin(cell, cell.name, params, labels | {"cell_key": self.cell_key(cell, n_train)})
+        change = dataclasses.asdict(cell.change) if cell.change else {}
+        params = self._facts | labels | {"n_train": self.n_train(cell.percent)}
+        params |= {f"recipe.{name}": value for name, value in change.items()}
+        self.open_runs.begin(cell, cell.name, params, labels | {"cell_key": self.cell_key(cell)})
 
-    def finish(self, cell: Cell, n_train: int, trained: CellResult) -> None:
+    def finish(self, cell: Cell, trained: CellResult) -> None:
         """Log all results in one batch, then end the run as FINISHED."""
         tags = {"weights_digest": trained.weights_digest} | trained.numerics
-        self._count(cell, n_train, self._open.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
+        self._count(cell, self.open_runs.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
 
-    def fail(self, cell: Cell, n_train: int, reason: str, details: str = "") -> None:
-        self._count(cell, n_train, self._open.fail(cell, reason, details))
+    def fail(self, cell: Cell, reason: str, details: str = "") -> None:
+        self._count(cell, self.open_runs.fail(cell, reason, details))
 
-    def kill(self, cell: Cell, reason: str) -> None:
-        """End the cell's run as KILLED; the cell stays open."""
-        self._open.kill(cell, reason)
-
-    def kill_rest(self) -> None:
-        self._open.kill_rest()
-
-    def _count(self, cell: Cell, n_train: int, run_id: str) -> None:
+    def _count(self, cell: Cell, run_id: str) -> None:
         if run_id:
-            self._runs[self.cell_key(cell, n_train)] = self._store.client.get_run(run_id)
+            self._runs[self.cell_key(cell)] = self._store.client.get_run(run_id)
+
+
+def has_diverged(run: Run) -> bool:
+    """Return whether a FAILED run diverged; its cell would diverge again."""
+    return str(run.data.tags.get("reason", "")).startswith("Diverged")
+
+
+def _parents(store: Store, work: Identity) -> list[Run]:
+    return store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
+
+
+def open_ledger(
+    store: Store, work: Identity, half: Half, name: str, tags: Mapping[str, Any], *, take_over: bool = False
+) -> Ledger:
+    """Make the sweep's parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
+
+    The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep, unless
+    `take_over`. `tags` of the parent are overwritten each time.
+    """
+    own = {"role": Role.SWEEP, "sweep_key": work.key}
+    parent = open_parent(
+        store,
+        "sweep",
+        find=lambda: _parents(store, work),
+        start=lambda: store.start(TRANSFER, name, params=work.facts, tags=own),
+        params=work.facts,
+        take_over=take_over,
+    )
+    store.log(parent.info.run_id, tags=tags)
+    return Ledger(store, work, half, parent)
+
+
+def add_grid(store: Store, run_id: str, grid: Grid) -> list[Cell]:
+    """Add the grid to the tags of the sweep's parent; return the cells of all grids asked for so far, each once."""
+    grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), grid]))
+    cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
+    tags = {
+        GRIDS: json.dumps(grids),
+        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
+        "inits": " ".join(sorted({cell.init for cell in cells})),
+        "replicates": max(grid.n_replicates for grid in grids),
+    }
+    store.log(run_id, tags=tags)
+    return cells
+
+
+class CellLog:
+    """Log of one command's cells, as `run_logged` requires."""
+
+    def __init__(self, ledger: Ledger, epochs: int, stopwatch: Stopwatch, on_finished: Callable[[], object]):
+        self._ledger, self._epochs, self._stopwatch, self._on_finished = ledger, epochs, stopwatch, on_finished
+
+    def name(self, task: Cells) -> str:
+        return task[0].name if len(task) == 1 else f"{len(task)} cells of {task[0].percent} %"
+
+    def begin(self, task: Cells) -> None:
+        for cell in task:
+            self._ledger.begin(cell)
+
+    def report(self, task: Cells, news: int) -> tuple[float, str]:
+        self._stopwatch.mark(FIRST_STEP)
+        return news / self._epochs, f"{task[0].name}: epoch {news}/{self._epochs}"
+
+    def end(self, outcome: Outcome[Cells, list[CellResult | Exception]]) -> str | None:
+        if outcome.status == "interrupted":
+            for cell in outcome.task:
+                self._ledger.open_runs.kill(cell, outcome.reason)
+            return None
+        results: Sequence[CellResult | Exception | None] = outcome.result or [None] * len(outcome.task)
+        for cell, result in zip(outcome.task, results, strict=True):
+            if isinstance(result, CellResult):
+                self._ledger.finish(cell, result)
+            elif result is not None:
+                reason = f"{type(result).__name__}: {result}"
+                say(f"{cell.name} failed: {reason}")
+                self._ledger.fail(cell, reason)
+            else:
+                self._ledger.fail(cell, outcome.reason, outcome.details)
+        self._on_finished()
+        if not isinstance(results[0], CellResult):
+            return ""
+        val = results[0].result.final.val
+        return f"{outcome.task[0].name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
+
+    def close(self) -> None:
+        self._ledger.open_runs.kill_rest()

@@ -1,4 +1,4 @@
-"""Training of one cell: the settings that cells share, and the function that workers run.
+"""Training of cells and of source networks: the settings that they share, and the functions that workers run.
 
 Workers import this module, so it imports no mlflow.
 """
@@ -7,16 +7,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from torch import Tensor
+from typing import Any, Literal, NamedTuple
 
 from fmnist_transfer.data.examples import Half, fraction, on_device
 from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
-from fmnist_transfer.network.weights import copy_state, weights_digest
+from fmnist_transfer.network.weights import State, copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
-from fmnist_transfer.training.fit import Diverged
+from fmnist_transfer.training.fit import Diverged, train_on_half
 from fmnist_transfer.training.forecast import training_passes
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
@@ -25,134 +23,102 @@ from fmnist_transfer.training.stacked_network import Group
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
 
-if TYPE_CHECKING:
-    from fmnist_transfer.store.model_format import TrainedModel
+Report = Callable[[Any], None]
+ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """Settings shared by all cells of a sweep; sent to each worker once."""
+    """Settings shared by all trainings of a sweep; sent to each worker once."""
 
-    half: Half
-    """The target half."""
+    half: Half  # the target half; for source networks the source half
     spec: CNN2Spec
-    """Spec of the target's network."""
     recipe: Recipe
-    sources: tuple[dict[str, Tensor], ...]
-    """Weights and buffers of the registered network, or of one source network per replicate."""
+    sources: tuple[State, ...]  # weights of the registered network, or of one source network per replicate
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
     precision: Precision = "float32"
-    stack: bool = False
-    """True if the cells of a fraction are trained as one computation."""
+    stack: bool = False  # train the cells of a fraction as one computation
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of a nominal epoch under the steps budget; None: one pass over the cell's images."""
+        return self.recipe.steps_per_epoch(len(self.half.train)) if self.budget == "steps" else None
 
     def draw(self, streams: Streams) -> CNN2:
         return fresh_network(self.spec, streams)
 
-    def source(self, cell: Cell) -> dict[str, Tensor]:
+    def source(self, cell: Cell) -> State:
         """Weights and buffers that the cell's init copies from."""
         return self.sources[cell.replicate % TUNING_REPLICATE if len(self.sources) > 1 else 0]
 
 
 class CellResult(NamedTuple):
-    result: Result
-    """`final_state` is empty: nothing needs the weights any more."""
+    result: Result  # without `final_state`: nothing needs the weights any more
     weights_digest: str
-    numerics: dict[str, str]
-    """Numerics of the process that trained the cell."""
-
-
-def plan_for(
-    model: "TrainedModel",
-    half: Half,
-    *,
-    epochs: int | None,
-    budget: Literal["epochs", "steps"],
-    seed: int,
-    device: str,
-    precision: Precision,
-    stack: bool,
-) -> CellPlan:
-    """Plan with the registered network and recipe on the target half; `epochs`, if given, replaces the recipe's."""
-    recipe = dataclasses.replace(model.recipe, epochs=epochs or model.recipe.epochs)
-    spec = dataclasses.replace(model.spec, n_classes=len(half.classes))
-    return CellPlan(half, spec, recipe, (model.state,), budget, seed, device, precision, stack)
+    numerics: dict[str, str]  # of the process that trained the cell
 
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     """Work of the cell in forward passes (`forecast.py`). Training the classifier alone needs features only once."""
-    n_val = len(plan.half.val)
-    of_all = plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None
-    whole, once = training_passes(plan.recipe, n_train, n_val, of_all), 2 * n_train + 3 * n_val
-    traits = TRAITS[cell.init]
-    return traits.n_trainings * whole + traits.probes * once
+    n_val, traits = len(plan.half.val), TRAITS[cell.init]
+    whole = training_passes(plan.recipe, n_train, n_val, plan.steps_per_epoch)
+    return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
+
+
+def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: ShouldStop) -> Result:
+    """Train the source network of one replicate on the whole half, in a worker. Reports each `Epoch`."""
+    streams = Streams(plan.seed, replicate, stage="pretraining")
+    options = {"precision": plan.precision, "on_epoch": report, "should_stop": should_stop}
+    return train_on_half(plan.spec, plan.half, plan.recipe, streams, plan.device, **options)
 
 
 def train_cells(
-    plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], should_stop: Callable[[], bool]
+    plan: CellPlan, cells: tuple[Cell, ...], report: Report, should_stop: ShouldStop
 ) -> list[CellResult | Diverged]:
     """Train a cell, or several of one fraction at once, in a worker; return the outcome of each.
 
     Reports 0 at the start, then each epoch's number at its end.
     """
-    options = {
-        "steps_per_epoch": plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None,
-        "precision": plan.precision,
-        "should_stop": should_stop,
-    }
-    if plan.stack:
-        return _train_together(plan, cells, report, options)
-    return [_train_alone(plan, cell, report, options) for cell in cells]
-
-
-def _train_alone(
-    plan: CellPlan, cell: Cell, report: Callable[[Any], None], options: dict[str, Any]
-) -> CellResult | Diverged:
     half = on_device(plan.half, plan.device)
+    options: dict[str, Any] = {"precision": plan.precision, "should_stop": should_stop}
+    options["steps_per_epoch"] = plan.steps_per_epoch
+    if plan.stack:
+        return _train_together(plan, cells, half, report, options)
+    (cell,) = cells
     streams = Streams(plan.seed, cell.replicate, stage="target")
     train = fraction(half.train, cell.percent, streams)
+    recipe = cell.change.applied_to(plan.recipe) if cell.change else plan.recipe
+    options |= {"init": cell.init, "source": plan.source(cell), "on_epoch": lambda epoch: report(epoch.epoch)}
     report(0)
     try:
-        result = train_arm(
-            plan.draw,
-            train,
-            half,
-            cell.recipe(plan.recipe),
-            streams,
-            init=cell.init,
-            source=plan.source(cell),
-            on_epoch=lambda epoch: report(epoch.epoch),
-            **options,
-        )
+        return [_without_weights(train_arm(plan.draw, train, half, recipe, streams, **options))]
     except Diverged as error:
-        return error
-    return _without_weights(result)
+        return [error]
 
 
 def _train_together(
-    plan: CellPlan, cells: tuple[Cell, ...], report: Callable[[Any], None], options: dict[str, Any]
+    plan: CellPlan, cells: tuple[Cell, ...], half: Half, report: Report, options: dict[str, Any]
 ) -> list[CellResult | Diverged]:
     """Train cells of one fraction, sorted by replicate, as one stack."""
-    half = on_device(plan.half, plan.device)
     groups = []
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
         streams = Streams(plan.seed, replicate, stage="target")
-        networks = [
-            starting_network(cell.init, plan.draw, plan.source(cell), streams).to(plan.device) for cell in of_replicate
-        ]
-        groups.append(Group(tuple(networks), fraction(half.train, cells[0].percent, streams), streams))
+        networks = [starting_network(cell.init, plan.draw, plan.source(cell), streams) for cell in of_replicate]
+        train = fraction(half.train, cells[0].percent, streams)
+        groups.append(Group(tuple(network.to(plan.device) for network in networks), train, streams))
     report(0)
-    trained = iter(fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options))
+    trained = fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options)
+    networks_and_data = [(network, group.train) for group in groups for network in group.networks]
     results: list[CellResult | Diverged] = []
-    for group in groups:
-        for network, (history, final_state) in zip(group.networks, trained, strict=False):
-            if isinstance(history, Diverged):
-                results.append(history)
-            else:
-                initial = copy_state(network)  # the stack trained a copy of it
-                network.load_state_dict(final_state)
-                results.append(_without_weights(score(network, history, group.train, half, initial)))
+    for (network, train), (history, final_state) in zip(networks_and_data, trained, strict=True):
+        if isinstance(history, Diverged):
+            results.append(history)
+        else:
+            initial = copy_state(network)  # the stack trained a copy of it
+            network.load_state_dict(final_state)
+            results.append(_without_weights(score(network, history, train, half, initial)))
     return results
 
 

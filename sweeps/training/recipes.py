@@ -5,13 +5,13 @@ nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowes
 Tuning cells have replicates of their own, so a setting is not judged by the draws that chose it.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.terminal.output import print_table, say
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell, Init, RecipeChange
 from sweeps.rows import VAL_LOSS, Row
@@ -22,17 +22,14 @@ LEARNING_RATES = (1 / 3, 1.0, 3.0)  # multiples of the registered rate
 TRUNK_FACTORS = (1.0, 0.3, 0.1)  # for inits that copy trained layers
 WARM_UPS = {"one-cycle": (0.25, 0.1, 0.5), "cosine": (0.0, 0.1, 0.3), "constant": (0.0, 0.1, 0.3)}  # for other inits
 
-_FIELDS = ("learning_rate", "trunk_factor", "warm_up")
-
 Chosen = dict[Init, dict[int, RecipeChange]]  # init -> percent -> setting
 
 
 def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
     """Nine settings for any init, the registered recipe among them."""
     rates = [recipe.learning_rate * multiple for multiple in LEARNING_RATES]
-    own = recipe.warm_up_share
     if TRAITS[init].copies:
-        return [RecipeChange(rate, factor, own) for rate in rates for factor in TRUNK_FACTORS]
+        return [RecipeChange(rate, factor, recipe.warm_up_share) for rate in rates for factor in TRUNK_FACTORS]
     return [RecipeChange(rate, 1.0, warm_up) for rate in rates for warm_up in WARM_UPS[recipe.schedule]]
 
 
@@ -47,7 +44,7 @@ def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
     ]
 
 
-def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
+def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
     """Choose the setting with the lowest mean final validation loss for each init and percent of the grid.
 
     A setting counts only if all its replicates are finished. Raises UserError if no setting counts.
@@ -63,14 +60,13 @@ def choose(rows: Sequence[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
                     means[change] = float(np.mean([losses[cell] for cell in cells]))
             if not means:
                 raise UserError(f"no setting of init {init} at {percent} % finished all replicates; its runs say why")
-            chosen.setdefault(init, {})[percent] = min(means, key=lambda change: means[change])
+            chosen.setdefault(init, {})[percent] = min(means, key=means.__getitem__)
     return chosen
 
 
 def is_on_edge(change: RecipeChange, init: Init, recipe: Recipe) -> bool:
     """Return whether the setting is on the grid's edge, so that a wider grid might hold a better one."""
-    grid = recipe_grid(init, recipe)
-    rates, factors, warm_ups = ({getattr(tried, field) for tried in grid} for field in _FIELDS)
+    rates, factors, warm_ups = map(set, zip(*map(dataclasses.astuple, recipe_grid(init, recipe)), strict=True))
     return (
         change.learning_rate in (min(rates), max(rates))
         or (len(factors) > 1 and change.trunk_factor == min(factors))  # factors above 1 make no sense
@@ -87,35 +83,16 @@ def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
     def at(values: Sequence[float]) -> float:
         return float(np.interp(math.log(percent), np.log(known), values))
 
-    changes = [chosen[percent] for percent in known]
-    return RecipeChange(
-        _rounded(math.exp(at([math.log(change.learning_rate) for change in changes]))),
-        _rounded(math.exp(at([math.log(change.trunk_factor) for change in changes]))),
-        _rounded(at([change.warm_up for change in changes])),
-    )
-
-
-def _rounded(value: float) -> float:
-    """Round to six digits, so that a cell is found by its setting even where logarithms round differently."""
-    return float(f"{value:.6g}")
+    rates, factors, warm_ups = zip(*(dataclasses.astuple(chosen[percent]) for percent in known), strict=True)
+    values = (math.exp(at([*map(math.log, rates)])), math.exp(at([*map(math.log, factors)])), at(warm_ups))
+    # Six digits, so that a cell is found by its setting even where logarithms round differently.
+    return RecipeChange(*(float(f"{value:.6g}") for value in values))
 
 
 def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
     """Give each cell its init's setting; drop cells of inits without one."""
     return [
-        Cell(cell.percent, cell.init, cell.replicate, change_at(chosen[cell.init], cell.percent))
+        dataclasses.replace(cell, change=change_at(chosen[cell.init], cell.percent))
         for cell in cells
         if cell.init in chosen
     ]
-
-
-def print_chosen(chosen: Chosen) -> None:
-    say("Settings with the lowest mean validation loss:")
-    print_table(
-        ["init", "percent", "learning rate", "trunk factor", "warm-up"],
-        [
-            [init, str(percent), f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"]
-            for init, of_init in chosen.items()
-            for percent, change in sorted(of_init.items())
-        ],
-    )

@@ -9,17 +9,15 @@ from fmnist_transfer.identity import identity
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from sweeps.grid import Cell, RecipeChange
-from sweeps.results.ledger import Ledger
+from sweeps.results.ledger import Ledger, open_ledger
 
 WORK = identity(device="cpu", weights_digest="d", seed=0)
-CELL, N = Cell(20, "random", 0), 50
+CELL, N = Cell(20, "random", 0), 50  # N: its training images
 
 
 @pytest.fixture
 def ledger(store: Store, half: Half) -> Ledger:
-    ledger = Ledger(store, WORK, half)
-    ledger.open("a sweep", {"model_uri": "models:/cnn2/best"})
-    return ledger
+    return open_ledger(store, WORK, half, "a sweep", {"model_uri": "models:/cnn2/best"})
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def reopen(store: Store, half: Half) -> Callable[[], Ledger]:
 
 def log_run(ledger: Ledger, store: Store, status: str, reason: str = "") -> str:
     """A run of the cell that ended so, whoever made it."""
-    tags = {"role": Role.CELL, "parent": ledger.run_id, "cell_key": ledger.cell_key(CELL, N), "reason": reason}
+    tags = {"role": Role.CELL, "parent": ledger.run_id, "cell_key": ledger.cell_key(CELL), "reason": reason}
     params = {"percent": CELL.percent, "init": CELL.init, "replicate": CELL.replicate, "n_train": N}
     run_id = store.start(TRANSFER, CELL.name, parent=ledger.run_id, params=params, tags=tags)
     if status != "RUNNING":
@@ -44,15 +42,15 @@ def test_looking_makes_nothing(store: Store, half: Half) -> None:
 
 
 def test_a_cell_is_open_until_it_has_a_finished_run(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
-    ledger.begin(CELL, N)
-    assert reopen().to_run({CELL: N}) == [CELL]
-    ledger.kill(CELL, "stopped")
-    assert reopen().to_run({CELL: N}) == [CELL]
-    assert reopen().row(CELL, N).status == "open"
+    ledger.begin(CELL)
+    assert reopen().to_run([CELL]) == [CELL]
+    ledger.open_runs.kill(CELL, "stopped")
+    assert reopen().to_run([CELL]) == [CELL]
+    assert reopen().rows([CELL])[0].status == "open"
     finished = log_run(ledger, store, "FINISHED")
-    row = reopen().row(CELL, N)
+    row = reopen().rows([CELL])[0]
     assert (row.run_id, row.status) == (finished, "finished")
-    assert reopen().to_run({CELL: N}) == []
+    assert reopen().to_run([CELL]) == []
 
 
 def test_the_earliest_finished_run_counts(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
@@ -61,22 +59,22 @@ def test_the_earliest_finished_run_counts(ledger: Ledger, store: Store, reopen: 
     first = log_run(ledger, store, "FINISHED")
     log_run(ledger, store, "FINISHED")
     log_run(ledger, store, "FAILED", "ValueError: no")
-    assert reopen().row(CELL, N).run_id == first
+    assert reopen().rows([CELL])[0].run_id == first
 
 
 def test_nothing_is_written_to_the_parent_per_cell(ledger: Ledger, store: Store) -> None:
     before = store.client.get_run(ledger.run_id).data
     for replicate in range(3):
         cell = Cell(20, "random", replicate)
-        ledger.begin(cell, N)
-        ledger.fail(cell, N, "ValueError: no")
+        ledger.begin(cell)
+        ledger.fail(cell, "ValueError: no")
     after = store.client.get_run(ledger.run_id).data
     assert (after.params, after.tags, after.metrics) == (before.params, before.tags, before.metrics)
 
 
-def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
+def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store, half: Half) -> None:
     left = log_run(ledger, store, "RUNNING")
-    reopen().open("a sweep", {})
+    open_ledger(store, WORK, half, "a sweep", {})
     assert store.client.get_run(left).info.status == "KILLED"
     assert store.client.get_run(ledger.run_id).info.status == "RUNNING"
 
@@ -88,20 +86,21 @@ def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store,
 def test_which_failures_are_tried_again(
     ledger: Ledger, reopen: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
 ) -> None:
-    ledger.begin(CELL, N)
-    ledger.fail(CELL, N, reason, "Traceback ...")
-    assert ledger.row(CELL, N).status == "failed"
-    assert reopen().to_run({CELL: N}, retry_failed=retry_failed) == to_run
+    ledger.begin(CELL)
+    ledger.fail(CELL, reason, "Traceback ...")
+    assert ledger.rows([CELL])[0].status == "failed"
+    assert reopen().to_run([CELL], retry_failed=retry_failed) == to_run
 
 
 def test_a_cell_is_known_by_its_images_and_not_by_their_percent(ledger: Ledger, store: Store, half: Half) -> None:
-    key = ledger.cell_key(CELL, N)
-    assert key == ledger.cell_key(Cell(21, "random", 0), N)
+    key = ledger.cell_key(CELL)
+    assert ledger.n_train(20) == ledger.n_train(21) == N
+    assert key == ledger.cell_key(Cell(21, "random", 0))
     others = {
-        ledger.cell_key(CELL, N + 1),
-        ledger.cell_key(Cell(20, "pretrained", 0), N),
-        ledger.cell_key(Cell(20, "random", 1), N),
-        ledger.cell_key(Cell(20, "random", 0, RecipeChange(1e-3, 1.0, 0.0)), N),
-        Ledger(store, identity(device="cpu", weights_digest="d", seed=1), half).cell_key(CELL, N),
+        ledger.cell_key(Cell(22, "random", 0)),
+        ledger.cell_key(Cell(20, "pretrained", 0)),
+        ledger.cell_key(Cell(20, "random", 1)),
+        ledger.cell_key(Cell(20, "random", 0, RecipeChange(1e-3, 1.0, 0.0))),
+        Ledger(store, identity(device="cpu", weights_digest="d", seed=1), half).cell_key(CELL),
     }
     assert len(others - {key}) == 5
