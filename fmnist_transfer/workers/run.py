@@ -9,10 +9,9 @@ worker dies, only its task is lost. The task is retried once on another worker, 
 began the task; engines must not retry on their own.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import StopSignal
@@ -51,12 +50,14 @@ class Workers:
         engine: Engine = "local",
         gpus_per_task: float = 0.0,
     ):
-        self.n, self.stop, self._prepare, self._gpus_per_task = n, stop, prepare, gpus_per_task
-        self.engine = engine
+        self.n, self.stop, self.engine = n, stop, engine
+        self._prepare, self._gpus_per_task = prepare, gpus_per_task
         self._apart = apart or n > 1 or engine != "local"
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
-        self._cancelled: list[Any] = []  # running tasks
+        self._is_cancelled = False  # the task that runs in this process
+        self._lost: list[Any] = []  # tasks to be retried
+        self._lost_at_work: list[Any] = []  # tasks that were running when a worker died
         self._n_unused = 0  # dead workers in a row that never began a task
 
     def __enter__(self) -> "Workers":
@@ -67,7 +68,7 @@ class Workers:
         elif self._apart:
             from fmnist_transfer.workers.local import ProcessPool
 
-            self._pool = ProcessPool(self.n, self.stop, self._prepare)
+            self._pool = ProcessPool(self.n, self._prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +100,7 @@ class Workers:
         on_start: Callable[[Task], None] = lambda task: None,
         on_lost: Callable[[Task, str], None] = lambda task, reason: None,
     ) -> Iterator[Outcome[Task, Any]]:
-        """Yield the outcome of each task as it finishes: `done`, `failed` or `interrupted`.
+        """Yield the outcome of each task as it finishes. After a signal no task starts; running ones are interrupted.
 
         Args:
             function: called as function(shared, task, report, should_stop).
@@ -107,93 +108,83 @@ class Workers:
             on_report: called in this process with what a running task passes to `report`; may `cancel` the task.
             on_start: called in this process when a task is handed out for the first time.
             on_lost: called with the reason when a worker died and its task is to be retried.
-
-        After a signal no further task starts, and running tasks end as `interrupted`.
         """
-        job = Job(function, shared, on_report)
-        if self._pool:
-            yield from self._run_on(self._pool, job, iter(tasks), on_start, on_lost)
-        else:
-            yield from self._run_here(job, iter(tasks), on_start)
+
+        def started() -> Iterator[Task]:
+            for task in tasks:
+                on_start(task)
+                yield task
+
+        job = Job(function, shared, on_report, on_lost)
+        return self._run_on(self._pool, job, started()) if self._pool else self._run_here(job, started())
 
     def cancel(self, task: Any) -> None:
         """Stop this running task only; its outcome is `interrupted` unless it ended first."""
-        self._cancelled.append(task)
+        self._is_cancelled = True
         for worker in self._busy:
             if worker.task == task:
+                worker.is_cancelled = True
                 worker.cancel()
 
-    def _run_here(self, job: Job, tasks: Iterator[Any], on_start: Callable[[Any], None]) -> Iterator[Outcome[Any, Any]]:
+    def _run_here(self, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
         from fmnist_transfer.training.device import prepare_process
 
         prepare_process()
 
         def should_stop() -> bool:
-            return bool(self._cancelled) or self.stop.is_set()
+            return self._is_cancelled or self.stop.is_set()
 
         while not self.stop.is_set() and (task := next(tasks, None)) is not None:
-            self._cancelled.clear()
-            on_start(task)
+            self._is_cancelled = False
             yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
-    def _run_on(
-        self,
-        pool: Pool,
-        job: Job,
-        tasks: Iterator[Any],
-        on_start: Callable[[Any], None],
-        on_lost: Callable[[Any, str], None],
-    ) -> Iterator[Outcome[Any, Any]]:
-        lost: list[Any] = []  # to be retried
-        lost_at_work: list[Any] = []
-        there_are_more = True
+    def _run_on(self, pool: Pool, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
+        self._lost, self._lost_at_work, self._n_unused = [], [], 0
+        is_open, is_stopping = True, False  # `tasks` may yield more; running tasks were told to stop
         while True:
-            for worker in pool.idle():
+            for worker in () if self.stop.is_set() else pool.idle():
                 if self.stop.is_set():
                     break
-                if lost:
-                    task = lost.pop()
-                elif (task := next(tasks, None)) is not None:
-                    on_start(task)
-                else:
-                    there_are_more = False
+                if (task := self._lost.pop() if self._lost else next(tasks, None)) is None:
+                    is_open = False
                     break
-                worker.hand_out(job, task)
+                worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
+                worker.send(job, task)
                 self._busy.append(worker)
-            if self.stop.is_set():
+            if self.stop.is_set() and not is_stopping:
+                is_open, is_stopping = False, True
                 pool.stop_tasks()
-                yield from (Outcome(task, "interrupted", reason="its worker died") for task in lost)
-                lost.clear()
-            if not self._busy and (self.stop.is_set() or not (lost or there_are_more)):
+                yield from (Outcome(task, "interrupted", reason="its worker died") for task in self._lost)
+                self._lost.clear()
+            if not (self._busy or self._lost or is_open):
                 return
             for worker in pool.wait(self._busy):
-                outcome = worker.receive(job)
-                if worker.has_worked:
-                    self._n_unused = 0
-                if outcome is None:
-                    continue
-                self._busy.remove(worker)
-                is_cancelled = outcome.task in self._cancelled
-                if is_cancelled:
-                    self._cancelled.remove(outcome.task)
-                if outcome.status != "lost":
+                if outcome := self._receive(pool, worker, job):
                     yield outcome
-                    continue
-                pool.remove(worker)
-                if is_cancelled or self.stop.is_set():  # it was to end in any case
-                    yield dataclasses.replace(outcome, status="interrupted")
-                    continue
-                self._check_deaths(worker, outcome.reason)
-                if worker.is_at_work and outcome.task in lost_at_work:
-                    yield dataclasses.replace(outcome, status="failed", reason=f"{outcome.reason}, twice")
-                    continue
-                if worker.is_at_work:  # else the task cannot be the cause
-                    lost_at_work.append(outcome.task)
-                on_lost(outcome.task, outcome.reason)
-                lost.append(outcome.task)
 
-    def _check_deaths(self, worker: Worker, reason: str) -> None:
-        """Raise UsageError after `MOST_UNUSED` dead workers in a row that never began a task."""
+    def _receive(self, pool: Pool, worker: Worker, job: Job) -> Outcome[Any, Any] | None:
+        """Handle the worker's message. Returns the outcome of its task once the task has ended."""
+        kind, content = worker.message()
+        if kind in ("begun", "report"):
+            worker.is_at_work, worker.has_worked, self._n_unused = True, True, 0
+            if kind == "report":
+                job.on_report(worker.task, content)
+            return None
+        self._busy.remove(worker)
+        if kind == "died":
+            pool.workers.remove(worker)
+            return self._after_death(worker, job, f"the worker process died ({content})")
+        worker.task = None
+        return cast(Outcome[Any, Any], content)
+
+    def _after_death(self, worker: Worker, job: Job, reason: str) -> Outcome[Any, Any] | None:
+        """Return the outcome of the dead worker's task; None if the task is to be retried.
+
+        Raises UsageError after `MOST_UNUSED` dead workers in a row that never began a task.
+        """
+        task = worker.task
+        if worker.is_cancelled or self.stop.is_set():  # it was to end in any case
+            return Outcome(task, "interrupted", reason=reason)
         self._n_unused += not worker.has_worked
         if self._n_unused >= MOST_UNUSED:
             raise UsageError(
@@ -201,10 +192,17 @@ class Workers:
                 "why; a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no other "
                 "process"
             )
+        if worker.is_at_work:  # else the task cannot be the cause
+            if task in self._lost_at_work:
+                return Outcome(task, "failed", reason=f"{reason}, twice")
+            self._lost_at_work.append(task)
+        job.on_lost(task, reason)
+        self._lost.append(task)
+        return None
 
 
 def available_cores() -> int:
-    """Number of cores this process may use, within its CPU affinity and control-group limits."""
+    """Return the number of cores this process may use, within its CPU affinity and control-group limits."""
     import joblib
 
     return int(joblib.cpu_count())

@@ -19,14 +19,10 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """The end of a task.
-
-    `result` is set only if `status` is `done`; otherwise `reason` says why. Status `lost` means that the worker died.
-    `Workers` retries a lost task once and yields only the last outcome, which is never `lost`.
-    """
+    """The end of a task. `result` is set only if `status` is `done`; otherwise `reason` says why."""
 
     task: Task
-    status: Literal["done", "failed", "interrupted", "lost"]
+    status: Literal["done", "failed", "interrupted"]
     result: Result | None = None
     reason: str = ""
     details: str = ""
@@ -35,43 +31,46 @@ class Outcome(Generic[Task, Result]):
 
 @dataclass(frozen=True)
 class Job:
-    """Function, shared data and report handler of one `Workers.run`."""
+    """Function, shared data and handlers of one `Workers.run`. Engines use the first two."""
 
     function: TaskFunction
     shared: Any
     on_report: Callable[[Any, Any], None]
+    on_lost: Callable[[Any, str], None]
 
 
 class Worker(Protocol):
-    """A process that runs one task at a time; `task` is None while it is idle."""
+    """A process that runs one task at a time. `Workers` sets the fields, an engine implements the methods."""
 
-    task: Any
-    is_at_work: bool
+    task: Any = None
+    """None while the worker is idle."""
+    is_at_work: bool = False
     """True once the worker has begun its present task."""
-    has_worked: bool
+    has_worked: bool = False
     """True once the worker has begun any task."""
+    is_cancelled: bool = False
+    """True if its present task is to stop."""
 
-    def hand_out(self, job: Job, task: Any) -> None:
-        """Send the task to the worker, which starts it."""
+    def send(self, job: Job, task: Any) -> None:
+        """Send the task to the worker, which begins it."""
 
     def cancel(self) -> None:
         """Tell the running task to stop; later tasks are unaffected."""
 
-    def receive(self, job: Job) -> Outcome[Any, Any] | None:
-        """The task's outcome, or None if the message was not an outcome. If the worker died, `task` stays set."""
+    def message(self) -> tuple[str, Any]:
+        """Receive ("begun", None), ("report", news), ("outcome", outcome) or, from a dead worker, ("died", cause)."""
 
 
 class Pool(Protocol):
     """The workers of an engine."""
 
+    workers: list[Any]
+
     def idle(self) -> Sequence[Worker]:
-        """Workers that can take a task; may be empty while they start."""
+        """Return workers that can take a task, perhaps none while they start; replace those that died."""
 
-    def wait(self, busy: Sequence[Worker]) -> Iterable[Worker]:
-        """Wait for messages, up to about `POLL_SECONDS`; return the busy workers that have one to `receive`."""
-
-    def remove(self, worker: Worker) -> None:
-        """Remove a dead worker."""
+    def wait(self, busy: Sequence[Any]) -> Iterable[Worker]:
+        """Wait up to about `POLL_SECONDS`; return the busy workers that have a message."""
 
     def stop_tasks(self) -> None:
         """Tell running tasks to stop."""
@@ -95,7 +94,3 @@ def attempt(
 
     free_memory()  # after the except block, so that the error's frames no longer hold tensors
     return outcome
-
-
-def died(task: Any, cause: str) -> Outcome[Any, Any]:
-    return Outcome(task, "lost", reason=f"the worker process died ({cause})")
