@@ -3,7 +3,7 @@
 Imports torch and mlflow, so the command imports this module only after it has parsed its flags.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,8 @@ from fmnist_transfer.store.registry import PinnedModel
 from fmnist_transfer.store.roles import NOTE
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
-from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.output import counted, print_pairs, say, say_heading
 from fmnist_transfer.terminal.stopwatch import Stopwatch
-from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import TRAITS, Cell, Grid
 from sweeps.report.mlflow_text import begun
@@ -30,7 +29,7 @@ from sweeps.results.ledger import Ledger
 from sweeps.results.read import add_grid, asked_cells, read_sweep
 from sweeps.run_cells import run_cells
 from sweeps.settings import TransferSettings
-from sweeps.training.cells import CellPlan, passes
+from sweeps.training.cells import CellPlan
 from sweeps.training.recipes import Chosen, choose, print_chosen, tuned_cells, tuning_cells
 from sweeps.training.source_log import source_networks
 from sweeps.training.source_networks import PretrainingPlan
@@ -123,8 +122,6 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     todo = ledger.to_run(images, retry_failed=context.settings.retry_failed)
     if n_there := len(images) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
-    if todo:
-        say_forecast(context, {cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
     run_cells(
         ledger,
@@ -188,19 +185,6 @@ def outline(context: SweepContext, run_id: str) -> dict[str, str]:
         "on": f"{workers}, {context.plan.device}" if context.workers.engine == "local" else "Ray",
         "run": run_id,
     }
-
-
-def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
-    """Print the expected duration, which is unknown on a cluster, with a stack and on a GPU."""
-    plan, head = context.plan, f"{counted(len(todo), 'cell')} to train"
-    per_pass = None
-    if context.workers.engine == "local" and not plan.stack:
-        per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device, plan.precision)
-    if per_pass is None:
-        say(f"{head}; the time left is shown once the first are done")
-        return
-    total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
-    say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")
 
 
 def check_inits(settings: TransferSettings, epochs: int) -> None:

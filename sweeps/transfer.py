@@ -41,7 +41,7 @@ def main(settings: TransferSettings) -> int:
 def sweep(settings: TransferSettings, stop: StopSignal, stopwatch: Stopwatch) -> dict[str, Any]:
     """Run the whole command; return the result as `--json` writes it."""
     say("Loading torch and mlflow ...")
-    device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
+    device = device_of_tasks(settings)
     grid = Grid(settings.fractions, settings.inits, settings.replicates)
     cells = grid.cells()
     n_tasks = max(settings.pretrain_replicates, len(by_fraction(cells)) if settings.stack else len(cells))

@@ -45,7 +45,7 @@ def search(settings: SearchSettings, stop: StopSignal, stopwatch: Stopwatch) -> 
         from tuning.steps import dry_run
 
         return dry_run(settings)
-    device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
+    device = device_of_tasks(settings)
     n_tasks = max(settings.trials, settings.top * settings.retrain_seeds)
     if not settings.is_search:
         n_tasks = 1 if settings.reference else settings.retrain_seeds

@@ -1,11 +1,6 @@
-"""Run a command: flags, help, exit status. Imports no torch and no mlflow.
-
-`run_command(Settings, main)` parses the flags of a dataclass, calls `main(settings)`, and turns a `UserError` into one
-line and its exit status.
-"""
+"""Run a command: flags, help, exit status. Imports no torch and no mlflow."""
 
 import dataclasses
-import inspect
 import os
 import shlex
 import signal
@@ -13,34 +8,22 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
 from fmnist_transfer.terminal.process import prepare_command
 
 STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
-
-
-class CommandSettings(Protocol):
-    """Fields that every command's settings have."""
-
-    @property
-    def debug(self) -> bool: ...
-
-
-S = TypeVar("S", bound=CommandSettings)
+S = TypeVar("S")
 
 
 def run_command(
     settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None
 ) -> int:
-    """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
+    """Parse `args` (default: the command line) into a dataclass; return the exit status of `main` or of its UserError.
 
-    Args:
-        settings_type: a dataclass. Its fields are the flags, its docstring and those of its fields are the help, and
-            its `__post_init__` raises UsageError for bad values.
-        module: name that the user runs with `python -m`.
+    Fields are the flags, docstrings the help. `__post_init__` raises UsageError for bad values.
     """
     if args is None:
         prepare_command()
@@ -50,8 +33,7 @@ def run_command(
     debug = "--debug" in given
     again = shlex.join(["python", "-m", module, *given])
     try:
-        description = inspect.cleandoc(settings_type.__doc__ or "")
-        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=description, args=args)
+        settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
         _quiet_libraries()
         if args is None and not sys.warnoptions:  # a calling program keeps its own filters
             warnings.simplefilter("ignore")
@@ -97,14 +79,13 @@ def command_line(module: str, settings: Any, **changes: Any) -> str:
     """Return the command with these settings and changes; flags at their default are left out."""
     words = ["python", "-m", module]
     for field in dataclasses.fields(settings):
-        value = changes.get(field.name, getattr(settings, field.name))
+        value, flag = changes.get(field.name, getattr(settings, field.name)), field.name.replace("_", "-")
         if value == field.default:
             continue
-        flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
 
 

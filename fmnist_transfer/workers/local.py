@@ -115,7 +115,7 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def report(news: Any) -> None:
         connection.send(("report", news))
 
-    job: Any = None
+    job: tuple[Any, Any] = (None, None)  # function and shared data
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()

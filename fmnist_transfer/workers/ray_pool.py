@@ -45,8 +45,6 @@ class RayPool(Pool):
         self.workers: list[_Actor] = []
         self._n, self._gpus = n, gpus_per_task
         self._looked_at = -math.inf
-        self._job: Job | None = None
-        self._shared: Any = None
         self._has_warned = False
         _connect()
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
@@ -55,7 +53,7 @@ class RayPool(Pool):
         if not (room := self._room()):
             nodes = ", ".join(map(_resources, _nodes())) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
-            self.close()
+            ray.shutdown()
             raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
         say(f"Ray: room for {room} tasks at once on {len(_nodes())} nodes")
         self._fill()
@@ -85,12 +83,6 @@ class RayPool(Pool):
             worker.kill()
         ray.shutdown()
 
-    def shared(self, job: Job) -> Any:
-        """Return a reference to the job's function and shared data, put into the object store once for all actors."""
-        if self._job is not job:
-            self._job, self._shared = job, ray.put((job.function, job.shared))
-        return self._shared
-
     def _fill(self) -> None:
         """Start actors if there is room."""
         self._looked_at = time.monotonic()
@@ -99,7 +91,7 @@ class RayPool(Pool):
             warn("the Ray cluster has no room for a task any more. Waiting for a node")
         self._has_warned = not room
         while len(self.workers) < min(self._n, room):
-            self.workers.append(_Actor(self._make.remote(), self))
+            self.workers.append(_Actor(self._make.remote()))
 
     def _room(self) -> int:
         """Return the number of tasks that the nodes can hold at once if nobody else uses them."""
@@ -113,16 +105,16 @@ class RayPool(Pool):
 class _Actor(Worker):
     """An actor; `mail` is the reference to its next message."""
 
-    def __init__(self, handle: Any, pool: RayPool):
+    def __init__(self, handle: Any):
         self.mail: Any = None
         self.started = handle.start.remote()
-        self._handle, self._pool = handle, pool
+        self._handle = handle
         self._number = 0  # number of the current task, for `cancel`
 
     def send(self, job: Job, task: Any) -> None:
         self._number += 1
-        # In a list, so that the actor itself fetches it.
-        self._handle.work.remote(self._number, [self._pool.shared(job)], task)
+        job.reference = job.reference or ray.put((job.function, job.shared))  # once for all actors
+        self._handle.work.remote(self._number, [job.reference], task)  # in a list, so that the actor itself fetches it
         self.mail = self._handle.message.remote()
 
     def message(self) -> tuple[str, Any]:
@@ -160,12 +152,7 @@ class RayActor:
         """Return once the actor has started."""
 
     def work(self, number: int, shared: list[Any], task: Any) -> None:
-        """Run the task; its start, reports and outcome become messages.
-
-        Args:
-            number: identifies the task for `cancel`.
-            shared: one reference to (function, shared data) in the object store.
-        """
+        """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""
 
         def report(news: Any) -> None:
             self._messages.put(("report", news))

@@ -1,42 +1,33 @@
 """Run many independent tasks: in this process, on worker processes of this machine, or on a Ray cluster.
 
     with StopSignal() as stop, Workers(2, stop) as workers:
-        for outcome in workers.run(square, shared, numbers, on_report=show):
-            ...
+        for outcome in workers.run(square, shared, numbers, on_report=show): ...
 
-A worker lives as long as the `with` block, imports torch once, and receives the shared data of a `run` once. If a
-worker dies, only its task is lost. The task is retried once on another worker, and again if a worker died before it
-began the task; engines must not retry on their own.
+A worker imports torch once, and receives the shared data of a `run` once. If a worker dies, only its task is lost. The
+task is retried once on another worker, and again if a worker died before it began the task; engines must not retry.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine, Job, Outcome, Pool, Task, TaskFunction, Worker, attempt
 
+if TYPE_CHECKING:
+    from fmnist_transfer.data.examples import Half
+
 MOST_UNUSED = 3  # dead workers in a row that never began a task, after which `run` gives up
 
 
-class CanShareMemory(Protocol):
-    """Data whose tensors can be moved to shared memory."""
-
-    def share_memory(self) -> Any: ...
-
-
-Shared = TypeVar("Shared", bound=CanShareMemory)
-
-
 class Workers:
-    """`n` processes that run tasks until the `with` block ends. A single worker is this process itself, unless `apart`.
+    """`n` processes (on a cluster at most) that run tasks until the `with` block ends.
+
+    A single worker is this process itself, unless it is to be `apart` or on a cluster.
 
     Args:
-        n: number of processes; on a cluster an upper limit.
-        apart: run tasks in other processes even if n = 1.
-        prepare: whether to prepare local worker processes for training (`device.prepare_process`).
-        engine: `local`, or `ray` for the actors of a Ray cluster.
+        prepare: prepare local worker processes for training (`device.prepare_process`).
         gpus_per_task: GPUs per Ray actor.
     """
 
@@ -56,9 +47,6 @@ class Workers:
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
         self._is_cancelled = False  # the task that runs in this process
-        self._lost: list[Any] = []  # tasks to be retried
-        self._lost_at_work: list[Any] = []  # tasks that were running when a worker died
-        self._n_unused = 0  # dead workers in a row that never began a task
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
@@ -75,20 +63,20 @@ class Workers:
         if self._pool:
             self._pool.close()
 
-    def share(self, data: Shared) -> Shared:
-        """Move the tensors of `data` to shared memory if there are worker processes on this machine; return `data`.
+    def share(self, half: "Half") -> "Half":
+        """Move the tensors of `half` to shared memory if there are worker processes on this machine; return `half`.
 
         Raises UsageError if there is too little shared memory, as in a container by default.
         """
         if self._apart and self.engine == "local":
             try:
-                data.share_memory()
+                half.share_memory()
             except RuntimeError as error:
                 raise UsageError(
                     f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; on the "
                     "CPU --workers 1 needs none"
                 ) from error
-        return data
+        return half
 
     def run(
         self,
@@ -139,25 +127,22 @@ class Workers:
             yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
 
     def _run_on(self, pool: Pool, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
-        self._lost, self._lost_at_work, self._n_unused = [], [], 0
-        is_open, is_stopping = True, False  # `tasks` may yield more; running tasks were told to stop
-        while True:
-            for worker in () if self.stop.is_set() else pool.idle():
-                if self.stop.is_set():
-                    break
-                if (task := self._lost.pop() if self._lost else next(tasks, None)) is None:
-                    is_open = False
-                    break
-                worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
-                worker.send(job, task)
-                self._busy.append(worker)
-            if self.stop.is_set() and not is_stopping:
-                is_open, is_stopping = False, True
-                pool.stop_tasks()
-                yield from (Outcome(task, "interrupted", reason="its worker died") for task in self._lost)
-                self._lost.clear()
-            if not (self._busy or self._lost or is_open):
-                return
+        has_more, is_stopping = True, False
+        while self._busy or job.lost or has_more:
+            if self.stop.is_set():
+                if not is_stopping:
+                    pool.stop_tasks()
+                yield from (Outcome(task, "interrupted", reason="its worker died") for task in job.lost)
+                job.lost, has_more, is_stopping = [], False, True
+            elif (job.lost or has_more) and (idle := pool.idle()):
+                if (task := job.lost.pop() if job.lost else next(tasks, None)) is None:
+                    has_more = False
+                else:
+                    worker = idle[0]
+                    worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
+                    worker.send(job, task)
+                    self._busy.append(worker)
+                continue
             for worker in pool.wait(self._busy):
                 if outcome := self._receive(pool, worker, job):
                     yield outcome
@@ -166,7 +151,7 @@ class Workers:
         """Handle the worker's message. Returns the outcome of its task once the task has ended."""
         kind, content = worker.message()
         if kind in ("begun", "report"):
-            worker.is_at_work, worker.has_worked, self._n_unused = True, True, 0
+            worker.is_at_work, worker.has_worked, job.n_unused = True, True, 0
             if kind == "report":
                 job.on_report(worker.task, content)
             return None
@@ -185,19 +170,19 @@ class Workers:
         task = worker.task
         if worker.is_cancelled or self.stop.is_set():  # it was to end in any case
             return Outcome(task, "interrupted", reason=reason)
-        self._n_unused += not worker.has_worked
-        if self._n_unused >= MOST_UNUSED:
+        job.n_unused += not worker.has_worked
+        if job.n_unused >= MOST_UNUSED:
             raise UsageError(
                 f"{MOST_UNUSED} workers in a row ended before their first task: {reason}. Their own lines above say "
                 "why; a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no other "
                 "process"
             )
         if worker.is_at_work:  # else the task cannot be the cause
-            if task in self._lost_at_work:
+            if task in job.lost_at_work:
                 return Outcome(task, "failed", reason=f"{reason}, twice")
-            self._lost_at_work.append(task)
+            job.lost_at_work.append(task)
         job.on_lost(task, reason)
-        self._lost.append(task)
+        job.lost.append(task)
         return None
 
 

@@ -1,8 +1,8 @@
-"""Types of workers: outcome, job, and the interface of an engine; and `attempt`, which runs a task."""
+"""Outcome of a task, interface of an engine, and `attempt`, which runs a task."""
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fmnist_transfer.errors import Interrupted
@@ -29,27 +29,27 @@ class Outcome(Generic[Task, Result]):
     """Traceback of an unexpected failure."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
-    """Function, shared data and handlers of one `Workers.run`. Engines use the first two."""
+    """One `Workers.run` and its state."""
 
     function: TaskFunction
     shared: Any
     on_report: Callable[[Any, Any], None]
     on_lost: Callable[[Any, str], None]
+    lost: list[Any] = field(default_factory=list)  # tasks to be retried
+    lost_at_work: list[Any] = field(default_factory=list)  # tasks that were running when a worker died
+    n_unused: int = 0  # dead workers in a row that never began a task
+    reference: Any = None  # an engine's, to function and shared data
 
 
 class Worker(Protocol):
     """A process that runs one task at a time. `Workers` sets the fields, an engine implements the methods."""
 
-    task: Any = None
-    """None while the worker is idle."""
-    is_at_work: bool = False
-    """True once the worker has begun its present task."""
-    has_worked: bool = False
-    """True once the worker has begun any task."""
-    is_cancelled: bool = False
-    """True if its present task is to stop."""
+    task: Any = None  # None while idle
+    is_at_work: bool = False  # the present task has begun
+    has_worked: bool = False  # any task has begun
+    is_cancelled: bool = False  # the present task is to stop
 
     def send(self, job: Job, task: Any) -> None:
         """Send the task to the worker, which begins it."""
@@ -67,7 +67,7 @@ class Pool(Protocol):
     workers: list[Any]
 
     def idle(self) -> Sequence[Worker]:
-        """Return workers that can take a task, perhaps none while they start; replace those that died."""
+        """Replace dead workers; return those that can take a task, perhaps none while they start."""
 
     def wait(self, busy: Sequence[Any]) -> Iterable[Worker]:
         """Wait up to about `POLL_SECONDS`; return the busy workers that have a message."""

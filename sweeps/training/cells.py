@@ -17,7 +17,6 @@ from fmnist_transfer.network.weights import copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.fit import Diverged
-from fmnist_transfer.training.forecast import training_passes
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import fit_stacked
@@ -81,10 +80,14 @@ def plan_for(
 
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
-    """Work of the cell in forward passes (`forecast.py`). Training the classifier alone needs features only once."""
-    n_val = len(plan.half.val)
-    of_all = plan.recipe.steps_per_epoch(len(plan.half.train)) if plan.budget == "steps" else None
-    whole, once = training_passes(plan.recipe, n_train, n_val, of_all), 2 * n_train + 3 * n_val
+    """Return the cell's work in forward passes of an image, three for an image of a training step.
+
+    Training the classifier alone needs features only once.
+    """
+    recipe, n_val = plan.recipe, len(plan.half.val)
+    steps = recipe.epochs * recipe.steps_per_epoch(len(plan.half.train) if plan.budget == "steps" else n_train)
+    whole = 3 * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
+    once = 2 * n_train + 3 * n_val
     traits = TRAITS[cell.init]
     return traits.n_trainings * whole + traits.probes * once
 

@@ -71,7 +71,7 @@ def test_what_was_stopped_says_how_far_it_came(clock: Clock, capsys: pytest.Capt
         clock.now += 10
         progress.working(1, 0.5, "epoch 1/2")
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "trials: 1 of 3 after 10 s\n"
+    assert capsys.readouterr().err == "trials: 1 of 3 after 10 s, about 10 s left\n"
 
 
 @pytest.mark.parametrize("total", [0, 4])
@@ -149,6 +149,21 @@ def test_a_narrow_terminal_cuts_the_text_and_not_the_bar() -> None:
     assert re.search(r"cells ━+\S* +0 of 2 after 0 s, a few seconds left; .*…", COLOUR.sub("", shown))
 
 
+def test_a_terminal_of_one_column() -> None:
+    _, out = on_a_terminal(DRAWN, COLUMNS="1")
+    assert out == "a result\n"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_stream_that_cannot_be_written(redirection: str) -> None:
+    """As a command has it: its streams were made to last."""
+    code = "from fmnist_transfer.terminal.process import prepare_command\nprepare_command()\n" + DRAWN
+    command = [sys.executable, "-c", code]
+    shell = ["bash", "-c", f'"$@" {redirection}', "bash", *command]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, cwd=ROOT, text=True, check=True)
+    assert done.stdout == "a result\n"
+
+
 def test_no_color_is_heeded() -> None:
     shown, _ = on_a_terminal(DRAWN, NO_COLOR="1")
     assert "1 of 2 after 0 s" in shown
@@ -157,5 +172,5 @@ def test_no_color_is_heeded() -> None:
 
 def test_a_dumb_terminal_gets_lines() -> None:
     shown, out = on_a_terminal(DRAWN, TERM="dumb")
-    assert shown == "cells: 1 of 2 after 0 s\r\n"
+    assert shown == "cells: 1 of 2 after 0 s, a few seconds left\r\n"
     assert out == "a result\n"
