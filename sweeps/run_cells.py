@@ -83,14 +83,10 @@ def run_cells(
         on_finished: called after each task whose results are logged.
         debug: show tracebacks of failed cells.
     """
-    sizes = {cell: passes(plan, cell, n_train) for cell, n_train in todo.items()}
-
-    def size_of(cells: Cells) -> float:
-        return sum(sizes[cell] for cell in cells)
-
     tasks: list[Cells] = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
+    sizes = {cells: sum(passes(plan, cell, todo[cell]) for cell in cells) for cells in tasks}
     log = CellLog(ledger, todo, plan.recipe.epochs, stopwatch, on_finished)
-    with Progress("cells", len(tasks), size_of, sum(sizes.values())) as progress:
+    with Progress("cells", len(tasks), sizes) as progress:
         run_logged(workers, train_cells, plan, tasks, log=log, progress=progress, debug=debug)
 
 

@@ -76,13 +76,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
 
 
-def about(seconds: float) -> str:
-    """Format an estimate as `about 3 min 05 s` or `about 56 min`; below 5 s, as `a few seconds`."""
-    if seconds < 5:
-        return "a few seconds"
-    return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
-
-
 def counted(n: int, noun: str) -> str:
     """Format as `1 cell` or `2 cells`."""
     return f"{n} {noun}" + "s" * (n != 1)

@@ -6,38 +6,29 @@ Both give finished tasks, elapsed time, the time left by work done, and the late
 import os
 import sys
 import time
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
-from fmnist_transfer.terminal.output import about, duration
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+from fmnist_transfer.terminal.output import duration
 
 LINE_SECONDS = 30.0  # minimum between two plain lines
 BAR_WIDTH = 16  # characters; leaves room for the text in 80 columns
 
 
 class Progress:
-    """Context manager that shows the progress of `total` tasks.
-
-    Args:
-        size_of: work of a task, in any unit, for the time left; default: all tasks are equal.
-        total_size: work of all tasks together.
-    """
+    """Shows the progress of `total` tasks in a `with` block. `sizes`: work of each task in any unit, if not equal."""
 
     def __init__(
         self,
         title: str,
         total: int,
-        size_of: Callable[[Any], float] = lambda task: 1.0,
-        total_size: float | None = None,
+        sizes: Mapping[Any, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.best = ""
         """Best result so far, in words."""
-        self._title, self._total, self._size_of, self._clock = title, total, size_of, clock
-        self._size = float(total) if total_size is None else total_size
+        self._title, self._total, self._sizes, self._clock = title, total, sizes or {}, clock
+        self._size = sum(self._sizes.values()) or float(total)
         self._start = self._printed = clock()
         self._shares: dict[Hashable, float] = {}  # finished share of each running task
         self._n_done, self._size_done = 0, 0.0
@@ -64,7 +55,7 @@ class Progress:
     def finished(self, task: Hashable, note: str = "") -> None:
         self.abandoned(task)
         self._n_done += 1
-        self._size_done += self._size_of(task)
+        self._size_done += self._sizes.get(task, 1.0)
         self._unsaid = note
         self._show(note)
 
@@ -83,29 +74,26 @@ class Progress:
         print(f"{self._title}: {self._text(note)}", file=sys.stderr, flush=True)
 
     def _work_done(self) -> float:
-        return self._size_done + sum(share * self._size_of(task) for task, share in self._shares.items())
+        return self._size_done + sum(share * self._sizes.get(task, 1.0) for task, share in self._shares.items())
 
     def _text(self, note: str) -> str:
         seconds, done = self._clock() - self._start, self._work_done()
         text = f"{self._n_done} of {self._total} after {duration(seconds)}"
         if done and self._n_done < self._total:
-            text += f", {about(seconds * (self._size - done) / done)} left"
+            text += f", about {duration(seconds * (self._size - done) / done)} left"
         return "; ".join(filter(None, (text, self.best, note)))
 
 
-def _bar(title: str, size: float) -> "Bar":
-    """Return a bar with a text at its right; rich respects NO_COLOR."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-    from rich.table import Column
+def _bar(title: str, size: float) -> Any:
+    """Return rich's bar with a text at its right. Rich respects NO_COLOR."""
+    from rich import console, progress, table
 
-    bar = Bar(
-        TextColumn(title, markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(BAR_WIDTH),
-        # A narrow terminal cuts the text, not the bar.
-        TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
-        console=Console(stderr=True, highlight=False),
+    cut = table.Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
+    bar = progress.Progress(
+        progress.TextColumn(title, markup=False, table_column=table.Column(no_wrap=True)),
+        progress.BarColumn(BAR_WIDTH),
+        progress.TextColumn("{task.fields[text]}", markup=False, table_column=cut),
+        console=console.Console(stderr=True, highlight=False),
         expand=True,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # output to a file still goes there

@@ -10,7 +10,7 @@ import pickle
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import SIGNALS
@@ -55,8 +55,7 @@ class _Process(Worker):
     def __init__(self, prepare: bool):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        # A plain byte without a lock, which a killed worker would keep.
-        self._cancelled = context.RawValue("b", 0)
+        self._cancelled = context.RawValue("b", 0)  # without a lock, which a killed worker would keep
         self._job: Job | None = None  # the last job sent to it
         self.process = context.Process(target=_work, args=(theirs, os.getpid(), self._cancelled, prepare), daemon=True)
         # The worker inherits this mask: Ctrl-C reaches it too, perhaps before `_work` ignores signals.
@@ -85,18 +84,13 @@ class _Process(Worker):
 
     def message(self) -> tuple[str, Any]:
         try:
-            kind, content = self.connection.recv()
+            return cast(tuple[str, Any], self.connection.recv())
         except (EOFError, OSError):  # it died, perhaps while sending
             self.kill()  # in case only the pipe failed
             self.process.join()
-            return "died", _cause(self.process.exitcode or 0)
-        return kind, content
-
-
-def _cause(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    return f"signal {-exit_code}" + (", perhaps out of memory" if exit_code == -signal.SIGKILL else "")
+        status = self.process.exitcode or 0
+        memory = ", perhaps out of memory" * (status == -signal.SIGKILL)
+        return "died", f"exit status {status}" if status >= 0 else f"signal {-status}{memory}"
 
 
 def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) -> None:
@@ -112,15 +106,13 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def should_stop() -> bool:
         return bool(cancelled.value) or os.getppid() != parent
 
-    def report(news: Any) -> None:
-        connection.send(("report", news))
-
-    job: tuple[Any, Any] = (None, None)  # function and shared data
+    function: Any = None
+    shared: Any = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()
-            job = new_job or job
+            function, shared = new_job or (function, shared)
             connection.send(("begun", None))
-            outcome = attempt(*job, task, report, should_stop)
+            outcome = attempt(function, shared, task, lambda news: connection.send(("report", news)), should_stop)
             # Pickled by value: else each tensor of the result would hold a file descriptor in the parent.
             connection.send_bytes(pickle.dumps(("outcome", outcome)))

@@ -2,9 +2,8 @@
 
     with Workers(100, stop, engine="ray", gpus_per_task=0.25) as workers: ...
 
-Ray places the actors and transports data; it retries and restarts nothing. An actor imports torch once and fetches the
-data that a job's tasks share once. Nodes that join later are used; if a node leaves, only its own tasks are lost. The
-cluster is that at `RAY_ADDRESS`, else one running on this machine, else a new one here.
+Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used; if a node
+leaves, only its own tasks are lost.
 """
 
 import contextlib
@@ -15,7 +14,6 @@ import queue
 import signal
 import socket
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -122,7 +120,8 @@ class _Actor(Worker):
             kind, content = ray.get(self.mail)
         except RayError as error:
             self.kill()
-            return "died", _cause(error)
+            # "The actor is dead because its worker process has died. ..." becomes its first sentence.
+            return "died", str(error).strip().rpartition("\n")[2].partition(". ")[0]
         if kind != "outcome":
             self.mail = self._handle.message.remote()
         return kind, content
@@ -154,17 +153,16 @@ class RayActor:
     def work(self, number: int, shared: list[Any], task: Any) -> None:
         """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""
 
-        def report(news: Any) -> None:
-            self._messages.put(("report", news))
-
         def run(_: Any, task: Any, *more: Any) -> Any:
             if self._shared != shared:  # in `attempt`: the import may fail here
                 self._job, self._shared = ray.get(shared[0]), shared
             function, data = self._job
             return function(data, task, *more)
 
-        self._messages.put(("begun", None))
-        self._messages.put(("outcome", attempt(run, None, task, report, lambda: self._cancelled == number)))
+        put = self._messages.put
+        put(("begun", None))
+        outcome = attempt(run, None, task, lambda news: put(("report", news)), lambda: self._cancelled == number)
+        put(("outcome", outcome))
 
     @ray.method(concurrency_group="mail")
     def message(self) -> tuple[str, Any]:
@@ -188,9 +186,7 @@ def _connect() -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # FutureWarnings about Ray's own defaults
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot use the Ray cluster at {address or 'this machine'} ({text})") from error
@@ -206,10 +202,3 @@ def _nodes() -> list[dict[str, Any]]:
 def _resources(node: dict[str, Any]) -> str:
     resources = node["Resources"]
     return f"{node['NodeManagerHostname']}: {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
-
-
-def _cause(error: RayError) -> str:
-    """Return the first sentence of Ray's long message: `the actor is dead because its worker process has died`."""
-    text = str(error).strip().splitlines()[-1].strip() or type(error).__name__
-    first = text.split(". ")[0].rstrip(".")
-    return first[:1].lower() + first[1:]

@@ -24,11 +24,8 @@ MOST_UNUSED = 3  # dead workers in a row that never began a task, after which `r
 class Workers:
     """`n` processes (on a cluster at most) that run tasks until the `with` block ends.
 
-    A single worker is this process itself, unless it is to be `apart` or on a cluster.
-
-    Args:
-        prepare: prepare local worker processes for training (`device.prepare_process`).
-        gpus_per_task: GPUs per Ray actor.
+    A single local worker is this process itself, unless it is to be `apart`. `prepare`: prepare local worker processes
+    for training (`device.prepare_process`).
     """
 
     def __init__(
@@ -90,12 +87,9 @@ class Workers:
     ) -> Iterator[Outcome[Task, Any]]:
         """Yield the outcome of each task as it finishes. After a signal no task starts; running ones are interrupted.
 
-        Args:
-            function: called as function(shared, task, report, should_stop).
-            tasks: taken one at a time when a worker is free, so a task may depend on earlier outcomes.
-            on_report: called in this process with what a running task passes to `report`; may `cancel` the task.
-            on_start: called in this process when a task is handed out for the first time.
-            on_lost: called with the reason when a worker died and its task is to be retried.
+        A worker calls function(shared, task, report, should_stop). The next task is taken when a worker is free, so it
+        may depend on earlier outcomes. In this process, `on_start` gets each task once, `on_report` what it passes to
+        `report` (and may `cancel` it), and `on_lost` why its worker died if it is to be retried.
         """
 
         def started() -> Iterator[Task]:
@@ -118,13 +112,10 @@ class Workers:
         from fmnist_transfer.training.device import prepare_process
 
         prepare_process()
-
-        def should_stop() -> bool:
-            return self._is_cancelled or self.stop.is_set()
-
         while not self.stop.is_set() and (task := next(tasks, None)) is not None:
             self._is_cancelled = False
-            yield attempt(job.function, job.shared, task, functools.partial(job.on_report, task), should_stop)
+            report = functools.partial(job.on_report, task)
+            yield attempt(job.function, job.shared, task, report, lambda: self._is_cancelled or self.stop.is_set())
 
     def _run_on(self, pool: Pool, job: Job, tasks: Iterator[Any]) -> Iterator[Outcome[Any, Any]]:
         has_more, is_stopping = True, False

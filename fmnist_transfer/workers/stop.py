@@ -53,12 +53,7 @@ class StopSignal:
 
 
 class Outage:
-    """Stops the tasks at the first StoreError and raises it after they have ended.
-
-    with outage.held():
-        store.log(...)
-    outage.raise_if_any()
-    """
+    """Stops the tasks at the first StoreError and raises it after they have ended."""
 
     def __init__(self, stop: StopSignal):
         self._stop = stop

@@ -1,7 +1,7 @@
 """Outcome of a task, interface of an engine, and `attempt`, which runs a task."""
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -51,12 +51,8 @@ class Worker(Protocol):
     has_worked: bool = False  # any task has begun
     is_cancelled: bool = False  # the present task is to stop
 
-    def send(self, job: Job, task: Any) -> None:
-        """Send the task to the worker, which begins it."""
-
-    def cancel(self) -> None:
-        """Tell the running task to stop; later tasks are unaffected."""
-
+    def send(self, job: Job, task: Any) -> None: ...  # the worker begins the task
+    def cancel(self) -> None: ...  # tell the present task to stop; later ones are unaffected
     def message(self) -> tuple[str, Any]:
         """Receive ("begun", None), ("report", news), ("outcome", outcome) or, from a dead worker, ("died", cause)."""
 
@@ -69,14 +65,11 @@ class Pool(Protocol):
     def idle(self) -> Sequence[Worker]:
         """Replace dead workers; return those that can take a task, perhaps none while they start."""
 
-    def wait(self, busy: Sequence[Any]) -> Iterable[Worker]:
+    def wait(self, busy: Sequence[Any]) -> Sequence[Worker]:
         """Wait up to about `POLL_SECONDS`; return the busy workers that have a message."""
 
-    def stop_tasks(self) -> None:
-        """Tell running tasks to stop."""
-
-    def close(self) -> None:
-        """End all workers at once."""
+    def stop_tasks(self) -> None: ...
+    def close(self) -> None: ...  # end all workers at once
 
 
 def attempt(
