@@ -1,7 +1,6 @@
 """Terminal output: notes, tables, durations, JSON; user information in URIs is masked."""
 
 import json
-import math
 import os
 import re
 import sys
@@ -83,22 +82,15 @@ def counted(n: int, noun: str) -> str:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write `result` atomically, non-finite numbers as null. Raises StoreError."""
+    finite = json.loads(json.dumps(result), parse_constant=lambda name: None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             temporary = Path(folder) / path.name
-            temporary.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(finite, indent=2) + "\n")
             temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{write_problem(path, error)}; the runs themselves are in the store") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # User information ends at the last @ of a database's URI, whose password may hold unescaped / ? and #. A web address

@@ -65,20 +65,20 @@ class Progress:
 
     def _show(self, note: str) -> None:
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._work_done(), text=self._text(note))
+            self._bar.update(self._bar.task_ids[0], completed=self._work_done(), description=self._text(note))
         elif self._clock() - self._printed >= LINE_SECONDS:
             self._print(note)
 
     def _print(self, note: str) -> None:
         self._printed, self._unsaid = self._clock(), None
-        print(f"{self._title}: {self._text(note)}", file=sys.stderr, flush=True)
+        print(self._text(note), file=sys.stderr, flush=True)
 
     def _work_done(self) -> float:
         return self._size_done + sum(share * self._sizes.get(task, 1.0) for task, share in self._shares.items())
 
     def _text(self, note: str) -> str:
         seconds, done = self._clock() - self._start, self._work_done()
-        text = f"{self._n_done} of {self._total} after {duration(seconds)}"
+        text = f"{self._title}: {self._n_done} of {self._total} after {duration(seconds)}"
         if done and self._n_done < self._total:
             text += f", about {duration(seconds * (self._size - done) / done)} left"
         return "; ".join(filter(None, (text, self.best, note)))
@@ -90,13 +90,12 @@ def _bar(title: str, size: float) -> Any:
 
     cut = table.Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
     bar = progress.Progress(
-        progress.TextColumn(title, markup=False, table_column=table.Column(no_wrap=True)),
         progress.BarColumn(BAR_WIDTH),
-        progress.TextColumn("{task.fields[text]}", markup=False, table_column=cut),
+        progress.TextColumn("{task.description}", markup=False, table_column=cut),
         console=console.Console(stderr=True, highlight=False),
         expand=True,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # output to a file still goes there
     )
-    bar.add_task(title, total=size, text="")
+    bar.add_task(title, total=size)
     return bar

@@ -139,14 +139,14 @@ def test_on_a_terminal_a_bar_is_drawn() -> None:
     shown, out = on_a_terminal(DRAWN)
     assert COLOUR.search(shown)
     plain = COLOUR.sub("", shown)
-    assert re.search(r"cells ━+\S* +0 of 2 after 0 s, about 0 s left; random \[100%\]: epoch 1/2", plain)
+    assert re.search(r"━+\S* +cells: 0 of 2 after 0 s, about 0 s left; random \[100%\]: epoch 1/2", plain)
     assert "1 of 2 after 0 s" in plain
     assert out == "a result\n"  # what goes to a file is not drawn on the terminal
 
 
 def test_a_narrow_terminal_cuts_the_text_and_not_the_bar() -> None:
     shown, _ = on_a_terminal(DRAWN.replace("epoch 1/2", "epoch 1/2" * 9), COLUMNS="70")
-    assert re.search(r"cells ━+\S* +0 of 2 after 0 s, about 0 s left; .*…", COLOUR.sub("", shown))
+    assert re.search(r"━+\S* +cells: 0 of 2 after 0 s, about 0 s left; .*…", COLOUR.sub("", shown))
 
 
 def test_a_terminal_of_one_column() -> None:
