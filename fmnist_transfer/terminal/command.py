@@ -3,14 +3,13 @@
 import dataclasses
 import os
 import shlex
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
 from fmnist_transfer.terminal.process import prepare_command
 
@@ -29,9 +28,7 @@ def run_command(
         prepare_command()
     import tyro
 
-    given = sys.argv[1:] if args is None else list(args)
-    debug = "--debug" in given
-    again = shlex.join(["python", "-m", module, *given])
+    command = ["python", "-m", module, *(sys.argv[1:] if args is None else args)]
     try:
         settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
         _quiet_libraries()
@@ -39,12 +36,12 @@ def run_command(
             warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
-        return _report(str(error), error.exit_status, debug, again if SAME_COMMAND in str(error) else "")
+        return _report(error, command)
     except KeyboardInterrupt:  # while the command does not handle signals itself
-        return _report("stopped; finished work is kept", 128 + signal.SIGINT, debug)
+        return _report(Interrupted("stopped; finished work is kept"), command)
     except Exception as error:  # any other error is reported in one line, too
-        text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
-        return _report(text, (StoreError if _is_of_a_store(error) else UserError).exit_status, debug)
+        kind = StoreError if _is_of_a_store(error) else UserError
+        return _report(kind(f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."), command)
 
 
 def _is_of_a_store(error: BaseException | None) -> bool:
@@ -56,13 +53,13 @@ def _is_of_a_store(error: BaseException | None) -> bool:
     return False
 
 
-def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:
-    if debug:
+def _report(error: UserError, command: Sequence[str]) -> int:
+    if "--debug" in command:
         print(masked(traceback.format_exc()), file=sys.stderr)
-    print(f"{styled('error:', RED, sys.stderr)} {masked(text)}", file=sys.stderr)
-    if again:
-        print(f"  {masked(again)}", file=sys.stderr)
-    return exit_status
+    print(f"{styled('error:', RED, sys.stderr)} {masked(str(error))}", file=sys.stderr)
+    if SAME_COMMAND in str(error):
+        print(f"  {masked(shlex.join(command))}", file=sys.stderr)
+    return error.exit_status
 
 
 def _quiet_libraries() -> None:

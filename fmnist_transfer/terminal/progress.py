@@ -30,8 +30,8 @@ class Progress:
         self._title, self._total, self._sizes, self._clock = title, total, sizes or {}, clock
         self._size = sum(self._sizes.values()) or float(total)
         self._start = self._printed = clock()
-        self._shares: dict[Hashable, float] = {}  # finished share of each running task
-        self._n_done, self._size_done = 0, 0.0
+        self._shares: dict[Hashable, float] = {}  # task -> how much of it is done, in [0, 1]
+        self._n_done = 0
         self._unsaid: str | None = None  # note of a finished task that no line has counted yet
         is_drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar = _bar(title, self._size) if is_drawn else None
@@ -45,7 +45,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
         elif self._unsaid is not None:
-            self._print(self._unsaid)
+            self._show(self._unsaid, is_due=True)
 
     def working(self, task: Hashable, share: float, note: str) -> None:
         """Report that `share` in [0, 1] of `task` is done."""
@@ -53,35 +53,25 @@ class Progress:
         self._show(note)
 
     def finished(self, task: Hashable, note: str = "") -> None:
-        self.abandoned(task)
         self._n_done += 1
-        self._size_done += self._sizes.get(task, 1.0)
         self._unsaid = note
-        self._show(note)
+        self.working(task, 1.0, note)
 
     def abandoned(self, task: Hashable) -> None:
         """Stop counting the work of `task`, which ended unfinished."""
         self._shares.pop(task, None)
 
-    def _show(self, note: str) -> None:
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._work_done(), description=self._text(note))
-        elif self._clock() - self._printed >= LINE_SECONDS:
-            self._print(note)
-
-    def _print(self, note: str) -> None:
-        self._printed, self._unsaid = self._clock(), None
-        print(self._text(note), file=sys.stderr, flush=True)
-
-    def _work_done(self) -> float:
-        return self._size_done + sum(share * self._sizes.get(task, 1.0) for task, share in self._shares.items())
-
-    def _text(self, note: str) -> str:
-        seconds, done = self._clock() - self._start, self._work_done()
-        text = f"{self._title}: {self._n_done} of {self._total} after {duration(seconds)}"
+    def _show(self, note: str, is_due: bool = False) -> None:
+        now, done = self._clock(), sum(share * self._sizes.get(task, 1.0) for task, share in self._shares.items())
+        text = f"{self._title}: {self._n_done} of {self._total} after {duration(now - self._start)}"
         if done and self._n_done < self._total:
-            text += f", about {duration(seconds * (self._size - done) / done)} left"
-        return "; ".join(filter(None, (text, self.best, note)))
+            text += f", about {duration((now - self._start) * (self._size - done) / done)} left"
+        text = "; ".join(filter(None, (text, self.best, note)))
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done, description=text)
+        elif is_due or now - self._printed >= LINE_SECONDS:
+            self._printed, self._unsaid = now, None
+            print(text, file=sys.stderr, flush=True)
 
 
 def _bar(title: str, size: float) -> Any:
