@@ -1,8 +1,4 @@
-"""Errors for the user, each with the exit status of its kind.
-
-A `UserError` is printed as its message alone (no traceback without `--debug`). Every message says what failed, for
-which object, what is kept, and what to do.
-"""
+"""Errors for the user, each with the exit status of its kind. Messages say what failed, what is kept, what to do."""
 
 import errno
 import shutil
@@ -10,6 +6,7 @@ import signal
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SAME_COMMAND = "run the same command to go on"  # a message with this is followed by the command
 
 
 def write_problem(path: Path, error: OSError) -> str:
@@ -19,9 +16,6 @@ def write_problem(path: Path, error: OSError) -> str:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         reason = f"disk full ({shutil.disk_usage(existing).free // 10**6} MB free)"
     return f"cannot write {path}: {reason}"
-
-
-SAME_COMMAND = "run the same command to go on"  # a message with this is followed by the command
 
 
 class UserError(Exception):

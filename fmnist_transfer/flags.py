@@ -1,7 +1,6 @@
 """Flags that several commands share, and the workers and devices that they select. Imports no torch and no mlflow.
 
-A command's settings inherit these groups, its own flags last: `class ReportSettings(CommandFlags, ..., ReportFlags)`.
-`--help` lists them in reverse, the command's own first.
+Settings inherit these groups, the command's own last; `--help` lists them in reverse.
 """
 
 import importlib.util
@@ -98,7 +97,13 @@ class TrainingFlags(Flags):
 
     def __post_init__(self) -> None:
         check_range("--seed", self.seed, 0)
-        check_engine(self.engine, self.gpus_per_task)
+        share = self.gpus_per_task
+        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise UsageError("--engine ray needs: pip install 'fmnist-transfer[ray]'")
+        if share and self.engine != "ray":
+            raise UsageError(f"--gpus-per-task {share:g}: only with --engine ray; --workers share this machine's GPU")
+        if not (0 <= share <= 1 or (1 < share < math.inf and share == int(share))):
+            raise UsageError(f"--gpus-per-task {share:g}: must be from 0 to 1, or a whole number")
         if self.dry_run and self.take_over:
             raise UsageError("--dry-run changes nothing; leave out --take-over")
         super().__post_init__()
@@ -119,10 +124,7 @@ def parse_workers(text: str) -> int | None:
 
 
 def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local") -> int:
-    """Return the number of workers for `--workers`, at most one per task.
-
-    `auto`: one per core, or one for an accelerator. On a cluster one per task; it starts as many as fit.
-    """
+    """Return the number of workers for `--workers`, at most one per task; a cluster starts as many of them as fit."""
     available = n_tasks if engine == "ray" else available_cores() if device == "cpu" else 1
     return max(1, min(parse_workers(text) or available, n_tasks))
 
@@ -132,42 +134,27 @@ def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: Sto
     n = count_workers(settings.workers, device, n_tasks, settings.engine)
     if settings.engine == "local":
         check_open_files(n)
-    return Workers(
-        n,
-        stop,
-        apart=device != "cpu",
-        engine="local" if settings.dry_run else settings.engine,
-        gpus_per_task=settings.gpus_per_task,
-    )
+    engine: Engine = "local" if settings.dry_run else settings.engine
+    return Workers(n, stop, apart=device != "cpu", engine=engine, gpus_per_task=settings.gpus_per_task)
 
 
-def device_of_tasks(device: str, precision: Precision, engine: Engine, gpus_per_task: float) -> str:
+def device_of_tasks(settings: TrainingSettings) -> str:
     """Return the device that tasks train on: this machine's, or on a cluster the one that the flags name.
 
     Raises UsageError if the device is missing or does not support the precision.
     """
-    if engine == "local":
+    device = settings.device
+    if settings.engine == "local":
         from fmnist_transfer.training.device import choose_device
 
-        return str(choose_device(device, precision))
-    if device.startswith("cuda") and not gpus_per_task:
+        return str(choose_device(device, settings.precision))
+    if device.startswith("cuda") and not settings.gpus_per_task:
         raise UsageError(f"--device {device} --engine ray: Ray assigns GPUs by --gpus-per-task; give it, too")
-    kind = device if device != "auto" else "cuda" if gpus_per_task else "cpu"
-    if precision == "tf32" and kind != "cuda":
-        raise UsageError(f"--precision tf32: {kind} has none; use float32 or bf16, or give --gpus-per-task")
-    return kind
-
-
-def check_engine(engine: Engine, gpus_per_task: float) -> None:
-    """Raise UsageError if the engine is not installed or the share of a GPU is impossible."""
-    if engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray needs: pip install 'fmnist-transfer[ray]'")
-    if gpus_per_task and engine != "ray":
-        raise UsageError(
-            f"--gpus-per-task {gpus_per_task:g}: only with --engine ray; --workers share this machine's GPU"
-        )
-    if not (0 <= gpus_per_task <= 1 or (1 < gpus_per_task < math.inf and gpus_per_task == int(gpus_per_task))):
-        raise UsageError(f"--gpus-per-task {gpus_per_task:g}: must be from 0 to 1, or a whole number")
+    if device == "auto":
+        device = "cuda" if settings.gpus_per_task else "cpu"
+    if settings.precision == "tf32" and device != "cuda":
+        raise UsageError(f"--precision tf32: {device} has none; use float32 or bf16, or give --gpus-per-task")
+    return device
 
 
 def check_driver(flag: str, uri: str | None) -> None:

@@ -1,4 +1,4 @@
-"""One independent random stream per purpose, derived only from (root seed, replicate, purpose, stage).
+"""One independent random stream per purpose.
 
 Fraction, init, order of the cells and worker do not enter, so within a replicate every init sees the same subset,
 classifier, batch order, augmentation and dropout.
@@ -11,20 +11,15 @@ from typing import Literal
 import torch
 
 Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout", "sampler", "matched"]
-
 Stage = Literal["source", "target", "pretraining", "selffer"]
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one replicate.
+    """The random streams of one replicate (counted from 0) of `--seed`.
 
-    Args:
-        root_seed: the user's `--seed`.
-        replicate: 0-based number of the set of draws.
-        stage: training on the source or the target half. With one stage, both would start from the same trunk and
-            classifier, and `random` would be the very network that `pretrained` grew from. Likewise, networks that a
-            sweep trains before its cells (source networks, `selffer`) have their own stages.
+    Each half has its own stage: with one, `random` would start as the very network that `pretrained` grew from.
+    Networks that a sweep trains before its cells (source networks, `selffer`) have their own stages, too.
     """
 
     root_seed: int

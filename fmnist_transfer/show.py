@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, stud
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_range, run_command
 from fmnist_transfer.terminal.output import masked, print_pairs, say, warn_of_password
-from fmnist_transfer.workers.stop import SIGNALS
+from fmnist_transfer.workers.stop import StopSignal
 
 if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
@@ -64,50 +64,44 @@ class ShowSettings(CommandFlags, StoreFlags, ShowFlags):
 
 def main(settings: ShowSettings) -> int:
     """Show the store until Ctrl-C or SIGTERM; return 0. For a store with its own server, only print addresses."""
-    if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
-        raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
+    check_exists(store_uri(settings.tracking_uri), "store")
     warn_of_password(settings.storage, "a .pgpass file")
     say("Loading mlflow ...")
     from fmnist_transfer.store.opening import open_store
 
     store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout), mend_copy=settings.mend_copy)
-    addresses = pages(store, settings.sweep)
-    with signals() as received, contextlib.ExitStack() as servers:
-        root = masked(store.uri).replace("***@", "").rstrip("/")
-        port, started = settings.port - 1, []
-        if not store.uri.startswith("http"):
-            port = free_port(settings.port)
-            started.append(servers.enter_context(Server(*mlflow_server(store, port))))
-            root = f"http://{HOST}:{port}"
-        addresses = {name: f"{root}/{page}" for name, page in addresses.items()}
-        if settings.dashboard:
-            port = free_port(port + 1)
-            started.append(servers.enter_context(Server(*dashboard(settings.storage, store, port))))
-            addresses["Optuna's dashboard"] = f"http://{HOST}:{port}"
+    titles = pages(store, settings.sweep)
+    root, port, commands = masked(store.uri).replace("***@", "").rstrip("/"), settings.port - 1, []
+    if not store.uri.startswith("http"):
+        port = free_port(settings.port)
+        root = f"http://{HOST}:{port}"
+        commands.append(mlflow_server(store, port))
+    addresses = {title: f"{root}/{page}" for title, page in titles.items()}
+    if settings.dashboard:
+        port = free_port(port + 1)
+        addresses["Optuna's dashboard"] = f"http://{HOST}:{port}"
+        commands.append(dashboard(settings.storage, store, port))
+    is_desktop = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
+    is_opened = not (settings.browser and is_desktop and sys.stdout.isatty())
+    with EndSignal() as end, contextlib.ExitStack() as running:
+        servers = [running.enter_context(served(*command)) for command in commands]
         print_pairs(f"{masked(store.uri)} in a browser", addresses)
-        say("Ctrl-C ends it." if started else "")
-        is_opened = not (settings.browser and is_desktop())
-        while started and not received:
-            for server in started:
-                server.check_alive()
+        say("Ctrl-C ends it." if servers else "")
+        while servers and not end.is_set():
+            for server in servers:
+                if (status := server.poll()) is not None:
+                    raise StoreError(f"the server ended with exit status {status}; see its output above")
             if not is_opened and not is_free(port):  # the server answers
                 is_opened = webbrowser.open(next(iter(addresses.values()))) or True
             time.sleep(0.2)
     return 0
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect the signals that end a command; even the second one must wait until the servers have ended."""
-    received: list[int] = []
-    # A signal that is ignored, as SIGHUP under nohup, stays ignored.
-    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in handled}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class EndSignal(StopSignal):
+    """A StopSignal whose second signal does not cut short the end of the servers."""
+
+    def handle(self, number: int, frame: object) -> None:
+        self.halt()
 
 
 def pages(store: "Store", sweep: str) -> dict[str, str]:
@@ -116,20 +110,17 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
     from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 
     addresses: dict[str, str] = {}
-    sweeps = store.find(TRANSFER, role=Role.SWEEP)
-    if sweep != "latest":
-        sweeps = [run for run in sweeps if run.info.run_id == sweep]
-        if not sweeps:
-            raise UsageError(f"--sweep {sweep}: no such sweep in this store; leave the flag out to show the latest")
-    if sweeps:
-        experiment_id, run_id = store.experiment(TRANSFER), str(sweeps[0].info.run_id)
+    run_ids = [str(run.info.run_id) for run in store.find(TRANSFER, role=Role.SWEEP)]
+    if sweep not in ("latest", *run_ids):
+        raise UsageError(f"--sweep {sweep}: no such sweep in this store; leave the flag out to show the latest")
+    if run_ids:
+        experiment_id, run_id = store.experiment(TRANSFER), run_ids[0] if sweep == "latest" else sweep
         if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
             addresses["the curves, compared"] = curves_page(experiment_id, run_id)
         addresses["the sweep, its answer"] = run_page(experiment_id, run_id)
         addresses["all sweeps"] = experiment_page(experiment_id)
     if store.find(TUNING, role=Role.STUDY):
-        addresses["searches"] = experiment_page(store.experiment(TUNING))
-        addresses["models"] = "#/models"
+        addresses |= {"searches": experiment_page(store.experiment(TUNING)), "models": "#/models"}
     return addresses or {"an empty store": ""}
 
 
@@ -145,40 +136,34 @@ def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]
 def dashboard(storage: str | None, store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment of Optuna's dashboard. Raises StoreError if there is no study database."""
     uri = study_uri(storage, store.folder)
-    if (file := sqlite_path(uri)) is not None and not file.exists():
-        raise StoreError(f"there is no study database {file} yet; python -m tuning.search makes one")
+    check_exists(uri, "study database")
     return [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}
 
 
-class Server:
-    """A web server in its own process group, which ends with the block."""
+def check_exists(uri: str, title: str) -> None:
+    """Raise StoreError if the URI is a sqlite file that does not exist."""
+    if (file := sqlite_path(uri)) is not None and not file.exists():
+        raise StoreError(f"there is no {title} {file} yet; python -m tuning.search makes one")
 
-    def __init__(self, command: list[str], environment: Mapping[str, str]):
-        self._process = subprocess.Popen(
-            command, env=os.environ | environment, stdin=subprocess.DEVNULL, start_new_session=True
-        )
 
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+@contextlib.contextmanager
+def served(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a web server in its own process group, which ends with the block."""
+    environment = os.environ | environment
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield server
+    finally:
         for number in (signal.SIGTERM, signal.SIGKILL):  # the second for its child processes
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.killpg(server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=END_SECONDS)
-
-    def check_alive(self) -> None:
-        """Raise StoreError if the server has ended."""
-        if (status := self._process.poll()) is not None:
-            raise StoreError(f"the server ended with exit status {status}; see its output above")
+                server.wait(timeout=END_SECONDS)
 
 
 def free_port(first: int) -> int:
-    """Return the first free port of 100 from `first`. Raises UsageError if there is none."""
-    if (port := next(filter(is_free, range(first, min(first + 100, 65_536))), None)) is None:
-        raise UsageError(f"no free port from {first} on; give another --port")
-    return port
+    """Return the first free port from `first` on; after the last, the search goes on at 1024."""
+    return next(filter(is_free, (*range(first, 65_536), *range(1_024, first))))
 
 
 def is_free(port: int) -> bool:
@@ -189,13 +174,7 @@ def is_free(port: int) -> bool:
     return False
 
 
-def is_desktop() -> bool:
-    """Return whether an opened browser would be visible."""
-    windows = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
-    return windows and sys.stdout.isatty()
-
-
-def command(args: "list[str] | None" = None) -> int:
+def command(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     return run_command(ShowSettings, main, "fmnist_transfer.show", args)
 

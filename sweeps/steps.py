@@ -3,7 +3,7 @@
 Imports torch and mlflow, so the command imports this module only after it has parsed its flags.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +26,10 @@ from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.command import command_line
-from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.output import counted, print_pairs, say, say_heading
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.trained_networks import TrainedNetworks, Training
-from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
 from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.grid import Cell, Grid, by_fraction
@@ -172,18 +171,15 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     """Train the cells that are not done yet; `on_finished` is called after each task whose results are logged."""
     plan, debug = context.plan, context.settings.debug
     todo = ledger.to_run(cells, retry_failed=context.settings.retry_failed)
-    images = {cell: ledger.n_train(cell.percent) for cell in todo}
     if n_there := len(cells) - len(todo):
         say(f"{counted(n_there, 'cell')} {'is' if n_there == 1 else 'are'} there already, {len(todo)} to go")
     if todo:
         context.store.describe(ledger.run_id, begun(context.store, context.model.split))
-        say_forecast(context, {cell: images[cell] for cell in todo})
     context.stopwatch.lap("resume check")
-    sizes = {cell: passes(plan, cell, n) for cell, n in images.items()}
     tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
+    sizes = {task: sum(passes(plan, cell, ledger.n_train(cell.percent)) for cell in task) for task in tasks}
     log = CellLog(ledger, plan.recipe.epochs, context.stopwatch, on_finished)
-    total = sum(sizes.values())
-    with Progress("cells", len(tasks), lambda task: sum(sizes[cell] for cell in task), total) as progress:
+    with Progress("cells", len(tasks), sizes) as progress:
         run_logged(context.workers, train_cells, plan, tasks, log=log, progress=progress, debug=debug)
 
 
@@ -244,16 +240,3 @@ def outline(context: SweepContext, run_id: str) -> dict[str, str]:
         "on": f"{workers}, {context.plan.device}" if context.workers.engine == "local" else "Ray",
         "run": run_id,
     }
-
-
-def say_forecast(context: SweepContext, todo: Mapping[Cell, int]) -> None:
-    """Print the expected duration, which is unknown on a cluster, with a stack and on a GPU."""
-    plan, head = context.plan, f"{counted(len(todo), 'cell')} to train"
-    per_pass = None
-    if context.workers.engine == "local" and not plan.stack:
-        per_pass = seconds_per_pass(plan.spec, plan.recipe, plan.device, plan.precision)
-    if per_pass is None:
-        say(f"{head}; the time left is shown once the first are done")
-        return
-    total = sum(passes(plan, cell, n_train) for cell, n_train in todo.items())
-    say(f"{head}: {about(per_pass * total / min(context.workers.n, len(todo)))}")

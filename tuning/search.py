@@ -33,7 +33,7 @@ def main(settings: SearchSettings) -> int:
 
             result = dry_run(settings)
         else:
-            device = device_of_tasks(settings.device, settings.precision, settings.engine, settings.gpus_per_task)
+            device = device_of_tasks(settings)
             n_tasks = max(settings.trials, settings.top * settings.n_seeds) if settings.is_search else settings.n_seeds
             with workers_for(settings, device, n_tasks, stop) as workers:
                 result = search(settings, device, workers, stopwatch)

@@ -24,21 +24,17 @@ from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.terminal.output import about, counted, print_pairs, say
+from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.stopwatch import Stopwatch
-from fmnist_transfer.training.forecast import seconds_per_pass, training_passes
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.mlflow_text import description
 from tuning.settings import SearchSettings
-from tuning.space import SPACE_VERSION, check_limit, first_trial, on_edge, suggest
+from tuning.space import SPACE_VERSION, check_limit, on_edge
 from tuning.study import begin, counting, open_storage, open_study, requeue
 from tuning.trainings import Candidate, Plan, Retraining
 from tuning.trials import Trials, candidate, study_run
 from tuning.winner import move_best, print_retrained, register_winner, retrain, winner_key
-
-# Mean duration of a trial relative to the hand-made first trial: 54 of 79 s in a default search (10 of 24 pruned).
-TRIAL_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -59,30 +55,17 @@ class SearchContext:
 
 
 def outline(context: SearchContext, study: optuna.Study) -> dict[str, str]:
-    """Describe the planned work and its approximate duration, label -> text."""
+    """Describe the planned work, label -> text."""
     settings, workers = context.settings, context.workers
     limit = "" if settings.mflops_limit is None else f", networks of at most {settings.mflops_limit:g} MFLOPs per image"
     n_done = len(counting(study))
-    n_open = max(0, settings.trials - n_done)
     best = "the best" if settings.top == 1 else f"the best {settings.top}"
-    lines = {
+    return {
         "trials": f"{settings.trials} of up to {counted(settings.epochs, 'epoch')}{limit}"
         + (f"; {n_done} done already" * bool(n_done)),
         "then": f"{best} trained again, {counted(settings.retrain_seeds, 'seed')} each; the winner is registered",
         "on": f"{counted(workers.n, 'worker')}, {context.device}" if workers.engine == "local" else "Ray",
     }
-    if workers.engine != "local" or not n_open:
-        return lines
-    spec, recipe = suggest(
-        optuna.trial.FixedTrial(first_trial(settings.mflops_limit)),
-        epochs=settings.epochs,
-        max_mflops=settings.mflops_limit,
-    )
-    if (per_pass := seconds_per_pass(spec, recipe, context.device, settings.precision)) is not None:
-        seconds_per_trial = per_pass * training_passes(recipe, len(context.half.train), len(context.half.val))
-        seconds = seconds_per_trial * (TRIAL_SHARE * n_open + settings.top * settings.retrain_seeds) / workers.n
-        lines["takes"] = about(seconds)
-    return lines
 
 
 def tune(context: SearchContext) -> dict[str, Any]:

@@ -1,68 +1,47 @@
-"""Run a command: flags, help, exit status. Imports no torch and no mlflow.
-
-`run_command(Settings, main)` parses the flags of a dataclass, calls `main(settings)`, and turns a `UserError` into one
-line and its exit status.
-"""
+"""Run a command: flags, help, exit status. Imports no torch and no mlflow."""
 
 import dataclasses
-import inspect
 import os
 import shlex
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from fmnist_transfer.errors import SAME_COMMAND, StoreError, UsageError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
 from fmnist_transfer.terminal.process import prepare_command
 
 STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
-
-
-class CommandSettings(Protocol):
-    """Fields that every command's settings have."""
-
-    @property
-    def debug(self) -> bool: ...
-
-
-S = TypeVar("S", bound=CommandSettings)
+S = TypeVar("S")
 
 
 def run_command(
     settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None
 ) -> int:
-    """Parse `args` (default: the command line) into `settings_type` and return `main`'s exit status.
+    """Parse `args` (default: the command line) into a dataclass; return the exit status of `main` or of its UserError.
 
-    Args:
-        settings_type: a dataclass. Its fields are the flags, its docstring and those of its fields are the help, and
-            its `__post_init__` raises UsageError for bad values.
-        module: name that the user runs with `python -m`.
+    Fields are the flags, docstrings the help. `__post_init__` raises UsageError for bad values.
     """
     if args is None:
         prepare_command()
     import tyro
 
-    given = sys.argv[1:] if args is None else list(args)
-    debug = "--debug" in given
-    again = shlex.join(["python", "-m", module, *given])
+    command = ["python", "-m", module, *(sys.argv[1:] if args is None else args)]
     try:
-        description = inspect.cleandoc(settings_type.__doc__ or "")
-        settings = tyro.cli(settings_type, prog=f"python -m {module}", description=description, args=args)
+        settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
         _quiet_libraries()
         if args is None and not sys.warnoptions:  # a calling program keeps its own filters
             warnings.simplefilter("ignore")
         return main(settings)
     except UserError as error:
-        return _report(str(error), error.exit_status, debug, again if SAME_COMMAND in str(error) else "")
+        return _report(error, command)
     except KeyboardInterrupt:  # while the command does not handle signals itself
-        return _report("stopped; finished work is kept", 128 + signal.SIGINT, debug)
+        return _report(Interrupted("stopped; finished work is kept"), command)
     except Exception as error:  # any other error is reported in one line, too
-        text = f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."
-        return _report(text, (StoreError if _is_of_a_store(error) else UserError).exit_status, debug)
+        kind = StoreError if _is_of_a_store(error) else UserError
+        return _report(kind(f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."), command)
 
 
 def _is_of_a_store(error: BaseException | None) -> bool:
@@ -74,13 +53,13 @@ def _is_of_a_store(error: BaseException | None) -> bool:
     return False
 
 
-def _report(text: str, exit_status: int, debug: bool, again: str = "") -> int:
-    if debug:
+def _report(error: UserError, command: Sequence[str]) -> int:
+    if "--debug" in command:
         print(masked(traceback.format_exc()), file=sys.stderr)
-    print(f"{styled('error:', RED, sys.stderr)} {masked(text)}", file=sys.stderr)
-    if again:
-        print(f"  {masked(again)}", file=sys.stderr)
-    return exit_status
+    print(f"{styled('error:', RED, sys.stderr)} {masked(str(error))}", file=sys.stderr)
+    if SAME_COMMAND in str(error):
+        print(f"  {masked(shlex.join(command))}", file=sys.stderr)
+    return error.exit_status
 
 
 def _quiet_libraries() -> None:
@@ -97,14 +76,13 @@ def command_line(module: str, settings: Any, **changes: Any) -> str:
     """Return the command with these settings and changes; flags at their default are left out."""
     words = ["python", "-m", module]
     for field in dataclasses.fields(settings):
-        value = changes.get(field.name, getattr(settings, field.name))
+        value, flag = changes.get(field.name, getattr(settings, field.name)), field.name.replace("_", "-")
         if value == field.default:
             continue
-        flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
 
 

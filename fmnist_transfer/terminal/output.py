@@ -1,7 +1,6 @@
 """Terminal output: notes, tables, durations, JSON; user information in URIs is masked."""
 
 import json
-import math
 import os
 import re
 import sys
@@ -13,7 +12,6 @@ from typing import Any, TextIO
 from fmnist_transfer.errors import StoreError, write_problem
 
 BOLD, RED, YELLOW = "1", "1;31", "1;33"  # ANSI codes
-FEW_SECONDS = 5.0
 
 
 def say(text: str) -> None:
@@ -27,7 +25,6 @@ def styled(text: str, style: str, stream: TextIO) -> str:
 
 
 def say_heading(text: str) -> None:
-    """Print an empty line and a heading."""
     print(f"\n{styled(masked(text), BOLD, sys.stdout)}", flush=True)
 
 
@@ -55,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: M
 
     groups: titles above the columns after the first -> number of columns that each spans.
     """
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     if groups:
         line, column = " " * widths[0], 1
         for title, n in groups.items():
@@ -64,8 +61,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: M
             line += "  " + title.rjust(max(room, len(title)))
             column += n
         print(styled(line, BOLD, sys.stdout))
-    for i, row in enumerate([columns, *rows]):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+    for i, (first, *rest) in enumerate([columns, *rows]):
+        cells = [first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
         line = masked("  ".join(cells).rstrip())
         print(line if i else styled(line, BOLD, sys.stdout), flush=True)
 
@@ -78,13 +75,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
 
 
-def about(seconds: float) -> str:
-    """Format an estimate as `about 3 min 05 s` or `about 56 min`; below 5 s, as `a few seconds`."""
-    if seconds < FEW_SECONDS:
-        return "a few seconds"
-    return f"about {duration(seconds) if seconds < 600 else duration(60 * round(seconds / 60)).removesuffix(' 00 s')}"
-
-
 def counted(n: int, noun: str) -> str:
     """Format as `1 cell` or `2 cells`."""
     return f"{n} {noun}" + "s" * (n != 1)
@@ -92,31 +82,19 @@ def counted(n: int, noun: str) -> str:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write `result` atomically, non-finite numbers as null. Raises StoreError."""
+    finite = json.loads(json.dumps(result), parse_constant=lambda name: None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             temporary = Path(folder) / path.name
-            with temporary.open("w") as stream:
-                json.dump(_finite(result), stream, indent=2, allow_nan=False)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            temporary.write_text(json.dumps(finite, indent=2) + "\n")
+            temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{write_problem(path, error)}; the runs themselves are in the store") from error
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # User information ends at the last @ of a database's URI, whose password may hold unescaped / ? and #. A web address
-# may also have an @ in its path, and a colon before its port, so it has three alternatives: a password that may hold /
-# and @; a user or a token; a password that holds ? or #.
+# may have an @ in its path and a colon before its port: hence a password with / or @; a user or token; one with ? or #.
 _SECRETS = re.compile(
     r"(\bhttps?://)(?:[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s?#'\"]+|[^\s/?#'\"]+|[^\s/?#@:'\"]+:(?!\d*[/?#])[^\s'\"]+)(?=@)"
     r"|(\b(?!https?:)[a-z][a-z0-9+.-]*://)(?!/)[^\s'\"]+(?=@)"

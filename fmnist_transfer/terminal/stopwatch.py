@@ -9,15 +9,16 @@ class Stopwatch:
     """Wall time by stage, starting at creation."""
 
     def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        """Stage -> seconds."""
         self.marks: dict[str, float] = {}
         """Event -> seconds until it first happened."""
-        self._laps: dict[str, float] = {}
         self._start = self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
         now = time.perf_counter()
-        self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
         self._last = now
 
     def mark(self, event: str) -> None:
@@ -25,14 +26,9 @@ class Stopwatch:
         self.marks.setdefault(event, time.perf_counter() - self._start)
 
     @property
-    def stages(self) -> dict[str, float]:
-        """Seconds per stage."""
-        return dict(self._laps)
-
-    @property
     def seconds(self) -> float:
-        return sum(self._laps.values())
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
-        stages = [f"{stage} {duration(seconds)}" for stage, seconds in self._laps.items() if round(seconds)]
-        return ": ".join([duration(self.seconds), ", ".join(stages)] if stages else [duration(self.seconds)])
+        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.stages.items() if round(seconds))
+        return ": ".join(filter(None, (duration(self.seconds), stages)))

@@ -2,20 +2,19 @@
 
     with Workers(100, stop, engine="ray", gpus_per_task=0.25) as workers: ...
 
-Ray places the actors and transports data; it retries and restarts nothing. An actor imports torch once and fetches the
-data that a job's tasks share once. Nodes that join later are used; if a node leaves, only its own tasks are lost. The
-cluster is that at `RAY_ADDRESS`, else one running on this machine, else a new one here.
+Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used; if a node
+leaves, only its own tasks are lost.
 """
 
 import contextlib
 import logging
 import math
 import os
+import queue
 import signal
 import socket
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
@@ -23,170 +22,156 @@ from ray.exceptions import RayError
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.terminal.output import say, warn
-from fmnist_transfer.workers.ray_actor import RayActor
 from fmnist_transfer.workers.stop import SIGNALS
-from fmnist_transfer.workers.task import POLL_SECONDS, Job, Outcome, Worker, died
+from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attempt
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default: num_gpus=0 hides none
 
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 2.0  # between checks of the cluster for room
-MAILS = 2  # concurrent calls that an actor answers while it works: `message`, and `stop` or `cancel`
+MAILS = 2  # concurrent calls that an actor answers while it works: `message` and `cancel`
 
 
-class RayPool:
+class RayPool(Pool):
     """At most `n` actors, as many as the cluster has room for at the moment.
 
     Raises UsageError if the cluster cannot be reached, or if no node has the resources of a task.
     """
 
     def __init__(self, n: int, gpus_per_task: float):
+        self.workers: list[_Actor] = []
         self._n, self._gpus = n, gpus_per_task
-        self._workers: list[_Actor] = []
         self._looked_at = -math.inf
-        self._is_stopping = False
-        self._shared = _Shared()
         self._has_warned = False
-        self._is_ours = not ray.is_initialized()
-        if self._is_ours:
-            _connect()
-        options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
+        _connect()
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
+        options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
         self._make = remote(RayActor).options(**options)
-        if not self._room():
-            nodes = ", ".join(_resources(node) for node in _nodes()) or "no node is alive"
+        if not (room := self._room()):
+            nodes = ", ".join(map(_resources, _nodes())) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
-            self.close()
+            ray.shutdown()
             raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
-        say(f"Ray: room for {self._room()} tasks at once on {len(_nodes())} nodes")
-        self._look()
+        say(f"Ray: room for {room} tasks at once on {len(_nodes())} nodes")
+        self._fill()
 
     def idle(self) -> list["_Actor"]:
-        self._look()
-        return [worker for worker in self._workers if worker.task is None and worker.is_ready()]
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._fill()
+        idle = {worker.started: worker for worker in self.workers if worker.task is None}
+        started, _ = ray.wait(list(idle), num_returns=max(1, len(idle)), timeout=0)  # or died: `message` reports that
+        return [idle[reference] for reference in started]
 
-    def wait(self, busy: Sequence[Worker]) -> Iterator["_Actor"]:
-        by_mail = {worker.mail: worker for worker in cast("Sequence[_Actor]", busy)}
+    def wait(self, busy: Sequence[Any]) -> list["_Actor"]:
+        by_mail = {worker.mail: worker for worker in busy}
         if not by_mail:
             time.sleep(POLL_SECONDS / 5)
-            return
-        ready, _ = ray.wait(list(by_mail), timeout=POLL_SECONDS)
-        if ready:  # collect all that are ready by now
-            ready, _ = ray.wait(list(by_mail), num_returns=len(by_mail), timeout=0)
-        yield from (by_mail[mail] for mail in ready)
-
-    def remove(self, worker: Worker) -> None:
-        self._workers.remove(cast(_Actor, worker))
-        if worker.has_worked:  # else wait a moment: its node may have gone without Ray's knowing it yet
-            self._looked_at = -math.inf
+            return []
+        ray.wait(list(by_mail), timeout=POLL_SECONDS)
+        ready, _ = ray.wait(list(by_mail), num_returns=len(by_mail), timeout=0)
+        return [by_mail[mail] for mail in ready]
 
     def stop_tasks(self) -> None:
-        if not self._is_stopping:
-            self._is_stopping = True
-            for worker in self._workers:
-                worker.stop()
+        for worker in self.workers:
+            worker.cancel()
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.leave()
-        self._workers = []
-        if self._is_ours:
-            ray.shutdown()
+        for worker in self.workers:
+            worker.kill()
+        ray.shutdown()
 
-    def _look(self) -> None:
-        """Forget idle actors of lost nodes, and start actors if there is room."""
-        if time.monotonic() - self._looked_at < LOOK_SECONDS:
-            return
+    def _fill(self) -> None:
+        """Start actors if there is room."""
         self._looked_at = time.monotonic()
-        alive = {node["NodeID"] for node in _nodes()}
-        self._workers = [worker for worker in self._workers if worker.task is not None or worker.node in (None, *alive)]
         room = self._room()
         if not room and not self._has_warned:
             warn("the Ray cluster has no room for a task any more. Waiting for a node")
         self._has_warned = not room
-        while len(self._workers) < min(self._n, room):
-            self._workers.append(_Actor(self._make.remote(), self._shared))
+        while len(self.workers) < min(self._n, room):
+            self.workers.append(_Actor(self._make.remote()))
 
     def _room(self) -> int:
-        """Number of tasks that the nodes can hold at once if nobody else uses them."""
-        return sum(self._room_of(node["Resources"]) for node in _nodes())
-
-    def _room_of(self, resources: dict[str, float]) -> int:
-        cpus = int(resources.get("CPU", 0))
-        return min(cpus, int(resources.get("GPU", 0) / self._gpus + 1e-9)) if self._gpus else cpus
-
-
-class _Shared:
-    """Function and shared data of the present job, put into the object store once for all actors."""
-
-    def __init__(self) -> None:
-        self._job: Job | None = None
-        self._reference: Any = None
-
-    def reference(self, job: Job) -> Any:
-        """Reference to (function, shared)."""
-        if self._job is not job:
-            self._job, self._reference = job, ray.put((job.function, job.shared))
-        return self._reference
+        """Return the number of tasks that the nodes can hold at once if nobody else uses them."""
+        room = 0
+        for node in _nodes():
+            cpus, gpus = (node["Resources"].get(kind, 0) for kind in ("CPU", "GPU"))
+            room += min(int(cpus), int(gpus / self._gpus + 1e-9)) if self._gpus else int(cpus)
+        return room
 
 
-class _Actor:
+class _Actor(Worker):
     """An actor; `mail` is the reference to its next message."""
 
-    def __init__(self, handle: Any, shared: "_Shared"):
-        self.task: Any = None
-        self.is_at_work = self.has_worked = False
+    def __init__(self, handle: Any):
         self.mail: Any = None
-        self.node: str | None = None
-        self._handle, self._shared = handle, shared
-        self._ready = handle.node.remote()
+        self.started = handle.start.remote()
+        self._handle = handle
         self._number = 0  # number of the current task, for `cancel`
-        self._job: Job | None = None  # the last job sent to it
 
-    def is_ready(self) -> bool:
-        """Return whether the actor has started or died."""
-        if self.node is None and ray.wait([self._ready], timeout=0)[0]:
-            with contextlib.suppress(RayError):  # it died; `receive` reports that
-                self.node = ""
-                self.node = ray.get(self._ready)
-        return self.node is not None
-
-    def hand_out(self, job: Job, task: Any) -> None:
-        self.task, self.is_at_work = task, False
+    def send(self, job: Job, task: Any) -> None:
         self._number += 1
-        if self._job is not job:
-            self._handle.begin.remote([self._shared.reference(job)])  # in a list, so that the actor itself fetches it
-            self._job = job
-        self._handle.work.remote(self._number, task)
+        job.reference = job.reference or ray.put((job.function, job.shared))  # once for all actors
+        self._handle.work.remote(self._number, [job.reference], task)  # in a list, so that the actor itself fetches it
         self.mail = self._handle.message.remote()
 
-    def receive(self, job: Job) -> Outcome[Any, Any] | None:
+    def message(self) -> tuple[str, Any]:
         try:
             kind, content = ray.get(self.mail)
         except RayError as error:
-            self.leave()
-            return died(self.task, _reason(error))
+            self.kill()
+            # "The actor is dead because its worker process has died. ..." becomes its first sentence.
+            return "died", str(error).strip().rpartition("\n")[2].partition(". ")[0]
         if kind != "outcome":
             self.mail = self._handle.message.remote()
-            self.is_at_work = self.has_worked = True
-            if kind == "report":
-                job.on_report(self.task, content)
-            return None
-        self.task = None
-        return cast(Outcome[Any, Any], content)
+        return kind, content
 
     def cancel(self) -> None:
         with contextlib.suppress(RayError):
             self._handle.cancel.remote(self._number)
 
-    def stop(self) -> None:
-        with contextlib.suppress(RayError):
-            self._handle.stop.remote()
-
-    def leave(self) -> None:
+    def kill(self) -> None:
         with contextlib.suppress(RayError):
             ray.kill(self._handle)
+
+
+class RayActor:
+    """Runs one task at a time on its main thread. The threads of group `mail` answer the other calls meanwhile."""
+
+    def __init__(self) -> None:
+        from fmnist_transfer.training.device import prepare_process
+
+        prepare_process()
+        self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._cancelled = 0  # number of the task that was cancelled last
+        self._job: Any = None
+        self._shared: Any = None
+
+    def start(self) -> None:
+        """Return once the actor has started."""
+
+    def work(self, number: int, shared: list[Any], task: Any) -> None:
+        """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""
+
+        def run(_: Any, task: Any, *more: Any) -> Any:
+            if self._shared != shared:  # in `attempt`: the import may fail here
+                self._job, self._shared = ray.get(shared[0]), shared
+            function, data = self._job
+            return function(data, task, *more)
+
+        put = self._messages.put
+        put(("begun", None))
+        outcome = attempt(run, None, task, lambda news: put(("report", news)), lambda: self._cancelled == number)
+        put(("outcome", outcome))
+
+    @ray.method(concurrency_group="mail")
+    def message(self) -> tuple[str, Any]:
+        """Wait for the next message and return it."""
+        return self._messages.get()
+
+    @ray.method(concurrency_group="mail")
+    def cancel(self, number: int) -> None:
+        self._cancelled = number
 
 
 def _connect() -> None:
@@ -201,21 +186,13 @@ def _connect() -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # FutureWarnings about Ray's own defaults
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot use the Ray cluster at {address or 'this machine'} ({text})") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # ray.init replaces the handler of SIGTERM
-    with contextlib.suppress(
-        Exception
-    ):  # a private name that may vanish; it prints a paragraph per dead actor, for which we print a line
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
-
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -225,10 +202,3 @@ def _nodes() -> list[dict[str, Any]]:
 def _resources(node: dict[str, Any]) -> str:
     resources = node["Resources"]
     return f"{node['NodeManagerHostname']}: {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
-
-
-def _reason(error: RayError) -> str:
-    """The first sentence of Ray's long message: `the actor is dead because its worker process has died`."""
-    text = str(error).strip().splitlines()[-1].strip() or type(error).__name__
-    first = text.split(". ")[0].rstrip(".")
-    return first[:1].lower() + first[1:]

@@ -1,7 +1,6 @@
-"""Turn signals into a flag that running tasks poll, in this process and its workers. Imports no torch."""
+"""Turn signals and the loss of the store into a flag that ends tasks. Imports no torch."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -13,21 +12,17 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag that tasks poll before each batch.
-
-    A second signal ends the process at once. The previous handlers are restored on exit.
-    """
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag. A second signal ends the process at once."""
 
     def __init__(self) -> None:
-        # A plain byte without a lock: a signal handler must not wait for one, and a killed worker must not keep one.
-        self.flag = multiprocessing.get_context("spawn").RawValue("b", 0)
         self.number: int | None = None
+        self._is_set = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # ignored, for example under nohup
-                self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
@@ -36,20 +31,20 @@ class StopSignal:
         if isinstance(error, StoreError):  # a stop takes precedence over a lost store
             self.raise_if_set(str(error))
 
-    def _handle(self, number: int, frame: object) -> None:
+    def handle(self, number: int, frame: object) -> None:
         if self.number is not None:
             os._exit(Interrupted("", number).exit_status)
         self.number = number
-        self.flag.value = 1
+        self.halt()
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 
     def halt(self) -> None:
         """Set the flag without a signal."""
-        self.flag.value = 1
+        self._is_set = True
 
     def is_set(self) -> bool:
-        return bool(self.flag.value)
+        return self._is_set
 
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted with the signal's exit status if a signal came."""
@@ -58,12 +53,7 @@ class StopSignal:
 
 
 class Outage:
-    """Stops the tasks at the first StoreError and raises it after they have ended.
-
-    with outage.held():
-        store.log(...)
-    outage.raise_if_any()
-    """
+    """Stops the tasks at the first StoreError and raises it after they have ended."""
 
     def __init__(self, stop: StopSignal):
         self._stop = stop

@@ -1,8 +1,8 @@
-"""Types of workers: outcome, job, and the interface of an engine; and `attempt`, which runs a task."""
+"""Outcome of a task, interface of an engine, and `attempt`, which runs a task."""
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fmnist_transfer.errors import Interrupted
@@ -19,65 +19,57 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """The end of a task.
-
-    `result` is set only if `status` is `done`; otherwise `reason` says why. Status `lost` means that the worker died.
-    `Workers` retries a lost task once and yields only the last outcome, which is never `lost`.
-    """
+    """The end of a task. `result` is set only if `status` is `done`; otherwise `reason` says why."""
 
     task: Task
-    status: Literal["done", "failed", "interrupted", "lost"]
+    status: Literal["done", "failed", "interrupted"]
     result: Result | None = None
     reason: str = ""
     details: str = ""
     """Traceback of an unexpected failure."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
-    """Function, shared data and report handler of one `Workers.run`."""
+    """One `Workers.run` and its state."""
 
     function: TaskFunction
     shared: Any
     on_report: Callable[[Any, Any], None]
+    on_lost: Callable[[Any, str], None]
+    lost: list[Any] = field(default_factory=list)  # tasks to be retried
+    lost_at_work: list[Any] = field(default_factory=list)  # tasks that were running when a worker died
+    n_unused: int = 0  # dead workers in a row that never began a task
+    reference: Any = None  # an engine's, to function and shared data
 
 
 class Worker(Protocol):
-    """A process that runs one task at a time; `task` is None while it is idle."""
+    """A process that runs one task at a time. `Workers` sets the fields, an engine implements the methods."""
 
-    task: Any
-    is_at_work: bool
-    """True once the worker has begun its present task."""
-    has_worked: bool
-    """True once the worker has begun any task."""
+    task: Any = None  # None while idle
+    is_at_work: bool = False  # the present task has begun
+    has_worked: bool = False  # any task has begun
+    is_cancelled: bool = False  # the present task is to stop
 
-    def hand_out(self, job: Job, task: Any) -> None:
-        """Send the task to the worker, which starts it."""
-
-    def cancel(self) -> None:
-        """Tell the running task to stop; later tasks are unaffected."""
-
-    def receive(self, job: Job) -> Outcome[Any, Any] | None:
-        """The task's outcome, or None if the message was not an outcome. If the worker died, `task` stays set."""
+    def send(self, job: Job, task: Any) -> None: ...  # the worker begins the task
+    def cancel(self) -> None: ...  # tell the present task to stop; later ones are unaffected
+    def message(self) -> tuple[str, Any]:
+        """Receive ("begun", None), ("report", news), ("outcome", outcome) or, from a dead worker, ("died", cause)."""
 
 
 class Pool(Protocol):
     """The workers of an engine."""
 
+    workers: list[Any]
+
     def idle(self) -> Sequence[Worker]:
-        """Workers that can take a task; may be empty while they start."""
+        """Replace dead workers; return those that can take a task, perhaps none while they start."""
 
-    def wait(self, busy: Sequence[Worker]) -> Iterable[Worker]:
-        """Wait for messages, up to about `POLL_SECONDS`; return the busy workers that have one to `receive`."""
+    def wait(self, busy: Sequence[Any]) -> Sequence[Worker]:
+        """Wait up to about `POLL_SECONDS`; return the busy workers that have a message."""
 
-    def remove(self, worker: Worker) -> None:
-        """Remove a dead worker."""
-
-    def stop_tasks(self) -> None:
-        """Tell running tasks to stop."""
-
-    def close(self) -> None:
-        """End all workers at once."""
+    def stop_tasks(self) -> None: ...
+    def close(self) -> None: ...  # end all workers at once
 
 
 def attempt(
@@ -95,7 +87,3 @@ def attempt(
 
     free_memory()  # after the except block, so that the error's frames no longer hold tensors
     return outcome
-
-
-def died(task: Any, cause: str) -> Outcome[Any, Any]:
-    return Outcome(task, "lost", reason=f"the worker process died ({cause})")

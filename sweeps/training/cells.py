@@ -15,7 +15,6 @@ from fmnist_transfer.network.weights import State, copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.fit import Diverged, train_on_half
-from fmnist_transfer.training.forecast import training_passes
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import fit_stacked
@@ -61,9 +60,13 @@ class CellResult(NamedTuple):
 
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
-    """Work of the cell in forward passes (`forecast.py`). Training the classifier alone needs features only once."""
-    n_val, traits = len(plan.half.val), TRAITS[cell.init]
-    whole = training_passes(plan.recipe, n_train, n_val, plan.steps_per_epoch)
+    """Work of the cell in forward passes of an image, three for an image of a training step.
+
+    Training the classifier alone needs features only once.
+    """
+    recipe, n_val, traits = plan.recipe, len(plan.half.val), TRAITS[cell.init]
+    steps = recipe.epochs * (plan.steps_per_epoch or recipe.steps_per_epoch(n_train))
+    whole = 3 * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
     return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
-from fmnist_transfer.show import HOST, Server, free_port, is_free, mlflow_server
+from fmnist_transfer.show import HOST, free_port, is_free, mlflow_server, served
 from fmnist_transfer.store.links import curves_page, experiment_page, model_page, run_page
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.registry import best_version
@@ -88,9 +88,9 @@ class Visit:
 def browsing(store: Store, pictures: Path | None = None) -> Iterator[Visit]:
     """A headless browser at a server of its own on the store."""
     port = free_port(5_600)
-    with Server(*mlflow_server(store, port)) as server, sync_playwright() as playwright:
+    with served(*mlflow_server(store, port)) as server, sync_playwright() as playwright:
         while is_free(port):  # it listens before it can answer; the first page waits
-            server.check_alive()
+            assert server.poll() is None
             time.sleep(0.2)
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium has none for root
         with playwright.chromium.launch(executable_path=find_browser(), args=sandbox) as browser:

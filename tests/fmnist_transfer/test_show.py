@@ -22,6 +22,7 @@ from fmnist_transfer.store import opening
 from fmnist_transfer.store.links import curves_page, experiment_page, run_page
 from fmnist_transfer.store.roles import TRANSFER, TUNING
 from fmnist_transfer.store.runs import Store
+from fmnist_transfer.workers.stop import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 120.0  # of the tests; a slow machine is no failure
@@ -149,20 +150,29 @@ def test_a_database_is_named_by_the_environment_alone(store: Store) -> None:
 
 def test_signals_that_come_while_servers_start_end_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one does not cut the end short; the handlers of before are there again."""
-    handlers = [signal.getsignal(number) for number in show.SIGNALS]
-    servers: list[show.Server] = []
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    servers: list[subprocess.Popen[bytes]] = []
+    served = show.served
 
-    class Signalled(show.Server):
-        def __init__(self, command: list[str], environment: dict[str, str]):
-            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], environment)
-            servers.append(self)
+    @contextlib.contextmanager
+    def signalled(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        with served([sys.executable, "-c", "import time; time.sleep(600)"], environment) as server:
+            servers.append(server)
             os.kill(os.getpid(), signal.SIGHUP)  # the terminal was closed
             os.kill(os.getpid(), signal.SIGINT)
+            yield server
 
-    monkeypatch.setattr(show, "Server", Signalled)
+    monkeypatch.setattr(show, "served", signalled)
     assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
-    assert [server._process.returncode for server in servers] == [-signal.SIGTERM]
-    assert [signal.getsignal(number) for number in show.SIGNALS] == handlers
+    assert [server.returncode for server in servers] == [-signal.SIGTERM]
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_the_last_port_is_followed_by_lower_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that `--port 65535 --dashboard` finds a second one."""
+    assert show.free_port(65_536) >= 1_024
+    monkeypatch.setattr(show, "is_free", lambda port: port == 1_030)
+    assert show.free_port(65_535) == 1_030
 
 
 def test_a_server_that_ends_by_itself_ends_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.terminal.output import (
-    about,
     counted,
     duration,
     masked,
@@ -88,11 +87,6 @@ def test_a_terminal_is_styled_unless_it_is_not_to_be(
         assert err.getvalue() == "\x1b[1;33mnote:\x1b[0m slow\n"
     else:
         assert (out.getvalue(), err.getvalue()) == ("\nResult\nx\n1\n", "note: slow\n")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "a few seconds"), (4.9, "a few seconds"), (65, "about 1 min 05 s")])
-def test_about_how_long(seconds: float, text: str) -> None:
-    assert about(seconds) == text
 
 
 def test_counted() -> None:

@@ -42,14 +42,14 @@ def test_a_line_each_half_minute_and_one_at_the_end(clock: Clock, capsys: pytest
         "cells: 2 of 12 after 30 s, about 1 min 30 s left; cell 2: epoch 2/2\n",
         "cells: 5 of 12 after 1 min 00 s, about 1 min 00 s left; cell 5: epoch 2/2\n",
         "cells: 8 of 12 after 1 min 30 s, about 30 s left; cell 8: epoch 2/2\n",
-        "cells: 11 of 12 after 2 min 00 s, a few seconds left; cell 11: epoch 2/2\n",
+        "cells: 11 of 12 after 2 min 00 s, about 0 s left; cell 11: epoch 2/2\n",
         "cells: 12 of 12 after 2 min 00 s; cell 11 is done\n",
     ]
 
 
 def test_what_is_left_is_weighed_by_size(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"small": 10.0, "large": 90.0}
-    with Progress("trainings", 2, sizes.__getitem__, 100.0, clock) as progress:
+    with Progress("trainings", 2, sizes, clock) as progress:
         clock.now += 20
         progress.finished("small")
         clock.now += 20
@@ -71,7 +71,7 @@ def test_what_was_stopped_says_how_far_it_came(clock: Clock, capsys: pytest.Capt
         clock.now += 10
         progress.working(1, 0.5, "epoch 1/2")
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "trials: 1 of 3 after 10 s\n"
+    assert capsys.readouterr().err == "trials: 1 of 3 after 10 s, about 10 s left\n"
 
 
 @pytest.mark.parametrize("total", [0, 4])
@@ -139,14 +139,29 @@ def test_on_a_terminal_a_bar_is_drawn() -> None:
     shown, out = on_a_terminal(DRAWN)
     assert COLOUR.search(shown)
     plain = COLOUR.sub("", shown)
-    assert re.search(r"cells ━+\S* +0 of 2 after 0 s, a few seconds left; random \[100%\]: epoch 1/2", plain)
+    assert re.search(r"━+\S* +cells: 0 of 2 after 0 s, about 0 s left; random \[100%\]: epoch 1/2", plain)
     assert "1 of 2 after 0 s" in plain
     assert out == "a result\n"  # what goes to a file is not drawn on the terminal
 
 
 def test_a_narrow_terminal_cuts_the_text_and_not_the_bar() -> None:
     shown, _ = on_a_terminal(DRAWN.replace("epoch 1/2", "epoch 1/2" * 9), COLUMNS="70")
-    assert re.search(r"cells ━+\S* +0 of 2 after 0 s, a few seconds left; .*…", COLOUR.sub("", shown))
+    assert re.search(r"━+\S* +cells: 0 of 2 after 0 s, about 0 s left; .*…", COLOUR.sub("", shown))
+
+
+def test_a_terminal_of_one_column() -> None:
+    _, out = on_a_terminal(DRAWN, COLUMNS="1")
+    assert out == "a result\n"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_stream_that_cannot_be_written(redirection: str) -> None:
+    """As a command has it: its streams were made to last."""
+    code = "from fmnist_transfer.terminal.process import prepare_command\nprepare_command()\n" + DRAWN
+    command = [sys.executable, "-c", code]
+    shell = ["bash", "-c", f'"$@" {redirection}', "bash", *command]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, cwd=ROOT, text=True, check=True)
+    assert done.stdout == "a result\n"
 
 
 def test_no_color_is_heeded() -> None:
@@ -157,5 +172,5 @@ def test_no_color_is_heeded() -> None:
 
 def test_a_dumb_terminal_gets_lines() -> None:
     shown, out = on_a_terminal(DRAWN, TERM="dumb")
-    assert shown == "cells: 1 of 2 after 0 s\r\n"
+    assert shown == "cells: 1 of 2 after 0 s, about 0 s left\r\n"
     assert out == "a result\n"

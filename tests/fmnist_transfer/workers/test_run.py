@@ -14,7 +14,7 @@ import pytest
 from fmnist_transfer.errors import Interrupted, UsageError
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
-from fmnist_transfer.workers.task import Job, Outcome
+from fmnist_transfer.workers.task import Outcome, Pool, Worker
 
 
 def work(shared, task, report, should_stop):
@@ -118,60 +118,48 @@ def test_one_task_is_cancelled_and_the_others_go_on(n_workers: int) -> None:
     ]
 
 
-class Stillborn:
+class Stillborn(Worker):
     """Stands for a worker: it dies as often as `deaths` says before it has begun a task."""
-
-    task: object = None
-    is_at_work = has_worked = False
 
     def __init__(self, deaths: Counter[object]):
         self.deaths = deaths
 
-    def hand_out(self, job: Job, task: object) -> None:
-        self.task = task
-
-    def cancel(self) -> None: ...
-
-    def receive(self, job: Job) -> Outcome:
+    def message(self) -> tuple[str, object]:
         if self.deaths[self.task]:
             self.deaths[self.task] -= 1
-            return Outcome(self.task, "lost", reason="it died")
-        task, self.task, self.has_worked = self.task, None, True
-        return Outcome(task, "done")
+            return "died", "signal 9"
+        if not self.is_at_work:
+            return "begun", None
+        return "outcome", Outcome(self.task, "done")
 
 
-class OneWorker:
+class OneWorker(Pool):
     """Stands for a pool; replaces its worker when that has died."""
 
     def __init__(self, deaths: Mapping[object, int]):
-        self.worker = Stillborn(Counter(deaths))
+        self.workers: list[Stillborn] = []
+        self.deaths = Counter(deaths)
 
     def idle(self) -> list[Stillborn]:
-        return [self.worker] if self.worker.task is None else []
+        self.workers = self.workers or [Stillborn(self.deaths)]
+        return [worker for worker in self.workers if worker.task is None]
 
     def wait(self, busy: list[Stillborn]) -> list[Stillborn]:
         return busy[:]
-
-    def remove(self, worker: Stillborn) -> None:
-        self.worker = Stillborn(worker.deaths)
-
-    def stop_tasks(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("deaths", [{0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, {0: 2, 5: 1, 9: 2}])
 def test_deaths_before_a_task_began_are_no_failures_of_the_task(deaths: dict[object, int]) -> None:
     with StopSignal() as stop:
         workers = Workers(1, stop)
-        workers._pool = OneWorker(deaths)  # type: ignore[assignment]
+        workers._pool = OneWorker(deaths)
         assert [outcome.status for outcome in workers.run(work, 1, range(10))] == ["done"] * 10
 
 
 def test_three_workers_in_a_row_that_die_at_their_start_end_a_run() -> None:
     with StopSignal() as stop:
         workers = Workers(1, stop)
-        workers._pool = OneWorker({0: 3})  # type: ignore[assignment]
+        workers._pool = OneWorker({0: 3})
         with pytest.raises(UsageError, match="3 workers in a row"):
             list(workers.run(work, 1, range(10)))
 

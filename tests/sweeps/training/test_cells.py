@@ -10,8 +10,8 @@ from synthetic import SMALL_SPEC as SPEC
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.training import fit
 from fmnist_transfer.training.recipe import Recipe
-from sweeps.grid import Cell, RecipeChange
-from sweeps.training.cells import CellPlan, CellResult, train_cells
+from sweeps.grid import INITS, Cell, RecipeChange
+from sweeps.training.cells import CellPlan, CellResult, passes, train_cells
 
 RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
 
@@ -34,6 +34,23 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
 
     monkeypatch.setattr(fit, "augment", spy)
     return batches
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(("budget", "steps"), [("epochs", 3), ("steps", 7)])
+def test_work_of_a_cell_by_hand(init: str, budget: str, steps: int, half: Half) -> None:
+    """In passes of an image: three in each of 5 epochs' steps, then scores. 40 % are 100 of 250 images."""
+    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), (), budget, 0, "cpu")  # type: ignore[arg-type]
+    assert (len(half.train), len(half.val)) == (250, 50)
+    whole = 3 * steps * 5 * 32 + 7 * 50 + 100
+    once = 2 * 100 + 3 * 50
+    expected = {"selffer": 2 * whole, "frozen": once, "lp-ft": 0.8 * whole + once}.get(init, whole)
+    assert passes(plan, Cell(40, init, 0), 100) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_work_of_fewer_images_than_a_batch(half: Half) -> None:
+    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), (), "epochs", 0, "cpu")
+    assert passes(plan, Cell(8, "random", 0), 20) == 3 * 1 * 5 * 20 + 7 * 50 + 20
 
 
 def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered: dict[str, torch.Tensor]) -> None:
