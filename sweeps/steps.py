@@ -17,13 +17,12 @@ from fmnist_transfer.store.registry import PinnedModel
 from fmnist_transfer.store.roles import NOTE
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
-from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.output import about, counted, print_pairs, say
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import TRAITS, Cell, Grid
 from sweeps.report.mlflow_text import begun
-from sweeps.report.render import CLAIMS_HEAD, claims_text
 from sweeps.report.write import write_report
 from sweeps.results.curves import SweepFigures, log_curves, print_plan, print_summary
 from sweeps.results.ledger import Ledger
@@ -89,10 +88,8 @@ def _sweep(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> 
     print_summary(rows)
     logged = read_sweep(store, store.client.get_run(ledger.run_id))
     findings = write_report(store, logged, stop=context.workers.stop)
-    say_heading(CLAIMS_HEAD)
-    say(claims_text(findings))
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
+    return {"sweep_run_id": ledger.run_id, "cells": [row.to_dict() for row in asked_rows]} | findings
 
 
 def _introduce(context: SweepContext, ledger: Ledger, pinned_model: PinnedModel) -> None:

@@ -1,57 +1,55 @@
 """Description of a sweep's parent run in the MLflow UI, with links to its pages.
 
-A sweep and its findings in, Markdown out. The UI folds all but the first lines, so the answer comes first.
+The UI folds all but the first lines, so the answer comes first.
 """
 
 from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.store.links import curves_page, experiment_page, picture, run_page
 from fmnist_transfer.store.roles import TRANSFER, Role, View
 from fmnist_transfer.store.runs import Store
-from sweeps.analysis.claims import CLAIMS
-from sweeps.report.files import INLINE_COPY, PAGE
+from sweeps.analysis.claims import CLAIMS, effect_text
 from sweeps.report.findings import Findings
-from sweeps.report.tables import effect_of, named
+from sweeps.results.read import LoggedSweep
 
+FOLDER = "report"  # of the page among the run's artifacts
+PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"
 INLINE = "losses"  # the figure of the report that is shown inline
 PICTURED = "losses against the share of the target's training images"
 
 
+def place_of(run_id: str) -> str:
+    """Location of the page, in words."""
+    return f"{PAGE} among the artifacts of run {run_id}"
+
+
 def begun(store: Store, split: Split) -> str:
     """Describe a sweep that is running or was stopped."""
-    experiment_id = store.experiment(TRANSFER)
-    return (
-        f"{_question(digits(split.source), digits(split.target))} **Not finished yet**; results so far are in "
-        f"`figures/` and `results.csv` among its artifacts.\n\nLook at: {_tables(experiment_id)}"
-    )
+    question = _question(digits(split.source), digits(split.target))
+    results = "results so far are in `figures/` and `results.csv` among its artifacts"
+    return f"{question} **Not finished yet**; {results}.\n\nLook at: {_tables(store.experiment(TRANSFER))}"
 
 
-def judged(store: Store, findings: Findings) -> str:
+def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
     """Describe a sweep with a report."""
-    experiment_id, run_id = store.experiment(TRANSFER), findings.sweep.run_id
-    source, target = findings.sweep.halves
-    claims = named(CLAIMS, findings.claims)
-    short = "; ".join(f"{text}: **{claim.verdict}**" for text, claim in claims)
-    n_missing, n = len(findings.missing), len(findings.sweep.rows)
-    missing = f" **{n_missing} of {n} cells are missing.**" if n_missing else ""
+    experiment_id, run_id, n_missing = store.experiment(TRANSFER), sweep.run_id, len(findings["missing"])
+    missing = f" **{n_missing} of {len(sweep.rows)} cells are missing.**" if n_missing else ""
     has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # curve runs are made when the sweep ends
     curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
     report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
+    verdicts = {f"{CLAIMS[name]}: **{claim['verdict']}**": claim for name, claim in findings["claims"].items()}
     lines = [
-        f"- {text}: **{claim.verdict}** ({claim.reason})" + (f"; {effect}" if (effect := effect_of(claim)) else "")
-        for text, claim in claims
+        f"- {text} ({claim['reason']})" + (f"; {effect}" if (effect := effect_text(claim)) else "")
+        for text, claim in verdicts.items()
     ]
-    shown = [picture(run_id, INLINE_COPY, PICTURED)] if findings.pair.n else []  # otherwise there are no figures
-    return "\n\n".join(
-        [
-            f"{_question(source, target)} Claims of the original report: {short}.{missing}",
-            f"Look at: {curves}{report} · {_tables(experiment_id)}",
-            *shown,
-            "\n".join(lines),
-            "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend "
-            "this sweep, run the same command with more replicates (`--replicates`, six or more for a verdict), "
-            "fractions or inits.",
-        ]
-    )
+    paragraphs = [
+        f"{_question(*sweep.halves)} Claims of the original report: {'; '.join(verdicts)}.{missing}",
+        f"Look at: {curves}{report} · {_tables(experiment_id)}",
+        picture(run_id, INLINE_COPY, PICTURED) if sweep.pair.n else "",  # otherwise there are no figures
+        "\n".join(lines),
+        "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
+        "the same command with more replicates (`--replicates`, six or more for a verdict), fractions or inits.",
+    ]
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _question(source: str, target: str) -> str:
