@@ -22,8 +22,7 @@ from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.forecast import seconds_per_pass
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import TRAITS, Cell, Grid
-from sweeps.report.mlflow_text import begun
-from sweeps.report.write import write_report
+from sweeps.report.write import begun, write_report
 from sweeps.results.curves import SweepFigures, log_curves, print_plan, print_summary
 from sweeps.results.ledger import Ledger
 from sweeps.results.read import add_grid, asked_cells, read_sweep

@@ -64,7 +64,7 @@ def _sweep(
     from fmnist_transfer.store.registry import load, resolve
     from fmnist_transfer.store.roles import TRANSFER
     from sweeps.analysis.statistics import MIN_REPLICATES
-    from sweeps.report.mlflow_text import place_of
+    from sweeps.report.write import place_of
     from sweeps.results.ledger import Ledger, identify_sweep
     from sweeps.steps import SweepContext, check_inits, dry_run, run_sweep
     from sweeps.training.cells import plan_for

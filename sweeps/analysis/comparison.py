@@ -1,7 +1,7 @@
-"""Comparison of two inits of a sweep: which replicates and fractions count, and how their scores differ.
+"""Comparison of an init with random: which replicates and fractions count, and how their scores differ.
 
-Rows in, arrays out. A replicate counts if both inits are finished at every fraction compared. Fractions where few
-replicates finished are left out if that leaves more to compare.
+A replicate counts if both inits are finished at every fraction compared. Fractions where few replicates finished are
+left out if that leaves more to compare.
 """
 
 import functools
@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sweeps.analysis import statistics
-from sweeps.analysis.statistics import MIN_REPLICATES, Array, Band, Crossover, EffectiveData, FlipTest, Mask
+from sweeps.analysis.statistics import MIN_REPLICATES, Array, Band, Crossover, EffectiveData, FlipTest, Interval, Mask
 from sweeps.grid import Init
 from sweeps.rows import VAL_LOSS, Row, Score, by_replicate
 
 LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share; smaller differences do not matter
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,17 @@ class Difference:
 
     @property
     def is_equivalent(self) -> Mask:
-        """True where the mean is shown to lie within the margin, each fraction by itself, [n_fractions].
-
-        Not adjusted for several fractions: use it for one fraction, or for a claim that needs all of them.
-        """
+        """True where the mean is shown to lie within the margin, [n_fractions]; not adjusted for several fractions."""
         return statistics.equivalence_p(self.d, self.margin) < 0.05
 
     @property
     def is_below(self) -> Mask:
-        """True where the band is below 0 and the difference is not shown to be within the margin."""
+        """True where the band is below 0 and the mean is not shown to lie within the margin."""
         return (self.band.high < 0) & ~self.is_equivalent
 
     @property
     def is_not_below(self) -> Mask:
-        """True where the band is above 0 or the difference is shown to be within the margin."""
+        """True where the band is above 0 or the mean is shown to lie within the margin."""
         return (self.band.low > 0) | self.is_equivalent
 
     @functools.cached_property
@@ -81,18 +77,14 @@ class Difference:
 
     def t_interval(self, i: int) -> Interval | None:
         """Paired 95 % t-interval at the i-th fraction alone; None below two replicates."""
-        return _at(statistics.t_interval(self.d[:, [i]]), 0) if self.n >= 2 else None
+        return statistics.t_interval(self.d[:, [i]]).at(0) if self.n >= 2 else None
 
     def interval(self, i: int) -> Interval | None:
         """Interval at the i-th fraction, from `intervals`."""
-        return _at(self.intervals, i) if self.intervals else None
+        return self.intervals.at(i) if self.intervals else None
 
     def at(self, i: int) -> float:
         return float(self.d[:, i].mean())
-
-
-def _at(band: Band, i: int) -> Interval:
-    return float(band.low[i]), float(band.high[i])
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,6 @@ class Comparison:
 
     @functools.cached_property
     def effective_data(self) -> EffectiveData:
-        """Effective data for the final validation loss."""
         random, own = self.scores("random", VAL_LOSS), self.scores(self.init, VAL_LOSS)
         return statistics.effective_data(np.array(self.percents, float), random, own)
 
@@ -150,9 +141,9 @@ def compare(rows: Sequence[Row], init: Init = "pretrained") -> Comparison:
         init,
         rows,
         percents=tuple(percents[i] for i in chosen),
-        replicates=tuple(map(int, np.flatnonzero(whole))),
+        replicates=tuple(np.flatnonzero(whole).tolist()),
         left_out=tuple(percent for i, percent in enumerate(percents) if i not in chosen),
-        incomplete=tuple(map(int, np.flatnonzero(both.any(axis=1) & ~whole))),
+        incomplete=tuple(np.flatnonzero(both.any(axis=1) & ~whole).tolist()),
     )
 
 

@@ -17,6 +17,7 @@ N_BOOTSTRAP = 2_000
 MAX_NEVER_CROSSING = 0.05  # a crossover is claimed if at most this share of resamples has none
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Interval = tuple[float, float]
 
 
 class Band(NamedTuple):
@@ -25,6 +26,9 @@ class Band(NamedTuple):
     mean: Array
     low: Array
     high: Array
+
+    def at(self, i: int) -> Interval:
+        return float(self.low[i]), float(self.high[i])
 
 
 class FlipTest(NamedTuple):
@@ -80,10 +84,10 @@ def t_interval(d: Array, level: float = 0.95) -> Band:
 def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
     """A band that covers all fractions of d [n_replicates, n_fractions] at once, by max-|t| over sign flips.
 
-    Flipping whole replicates keeps the correlation between fractions that nesting causes. Deviations from the mean are
-    flipped, not d itself, which carries the effect: with six replicates, eleven fractions and a large effect, a band
-    from flips of d covered 56 % instead of 95 (400 simulations). The replicates' distribution must be symmetric;
-    exponential ones are covered in 86 to 89 of 100. Raises ValueError below six replicates.
+    Flipping whole replicates keeps the correlation between fractions. Deviations from the mean are flipped, for d
+    carries the effect: where it was large, flips of d covered 56 % instead of 95 (6 replicates, 11 fractions, 400
+    simulations). Replicates must be symmetric; exponential ones are covered in 86 to 89 of 100. Raises ValueError below
+    six replicates.
     """
     _check_floor(d)
     t = _absolute_t(d - d.mean(axis=0), _sign_flips(len(d), seed))
@@ -102,9 +106,9 @@ def _check_floor(d: Array, floor: int = MIN_REPLICATES) -> None:
 
 
 def flip_test(d: Array, seed: int = 0) -> FlipTest:
-    """max-|t| test over sign flips of whole replicates, exact if d is symmetric about 0 under the null hypothesis.
+    """max-|t| test over sign flips of d [n_replicates, n_fractions], exact if d is symmetric under the null hypothesis.
 
-    d is [n_replicates, n_fractions]. Raises ValueError below six replicates.
+    Raises ValueError below six replicates.
     """
     _check_floor(d)
     observed = _absolute_t(d, np.ones((1, len(d))))[0]
@@ -137,7 +141,7 @@ def _absolute_t(d: Array, flips: Array) -> Array:
 def equivalence_p(d: Array, margin: float) -> Array:
     """p of two one-sided t-tests, [n_fractions]: below 0.05, the mean lies within +-margin (Schuirmann 1987).
 
-    d is [n_replicates, n_fractions]. Raises ValueError below two replicates.
+    Raises ValueError below two replicates.
     """
     _check_floor(d, 2)
     with np.errstate(divide="ignore"):
@@ -177,15 +181,12 @@ def _resamples(d: Array, seed: int) -> list[Array]:
 def effective_data(percents: Array, random: Array, pretrained: Array, seed: int = 0) -> EffectiveData:
     """Effective data from losses [n_replicates, n_fractions] at ascending `percents` (or numbers of images)."""
     effective, at_least, at_most = _reached(percents, random.mean(axis=0), pretrained.mean(axis=0))
-    resampled = []
-    for sample in _resamples(np.stack([random, pretrained], axis=1), seed):
-        value, over, under = _reached(percents, *sample.mean(axis=0))
-        resampled.append(np.where(over, np.inf, np.where(under, 0.0, value)) / percents)
+    reached = [_reached(percents, *d.mean(axis=0)) for d in _resamples(np.stack([random, pretrained], axis=1), seed)]
+    resampled = np.array([np.where(over, np.inf, np.where(under, 0.0, d_e)) / percents for d_e, over, under in reached])
     # Quantiles are not interpolated, because some multipliers are infinite.
-    samples = np.array(resampled)
-    low = np.quantile(samples, 0.025, axis=0, method="lower")
-    high = np.quantile(samples, 0.975, axis=0, method="higher")
-    return EffectiveData(effective, effective / percents, low, high, at_least, at_most, samples)
+    low = np.quantile(resampled, 0.025, axis=0, method="lower")
+    high = np.quantile(resampled, 0.975, axis=0, method="higher")
+    return EffectiveData(effective, effective / percents, low, high, at_least, at_most, resampled)
 
 
 def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, Mask, Mask]:

@@ -3,9 +3,7 @@
     python -m sweeps.report                                  # the latest sweep
     python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with other sweeps beside it
 
-Reads only logged runs, so it works on a sweep that was run elsewhere or is still running. Logs to the sweep's parent
-run: `report/report.html` (one self-contained page), `report.md`, `report.csv`, `cells.csv` with the run of each cell,
-and the figures.
+Reads only logged runs; logs a page, its numbers and figures to `report/` among the artifacts of the sweep's parent run.
 """
 
 import sys
@@ -38,8 +36,7 @@ def main(settings: ReportSettings) -> int:
         from fmnist_transfer.store.artifacts import check_artifacts
         from fmnist_transfer.store.opening import open_store
         from fmnist_transfer.store.roles import TRANSFER
-        from sweeps.report.mlflow_text import place_of
-        from sweeps.report.write import write_report
+        from sweeps.report.write import place_of, write_report
         from sweeps.results.read import find_sweep, read_sweep
 
         retry = RetryPolicy(settings.store_timeout, stop.is_set)

@@ -13,6 +13,7 @@ import pandas as pd
 from sweeps import rows
 from sweeps.analysis.claims import judge
 from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.statistics import Crossover
 from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import VAL_LOSS, Score, by_replicate
@@ -40,28 +41,24 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     pair = sweep.pair
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
     flips = {name: pair.difference(SCORES[name]).flips for name in band}
-    controls = {init: compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED}
-    cross = pair.difference(VAL_LOSS).crossover if pair.n else None
+    controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
+    cross = pair.difference(VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
         "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
-        "crossover_percent": cross.percent if cross else None,
+        "crossover_percent": cross.percent,
         "crossover": {
-            "percent": cross.percent if cross else None,
-            "never_share": cross.never if cross else None,
-            "claimable": bool(cross and cross.is_claimable),
-            "fractions_with_0_in_the_band": [
-                at["percent"] for at in band.get("val_loss", ()) if at["low"] <= 0 <= at["high"]
-            ],
+            "percent": cross.percent,
+            "never_share": cross.never,
+            "claimable": cross.is_claimable,
+            "fractions_with_0_in_the_band": [at["percent"] for at in points(pair) if at["low"] <= 0 <= at["high"]],
         },
         "effective_data": _effective_data(pair),
         "band": band,
         "family_p": {name: flip.family for name, flip in flips.items() if flip},
         "inits": list(_means(sweep)),
-        "controls": [
-            {"init": init, "n_replicates": own.n, "points": points(own)} for init, own in controls.items() if own.n
-        ],
+        "controls": [{"init": it.init, "n_replicates": it.n, "points": points(it)} for it in controls if it.n],
         "recipes": {
             init: {str(percent): vars(setting) for percent, setting in settings.items()}
             for init, settings in sweep.chosen.items()

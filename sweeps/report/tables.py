@@ -40,17 +40,14 @@ def _cells(at: dict[str, Any], score: Score = VAL_LOSS, label: str = "random - p
 
 def effective_table(table: Table) -> str:
     lines = []
-    for at in table:
-        bound = "≥ " if at["at_least"] else "≤ " if at["at_most"] else ""
-        low, high = at["low"], at["high"]  # 0 and NaN are no bounds
+    for percent, effective, transferred, multiplier, low, high, at_least, at_most in map(dict.values, table):
+        bound = "≥ " if at_least else "≤ " if at_most else ""
+        # A lower limit of 0 and an upper limit of NaN are no bounds.
         interval = f"≥ {low:.2f}" if isnan(high) else f"{low:.2f} to {high:.2f}" if low else f"≤ {high:.2f}"
-        effective = {
-            "D_E": f"{bound}{at['effective_percent']:.1f} %",
-            "D_T = D_E - D_F (points)": f"{bound}{at['transferred_percent']:+.1f}",
-            "D_E / D_F": f"{bound}{at['multiplier']:.2f}",
-        }
-        lines.append({"D_F, of the data": f"{at['percent']} %", **effective, "95 % bootstrap": interval})
-    return markdown_table(lines)
+        numbers = [f"{effective:.1f} %", f"{transferred:+.1f}", f"{multiplier:.2f}"]
+        lines.append([f"{percent} %", *(bound + number for number in numbers), interval])
+    columns = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % bootstrap"]
+    return markdown_table(pd.DataFrame(lines, columns=columns))
 
 
 def inits_table(inits: Table) -> str:
@@ -68,33 +65,25 @@ def _number(value: float, score: Score) -> str | None:
 
 
 def recipes_table(sweep: LoggedSweep) -> str:
-    settings = [(init, *setting) for init, of_init in sweep.chosen.items() for setting in sorted(of_init.items())]
-    return markdown_table(
-        {
-            "init": init,
-            "data": f"{percent} %",
-            "learning rate": f"{change.learning_rate:.3g}",
-            "factor of the trunk": f"{change.trunk_factor:.2g}",
-            "warm-up": f"{change.warm_up:.2g}",
-            "on the grid's edge": "yes" if is_on_edge(change, init, sweep.recipe) else "",
-        }
-        for init, percent, change in settings
-    )
+    lines = []
+    for init, settings in sweep.chosen.items():
+        for percent, change in sorted(settings.items()):
+            values = f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"
+            lines.append([init, f"{percent} %", *values, "yes" if is_on_edge(change, init, sweep.recipe) else ""])
+    columns = ["init", "data", "learning rate", "factor of the trunk", "warm-up", "on the grid's edge"]
+    return markdown_table(pd.DataFrame(lines, columns=columns))
 
 
 def beside_table(sweeps: Table) -> str:
     """A column per sweep."""
-    percents = sorted({at["percent"] for sweep in sweeps for at in sweep["points"]})
+    percents = [f"{percent} %" for percent in sorted({at["percent"] for sweep in sweeps for at in sweep["points"]})]
     columns = []
     for sweep in sweeps:
-        column = {"run": f"`{sweep['run_id']}`", "of": code(sweep["name"]), "kind": sweep["kind"]}
-        column |= {"replicates": sweep["n_replicates"]} | {
-            CLAIMS[key]: answer for key, answer in sweep["verdicts"].items()
-        }
-        column |= {f"{percent} %": "" for percent in percents}
-        for cells in map(_cells, sweep["points"]):
-            band = "" if cells["band"] == "-" else f" ({cells['band']})"
-            column[cells["data"]] = cells["random - pretrained"] + band
+        head = {"run": f"`{sweep['run_id']}`", "of": code(sweep["name"]), "kind": sweep["kind"]}
+        verdicts = {CLAIMS[name]: verdict for name, verdict in sweep["verdicts"].items()}
+        points = map(_cells, sweep["points"])
+        effects = {at["data"]: f"{at['random - pretrained']} ({at['band']})".removesuffix(" (-)") for at in points}
+        column = head | {"replicates": sweep["n_replicates"]} | verdicts | dict.fromkeys(percents, "") | effects
         columns.append(pd.Series(column, name=f"`{sweep['run_id'][:8]}`"))
     return markdown_table(pd.concat(columns, axis="columns").reset_index(names=""))
 

@@ -1,7 +1,7 @@
-"""The report among the artifacts of the sweep's parent run: Markdown, a self-contained page, numbers and figures."""
+"""The report among the artifacts of the sweep's parent run: a self-contained page, its Markdown, numbers and figures;
+the run's description in the MLflow UI; the claims for the terminal."""
 
 import base64
-import functools
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,27 @@ import jinja2
 import markdown
 import matplotlib.style
 
+from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.store.links import INLINE_DPI
+from fmnist_transfer.store.links import INLINE_DPI, curves_page, experiment_page, picture, run_page
+from fmnist_transfer.store.roles import TRANSFER, Role, View
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say, say_heading
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps import grid
 from sweeps.analysis import claims, comparison
-from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.report import tables
 from sweeps.report.figures import report_figures
-from sweeps.report.findings import SCORES, Findings, beside, csv_of, find, kind_of
-from sweeps.report.mlflow_text import FOLDER, INLINE, INLINE_COPY, judged
+from sweeps.report.findings import Findings, beside, csv_of, find
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import to_csv
 from sweeps.training import recipes
 
+FOLDER = "report"  # among the artifacts of the sweep's parent run
+PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"
+INLINE = "losses"  # the figure that the run's description shows
 PAGE_DPI = 110
 MOST_NAMES = 12  # of missing cells
-TITLES = {"train_loss": "training loss", "val_loss": "validation loss", "val_accuracy": "accuracy"}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto; }
@@ -68,19 +70,13 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     return findings
 
 
-@functools.cache
-def _template() -> jinja2.Template:
+def markdown_of(sweep: LoggedSweep, findings: Findings, captions: Mapping[str, str]) -> str:
+    """The report as Markdown. captions: figure file -> caption, in order."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": tables.code, "some": some}
     modules = {"claims": claims, "comparison": comparison, "grid": grid, "recipes": recipes, "tables": tables}
-    names = {"MIN_REPLICATES": MIN_REPLICATES, "SCORES": SCORES, "TITLES": TITLES, "beside": beside, "kind_of": kind_of}
-    environment.globals |= modules | names
-    return environment.from_string(Path(__file__).with_name("report.md.j2").read_text())
-
-
-def markdown_of(sweep: LoggedSweep, findings: Findings, captions: Mapping[str, str]) -> str:
-    """The report as Markdown. captions: figure file -> caption, in order."""
-    return _template().render(sweep=sweep, findings=findings, captions=captions)
+    template = environment.from_string(Path(__file__).with_name("report.md.j2").read_text())
+    return template.render(modules, sweep=sweep, own=beside(sweep), findings=findings, captions=captions)
 
 
 def some(names: Sequence[str]) -> str:
@@ -114,3 +110,45 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
     return "\n".join(lines)
+
+
+def place_of(run_id: str) -> str:
+    """Location of the page, in words."""
+    return f"{PAGE} among the artifacts of run {run_id}"
+
+
+def begun(store: Store, split: Split) -> str:
+    """Describe, in the MLflow UI, a sweep that is running or was stopped."""
+    question = _question(digits(split.source), digits(split.target))
+    results = "results so far are in `figures/` and `results.csv` among its artifacts"
+    return f"{question} **Not finished yet**; {results}.\n\nLook at: {_tables(store.experiment(TRANSFER))}"
+
+
+def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
+    """Describe, in the MLflow UI, a sweep with a report. The UI folds long texts, so the answer comes first."""
+    experiment_id, run_id, n_missing = store.experiment(TRANSFER), sweep.run_id, len(findings["missing"])
+    missing = f" **{n_missing} of {len(sweep.rows)} cells are missing.**" if n_missing else ""
+    has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # curve runs are made when the sweep ends
+    curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
+    report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
+    judged = {f"{claims.CLAIMS[name]}: **{it['verdict']}**": it for name, it in findings["claims"].items()}
+    reasons = [f"- {text} ({it['reason']}); {claims.effect_text(it)}".removesuffix("; ") for text, it in judged.items()]
+    shown = picture(run_id, INLINE_COPY, "losses against the share of the target's training images")
+    paragraphs = [
+        f"{_question(*sweep.halves)} Claims of the original report: {'; '.join(judged)}.{missing}",
+        f"Look at: {curves}{report} · {_tables(experiment_id)}",
+        *([shown] if sweep.pair.n else []),
+        "\n".join(reasons),
+        "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
+        "the same command with more replicates (`--replicates`, six or more for a verdict), fractions or inits.",
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _question(source: str, target: str) -> str:
+    return f"Is a network that was trained on Fashion-MNIST classes {source} a better start for classes {target}?"
+
+
+def _tables(experiment_id: str) -> str:
+    cells, means = (experiment_page(experiment_id, view) for view in (View.CELLS, View.MEANS))
+    return f"[cells by percent]({cells}) · [means by init and percent]({means})"
