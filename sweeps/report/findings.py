@@ -75,11 +75,12 @@ def points(pair: Comparison, score: Score = VAL_LOSS) -> Table:
     (below six replicates the t-interval). `p` is by sign flips, adjusted for all fractions.
     """
     d = pair.difference(score)
-    p = d.flips.each if d.n and d.flips else np.full(len(pair.percents), np.nan)
+    if not d.n or not d.is_known:
+        return []
+    p = d.flips.each if d.flips else np.full(len(pair.percents), np.nan)
     lines = [
         (percent, d.at(i), *(d.t_interval(i) or NONE), *(d.interval(i) or NONE), p[i])
         for i, percent in enumerate(pair.percents)
-        if d.n and d.is_known
     ]
     columns = ["percent", "mean", "t_low", "t_high", "low", "high", "p"]
     return pd.DataFrame(lines, columns=columns).to_dict("records")
