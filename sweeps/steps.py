@@ -26,17 +26,14 @@ from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.command import command_line
-from fmnist_transfer.terminal.output import counted, print_pairs, say, say_heading
+from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.grid import Cell, Grid, by_fraction
-from sweeps.report.files import place_of
-from sweeps.report.mlflow_text import begun
-from sweeps.report.render import CLAIMS_HEAD, claims_text
-from sweeps.report.write import write_report
+from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
 from sweeps.results.ledger import CellLog, Ledger, add_grid, identify_sweep, open_ledger
 from sweeps.results.read import read_sweep
@@ -130,10 +127,8 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     log_curves(store, run_id, rows)
     print_summary(rows)
     findings = write_report(store, read_sweep(store, run_id), stop=context.workers.stop)
-    say_heading(CLAIMS_HEAD)
-    say(claims_text(findings))
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in asked_rows]} | findings.to_dict()
+    return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in asked_rows]} | findings
 
 
 def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:

@@ -1,43 +1,29 @@
-"""Comparison of two inits of a sweep: which replicates and fractions count, and how their scores differ.
+"""Comparison of an init with random: which replicates and fractions count, and how their scores differ.
 
-Rows in, arrays out. A replicate counts if both inits are finished at every fraction compared. Fractions where few
-replicates finished are left out if that leaves more to compare.
+A replicate counts if both inits are finished at every fraction compared. Fractions where few replicates finished are
+left out if that leaves more to compare.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sweeps.analysis.statistics import (
-    MIN_REPLICATES,
-    Array,
-    Band,
-    Crossover,
-    EffectiveData,
-    FlipTest,
-    effective_data,
-    equivalence_p,
-    find_crossover,
-    flip_test,
-    simultaneous_band,
-    t_interval,
-)
+from sweeps.analysis import statistics
+from sweeps.analysis.statistics import MIN_REPLICATES, Array, Band, Crossover, EffectiveData, FlipTest, Interval, Mask
 from sweeps.grid import Init
 from sweeps.rows import VAL_LOSS, Row, Score, by_replicate
 
 LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share; smaller differences do not matter
-ANCHOR = VAL_LOSS  # every finished cell has it
 
 
 @dataclass(frozen=True)
 class Difference:
-    """baseline - init of one score: d [n_replicates, n_fractions], and its statistics."""
+    """random - init of one score, and its statistics."""
 
     percents: Array
-    d: Array
+    d: Array  # [n_replicates, n_fractions]
     margin: float
 
     @property
@@ -49,61 +35,53 @@ class Difference:
         """True if every cell has the score; cells of earlier versions may lack it."""
         return not np.isnan(self.d).any()
 
+    @property
+    def mean(self) -> Array:
+        return self.d.mean(axis=0)
+
     @functools.cached_property
     def band(self) -> Band:
         """Simultaneous 95 % band over all fractions. Raises ValueError below six replicates."""
-        return simultaneous_band(self.d)
+        return statistics.simultaneous_band(self.d)
 
     @property
     def intervals(self) -> Band | None:
         """The band; below six replicates a t-interval per fraction; None below two."""
         if self.n >= MIN_REPLICATES:
             return self.band
-        return t_interval(self.d) if self.n >= 2 else None
+        return statistics.t_interval(self.d) if self.n >= 2 else None
 
     @property
-    def is_equivalent(self) -> NDArray[np.bool_]:
-        """True where the mean is shown to lie within the margin, each fraction by itself, [n_fractions].
-
-        Not adjusted for several fractions: use it for one fraction, or for a claim that needs all of them.
-        """
-        return equivalence_p(self.d, self.margin) < 0.05
+    def is_equivalent(self) -> Mask:
+        """True where the mean is shown to lie within the margin, [n_fractions]; not adjusted for several fractions."""
+        return statistics.equivalence_p(self.d, self.margin) < 0.05
 
     @property
-    def is_below(self) -> NDArray[np.bool_]:
-        """True where the band is below 0 and the difference is not shown to be within the margin."""
+    def is_below(self) -> Mask:
+        """True where the band is below 0 and the mean is not shown to lie within the margin."""
         return (self.band.high < 0) & ~self.is_equivalent
 
     @property
-    def is_not_below(self) -> NDArray[np.bool_]:
-        """True where the band is above 0 or the difference is shown to be within the margin."""
+    def is_not_below(self) -> Mask:
+        """True where the band is above 0 or the mean is shown to lie within the margin."""
         return (self.band.low > 0) | self.is_equivalent
-
-    @property
-    def is_nowhere_above(self) -> bool:
-        """True if the mean is above 0 at no fraction."""
-        return bool((self.d.mean(axis=0) <= 0).all())
 
     @functools.cached_property
     def flips(self) -> FlipTest | None:
         """Exact p-values; None below six replicates."""
-        return flip_test(self.d) if self.n >= MIN_REPLICATES else None
+        return statistics.flip_test(self.d) if self.n >= MIN_REPLICATES else None
 
     @functools.cached_property
     def crossover(self) -> Crossover:
-        return find_crossover(self.percents, self.d)
+        return statistics.find_crossover(self.percents, self.d)
 
-    def t_interval(self, i: int) -> tuple[float, float] | None:
+    def t_interval(self, i: int) -> Interval | None:
         """Paired 95 % t-interval at the i-th fraction alone; None below two replicates."""
-        if self.n < 2:
-            return None
-        alone = t_interval(self.d[:, [i]])
-        return float(alone.low[0]), float(alone.high[0])
+        return statistics.t_interval(self.d[:, [i]]).at(0) if self.n >= 2 else None
 
-    def interval(self, i: int) -> tuple[float, float] | None:
+    def interval(self, i: int) -> Interval | None:
         """Interval at the i-th fraction, from `intervals`."""
-        band = self.intervals
-        return None if band is None else (float(band.low[i]), float(band.high[i]))
+        return self.intervals.at(i) if self.intervals else None
 
     def at(self, i: int) -> float:
         return float(self.d[:, i].mean())
@@ -111,17 +89,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`init` compared with `baseline`: d = baseline - init, so above 0 `init` has the lower loss."""
+    """`init` compared with random weights: random - init, so above 0 `init` has the lower loss."""
 
     init: Init
-    baseline: Init
+    rows: Sequence[Row]
     percents: tuple[int, ...]
     replicates: tuple[int, ...]
-    left_out: tuple[int, ...]
-    """Fractions that are not compared: too few replicates finished there."""
-    incomplete: tuple[int, ...]
-    """Replicates that are not compared: a cell at one of the fractions is missing."""
-    rows: Sequence[Row]
+    left_out: tuple[int, ...]  # fractions that are not compared: too few replicates finished there
+    incomplete: tuple[int, ...]  # replicates that are not compared: a cell at one of the fractions is missing
+    _differences: dict[Score, Difference] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -133,7 +109,7 @@ class Comparison:
         if self.n >= MIN_REPLICATES:
             return ""
         if not self.n:
-            return f"no complete replicate of {self.init} and {self.baseline}"
+            return f"no complete replicate of {self.init} and random"
         return f"{self.n} complete replicate{'s' if self.n > 1 else ''}, and {MIN_REPLICATES} are the floor for a claim"
 
     def scores(self, init: Init, score: Score) -> Array:
@@ -142,51 +118,48 @@ class Comparison:
 
     @functools.cached_property
     def effective_data(self) -> EffectiveData:
-        """Effective data for the final validation loss."""
-        percents = np.array(self.percents, float)
-        return effective_data(percents, self.scores(self.baseline, VAL_LOSS), self.scores(self.init, VAL_LOSS))
-
-    @functools.cached_property
-    def _differences(self) -> dict[Score, Difference]:
-        return {}
+        random, own = self.scores("random", VAL_LOSS), self.scores(self.init, VAL_LOSS)
+        return statistics.effective_data(np.array(self.percents, float), random, own)
 
     def difference(self, score: Score) -> Difference:
         """Difference of one score. Cached, so that its band, flips and resamples are computed once."""
         if score not in self._differences:
-            d = self.scores(self.baseline, score) - self.scores(self.init, score)
+            d = self.scores("random", score) - self.scores(self.init, score)
             margin = ACCURACY_MARGIN if score.unit == "%" else LOSS_MARGIN
             self._differences[score] = Difference(np.array(self.percents, float), d, margin)
         return self._differences[score]
 
 
-def compare(rows: Sequence[Row], init: Init = "pretrained", baseline: Init = "random") -> Comparison:
-    """Compare two inits over the replicates in which both are finished at every fraction compared."""
-    percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, baseline)})
-    both = ~np.isnan(by_replicate(rows, init, ANCHOR, percents) + by_replicate(rows, baseline, ANCHOR, percents))
-    wanted = _choose_fractions(both)
-    whole = both[:, wanted].all(axis=1) if wanted else np.zeros(len(both), bool)
-    partly = both.any(axis=1) & ~whole
+def compare(rows: Sequence[Row], init: Init = "pretrained") -> Comparison:
+    """Compare an init with random over the replicates in which both are finished at every fraction compared."""
+    percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, "random")})
+    # Every finished cell has the validation loss.
+    both = ~np.isnan(by_replicate(rows, init, VAL_LOSS, percents) + by_replicate(rows, "random", VAL_LOSS, percents))
+    chosen = _choose_fractions(both)
+    whole = both[:, chosen].all(axis=1) if chosen else np.zeros(len(both), bool)
     return Comparison(
         init,
-        baseline,
-        tuple(percents[i] for i in wanted),
-        tuple(map(int, np.flatnonzero(whole))),
-        tuple(percents[i] for i in range(len(percents)) if i not in wanted),
-        tuple(map(int, np.flatnonzero(partly))),
         rows,
+        percents=tuple(percents[i] for i in chosen),
+        replicates=tuple(np.flatnonzero(whole).tolist()),
+        left_out=tuple(percent for i, percent in enumerate(percents) if i not in chosen),
+        incomplete=tuple(np.flatnonzero(both.any(axis=1) & ~whole).tolist()),
     )
 
 
-def _choose_fractions(both: NDArray[np.bool_]) -> list[int]:
+def _choose_fractions(both: Mask) -> list[int]:
     """Columns of both [n_replicates, n_fractions] with the most cells in complete replicates, six of them if possible.
 
     Candidates come from dropping, one at a time, the fraction that keeps most replicates from being complete.
     """
-    wanted = [int(i) for i in np.flatnonzero(both.any(axis=0))]
-    choices: list[tuple[bool, int, list[int]]] = []
-    while wanted:
-        n = int(both[:, wanted].all(axis=1).sum())
-        choices.append((n >= MIN_REPLICATES, n * len(wanted), wanted))
-        without = {i: int(both[:, [j for j in wanted if j != i]].all(axis=1).sum()) for i in wanted}
-        wanted = [j for j in wanted if j != max(without, key=lambda i: without[i])]
+
+    def n_whole(columns: Sequence[int]) -> int:
+        return int(both[:, columns].all(axis=1).sum())
+
+    columns = [int(i) for i in np.flatnonzero(both.any(axis=0))]
+    choices = []
+    while columns:
+        n = n_whole(columns)
+        choices.append((n >= MIN_REPLICATES, n * len(columns), columns))
+        columns = max(([j for j in columns if j != i] for i in columns), key=n_whole)
     return max(choices, key=lambda choice: choice[:2], default=(False, 0, []))[2]

@@ -4,7 +4,6 @@ d[r, f] = loss(random) - loss(pretrained) in replicate r at fraction f: above 0,
 """
 
 import itertools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,34 +16,33 @@ ENUMERATED_REPLICATES = 12  # up to here all 2^N sign flips; above, 2^12 sampled
 N_BOOTSTRAP = 2_000
 MAX_NEVER_CROSSING = 0.05  # a crossover is claimed if at most this share of resamples has none
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """Mean difference with intervals, each [n_fractions]."""
 
     mean: Array
     low: Array
     high: Array
 
+    def at(self, i: int) -> Interval:
+        return float(self.low[i]), float(self.high[i])
+
 
 class FlipTest(NamedTuple):
     """Exact two-sided p-values of "no difference", by sign flips of whole replicates."""
 
-    family: float
-    """p of no difference at any fraction."""
-    each: Array
-    """p at each fraction, adjusted for all fractions, [n_fractions]."""
+    family: float  # at any fraction
+    each: Array  # at each fraction, adjusted for all fractions, [n_fractions]
 
 
-@dataclass(frozen=True)
-class Crossover:
+class Crossover(NamedTuple):
     """Fraction from which random is better, up to the largest fraction."""
 
-    percent: float | None
-    """Crossover of the mean over replicates; None if there is none."""
-    never: float
-    """Share of bootstrap resamples of the replicates that have no crossover."""
+    percent: float | None  # of the mean over replicates; None if there is none
+    never: float  # share of bootstrap resamples of the replicates that have no crossover
     n_replicates: int
 
     @property
@@ -53,8 +51,7 @@ class Crossover:
         return enough and self.percent is not None and self.never <= MAX_NEVER_CROSSING
 
 
-@dataclass(frozen=True)
-class EffectiveData:
+class EffectiveData(NamedTuple):
     """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021).
 
     D_E is the percent of the data at which the random curve reaches the pretrained loss; the multiplier is D_E / D_F.
@@ -62,18 +59,13 @@ class EffectiveData:
 
     effective: Array
     multiplier: Array
-    low: Array
-    """95 % bootstrap interval of the multiplier; 0 and inf where resamples leave the range of the fractions."""
+    low: Array  # 95 % bootstrap interval of the multiplier; 0 and inf where resamples leave the range of fractions
     high: Array
-    at_least: NDArray[np.bool_]
-    """Right-censored: pretrained is below the random curve's end, so D_E is the last fraction or more."""
-    at_most: NDArray[np.bool_]
-    """Left-censored: pretrained is above the random curve's start, so D_E is the first fraction or less."""
+    at_least: Mask  # right-censored: pretrained is below the random curve's end, so D_E is the last fraction or more
+    at_most: Mask  # left-censored: pretrained is above the curve's start, so D_E is the first fraction or less
+    resampled: Array  # multipliers of the bootstrap resamples, [n_resamples, n_fractions]
 
-    resampled: Array
-    """Multipliers of the bootstrap resamples, [n_resamples, n_fractions]."""
-
-    def exceeds(self, limit: float, where: NDArray[np.bool_]) -> bool:
+    def exceeds(self, limit: float, where: Mask) -> bool:
         """Return whether the largest multiplier at the fractions `where` exceeds `limit` in 97.5 % of the resamples."""
         return bool(where.any() and (self.resampled[:, where].max(axis=1) > limit).mean() >= 0.975)
 
@@ -85,51 +77,44 @@ class EffectiveData:
 
 def t_interval(d: Array, level: float = 0.95) -> Band:
     """Mean and paired t-interval per fraction of d [n_replicates, n_fractions]. Raises ValueError for one replicate."""
-    n = len(d)
-    if n < 2:
-        raise ValueError(f"{n} replicates have no spread; an interval needs two")
-    half = stats.t.ppf((1 + level) / 2, n - 1) * d.std(axis=0, ddof=1) / np.sqrt(n)
-    return Band(d.mean(axis=0), d.mean(axis=0) - half, d.mean(axis=0) + half)
+    _check_floor(d, 2)
+    return _band(d, stats.t.ppf((1 + level) / 2, len(d) - 1))
 
 
 def simultaneous_band(d: Array, level: float = 0.95, seed: int = 0) -> Band:
-    """A band that covers all fractions at once, by max-|t| over sign flips of whole replicates.
+    """A band that covers all fractions of d [n_replicates, n_fractions] at once, by max-|t| over sign flips.
 
-    d is [n_replicates, n_fractions]. Flipping whole replicates keeps the correlation between fractions that nesting
-    causes. Deviations from the mean are flipped, not d itself, which carries the effect: with six replicates, eleven
-    fractions and a large effect, a band from flips of d covered 56 % instead of 95 (400 simulations). The replicates'
-    distribution must be symmetric; exponential ones are covered in 86 to 89 of 100.
-
-    Raises ValueError below six replicates.
+    Flipping whole replicates keeps the correlation between fractions. Deviations from the mean are flipped, for d
+    carries the effect: where it was large, flips of d covered 56 % instead of 95 (6 replicates, 11 fractions, 400
+    simulations). Replicates must be symmetric; exponential ones are covered in 86 to 89 of 100. Raises ValueError below
+    six replicates.
     """
-    n = _check_floor(d)
-    mean = d.mean(axis=0)
-    t = _absolute_t(d - mean, _sign_flips(n, seed))
+    _check_floor(d)
+    t = _absolute_t(d - d.mean(axis=0), _sign_flips(len(d), seed))
     finite = t[np.isfinite(t)].max(initial=0.0)  # a flip of tied values may have no spread
-    largest = np.minimum(t, finite).max(axis=1)
-    half = np.quantile(largest, level, method="higher") * d.std(axis=0, ddof=1) / np.sqrt(n)
+    return _band(d, np.quantile(np.minimum(t, finite).max(axis=1), level, method="higher"))
+
+
+def _band(d: Array, critical: float) -> Band:
+    mean, half = d.mean(axis=0), critical * d.std(axis=0, ddof=1) / np.sqrt(len(d))
     return Band(mean, mean - half, mean + half)
 
 
+def _check_floor(d: Array, floor: int = MIN_REPLICATES) -> None:
+    if len(d) < floor:
+        raise ValueError(f"{len(d)} replicates; {floor} are the floor")
+
+
 def flip_test(d: Array, seed: int = 0) -> FlipTest:
-    """max-|t| test over sign flips of whole replicates, exact if d is symmetric about 0 under the null hypothesis.
+    """max-|t| test over sign flips of d [n_replicates, n_fractions], exact if d is symmetric under the null hypothesis.
 
-    d is [n_replicates, n_fractions]. Raises ValueError below six replicates.
+    Raises ValueError below six replicates.
     """
-    n = _check_floor(d)
-    observed = _absolute_t(d, np.ones((1, n)))[0]
-    largest = _absolute_t(d, _sign_flips(n, seed)).max(axis=1)
-    tolerance = 1e-9 * np.where(np.isfinite(observed), 1 + observed, 1)
-    return FlipTest(
-        float((largest >= (observed - tolerance).max()).mean()),
-        (largest[:, None] >= (observed - tolerance)[None]).mean(axis=0),
-    )
-
-
-def _check_floor(d: Array) -> int:
-    if len(d) < MIN_REPLICATES:
-        raise ValueError(f"{len(d)} replicates; {MIN_REPLICATES} are the floor for a claim")
-    return len(d)
+    _check_floor(d)
+    observed = _absolute_t(d, np.ones((1, len(d))))[0]
+    largest = _absolute_t(d, _sign_flips(len(d), seed)).max(axis=1)
+    least = observed - 1e-9 * np.where(np.isfinite(observed), 1 + observed, 1)  # for rounding errors
+    return FlipTest(float((largest >= least.max()).mean()), (largest[:, None] >= least[None]).mean(axis=0))
 
 
 def _sign_flips(n: int, seed: int) -> Array:
@@ -156,15 +141,12 @@ def _absolute_t(d: Array, flips: Array) -> Array:
 def equivalence_p(d: Array, margin: float) -> Array:
     """p of two one-sided t-tests, [n_fractions]: below 0.05, the mean lies within +-margin (Schuirmann 1987).
 
-    d is [n_replicates, n_fractions]. Raises ValueError below two replicates.
+    Raises ValueError below two replicates.
     """
-    n = len(d)
-    if n < 2:
-        raise ValueError(f"{n} replicates have no spread; a test needs two")
-    mean, error = d.mean(axis=0), d.std(axis=0, ddof=1) / np.sqrt(n)
+    _check_floor(d, 2)
     with np.errstate(divide="ignore"):
-        t = (margin - np.abs(mean)) / error
-    return stats.t.sf(t, n - 1)
+        t = (margin - np.abs(d.mean(axis=0))) / (d.std(axis=0, ddof=1) / np.sqrt(len(d)))
+    return stats.t.sf(t, len(d) - 1)
 
 
 def crossover(percents: Array, mean: Array) -> float | None:
@@ -175,16 +157,19 @@ def crossover(percents: Array, mean: Array) -> float | None:
     positive = np.flatnonzero(mean > 0)
     if not len(positive) or positive[-1] == len(mean) - 1:
         return None
-    i = int(positive[-1])
-    share = mean[i] / (mean[i] - mean[i + 1])
+    return _percent_at(0.0, percents, mean, int(positive[-1]))
+
+
+def _percent_at(level: float, percents: Array, curve: Array, i: int) -> float:
+    """Percent at which the curve falls to `level` between the i-th fraction and the next, linear in log percent."""
+    share = (curve[i] - level) / (curve[i] - curve[i + 1])
     logs = np.log(percents[i : i + 2])
     return float(np.exp(logs[0] + share * (logs[1] - logs[0])))
 
 
 def find_crossover(percents: Array, d: Array, seed: int = 0) -> Crossover:
     """Crossover of the mean of d [n_replicates, n_fractions], and the share of resamples that have none."""
-    means = np.array([sample.mean(axis=0) for sample in _resamples(d, seed)])
-    never = np.mean([crossover(percents, mean) is None for mean in means])
+    never = np.mean([crossover(percents, sample.mean(axis=0)) is None for sample in _resamples(d, seed)])
     return Crossover(crossover(percents, d.mean(axis=0)), float(never), len(d))
 
 
@@ -196,28 +181,20 @@ def _resamples(d: Array, seed: int) -> list[Array]:
 def effective_data(percents: Array, random: Array, pretrained: Array, seed: int = 0) -> EffectiveData:
     """Effective data from losses [n_replicates, n_fractions] at ascending `percents` (or numbers of images)."""
     effective, at_least, at_most = _reached(percents, random.mean(axis=0), pretrained.mean(axis=0))
-    resampled = []
-    for sample in _resamples(np.stack([random, pretrained], axis=1), seed):
-        value, over, under = _reached(percents, *sample.mean(axis=0))
-        resampled.append(np.where(over, np.inf, np.where(under, 0.0, value)) / percents)
+    reached = [_reached(percents, *d.mean(axis=0)) for d in _resamples(np.stack([random, pretrained], axis=1), seed)]
+    resampled = np.array([np.where(over, np.inf, np.where(under, 0.0, d_e)) / percents for d_e, over, under in reached])
     # Quantiles are not interpolated, because some multipliers are infinite.
-    samples = np.array(resampled)
-    low = np.quantile(samples, 0.025, axis=0, method="lower")
-    high = np.quantile(samples, 0.975, axis=0, method="higher")
-    return EffectiveData(effective, effective / percents, low, high, at_least, at_most, samples)
+    low = np.quantile(resampled, 0.025, axis=0, method="lower")
+    high = np.quantile(resampled, 0.975, axis=0, method="higher")
+    return EffectiveData(effective, effective / percents, low, high, at_least, at_most, resampled)
 
 
-def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, Mask, Mask]:
     """Percent at which the random curve, made monotone, first reaches each pretrained loss; masks at_least, at_most."""
     curve = isotonic_regression(random, increasing=False).x
     at_least, at_most = pretrained < curve[-1], pretrained > curve[0]
-    effective = np.empty(len(pretrained))
-    for f, loss in enumerate(pretrained):
-        i = int(np.argmax(curve <= loss)) if not at_least[f] else len(curve) - 1
-        if i == 0 or at_least[f]:
-            effective[f] = percents[i]
-            continue
-        share = (curve[i - 1] - loss) / (curve[i - 1] - curve[i])
-        logs = np.log(percents[i - 1 : i + 1])
-        effective[f] = np.exp(logs[0] + share * (logs[1] - logs[0]))
+    effective = np.where(at_least, percents[-1], percents[0]).astype(float)
+    for f in np.flatnonzero(~at_least):
+        if i := int(np.argmax(curve <= pretrained[f])):
+            effective[f] = _percent_at(pretrained[f], percents, curve, i - 1)
     return effective, at_least, at_most

@@ -3,9 +3,7 @@
     python -m sweeps.report                                  # the latest sweep
     python -m sweeps.report --sweep RUN_ID --vs RUN_ID ...   # with other sweeps beside it
 
-Reads only logged runs, so it works on a sweep that was run elsewhere or is still running. Logs to the sweep's parent
-run: `report/report.html` (one self-contained page), `report.md`, `report.csv`, `cells.csv` with the run of each cell,
-and the figures.
+Reads only logged runs; logs a page, its numbers and figures to `report/` among the artifacts of the sweep's parent run.
 """
 
 import sys
@@ -15,9 +13,8 @@ from dataclasses import dataclass
 from fmnist_transfer.flags import CommandFlags, OutputFlags, StoreFlags, SweepFlags
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_distinct, run_command
-from fmnist_transfer.terminal.output import print_pairs, say, say_heading, write_json
+from fmnist_transfer.terminal.output import print_pairs, say, write_json
 from fmnist_transfer.workers.stop import StopSignal
-from sweeps.report.files import place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +36,18 @@ def main(settings: ReportSettings) -> int:
         from fmnist_transfer.store.artifacts import check_artifacts
         from fmnist_transfer.store.opening import open_store
         from fmnist_transfer.store.roles import TRANSFER
-        from sweeps.report.render import CLAIMS_HEAD, claims_text
-        from sweeps.report.write import write_report
+        from sweeps.report.write import place_of, write_report
         from sweeps.results.read import find_sweep, read_sweep
 
-        store = open_store(
-            settings.tracking_uri, RetryPolicy(settings.store_timeout, stop.is_set), mend_copy=settings.mend_copy
-        )
+        retry = RetryPolicy(settings.store_timeout, stop.is_set)
+        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
         check_artifacts(store, TRANSFER)
         sweep, *others = (read_sweep(store, find_sweep(store, run)) for run in (settings.sweep, *settings.vs))
         check_distinct("--vs", [logged.run_id for logged in (sweep, *others)])
         findings = write_report(store, sweep, others, stop=stop)
-        say_heading(CLAIMS_HEAD)
-        say(claims_text(findings))
         print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})
         if settings.json:
-            write_json(settings.json, findings.to_dict())
+            write_json(settings.json, findings)
     return 0
 
 

@@ -1,5 +1,8 @@
 """Figures of a report: scores against the fraction, their differences, and what explains them."""
 
+from collections.abc import Iterable
+from functools import partial
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,126 +10,109 @@ from matplotlib.figure import Figure
 from sweeps.analysis.comparison import Comparison
 from sweeps.analysis.statistics import MIN_REPLICATES, simultaneous_band
 from sweeps.grid import TRAITS
-from sweeps.report.findings import Findings
-from sweeps.results.figures import PANELS, Draw, label_axes, panel_row, scores_panel
+from sweeps.report.findings import Findings, Table, beside
+from sweeps.results.figures import PANELS, label_axes, panel_row, scores_panel
+from sweeps.results.read import LoggedSweep
 from sweeps.rows import BEST_VAL_LOSS, SCALED_VAL_LOSS, TRAIN_LOSS, VAL_ECE, VAL_LOSS, VAL_TEMPERATURE, Score
 
 
-def report_figures(findings: Findings) -> dict[str, tuple[Figure, str]]:
+def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Figure, str]]:
     """Map name to figure and caption. Empty if no replicate of pretrained and random is complete."""
-    pair, rows = findings.pair, findings.sweep.rows
+    pair, rows = sweep.pair, sweep.rows
     if not pair.n:
         return {}
-    spread = "simultaneous 95 % band" if pair.n >= MIN_REPLICATES else "range over replicates"
-    interval = "simultaneous 95 % band" if pair.n >= MIN_REPLICATES else "95 % t-intervals"
+    is_enough = pair.n >= MIN_REPLICATES
+
+    def both(*scores: Score) -> Figure:
+        return panel_row(*(partial(_draw_pair, pair=pair, score=score) for score in scores))
+
     figures = {
         "losses": (
-            panel_row(*(_pair_panel(pair, score) for score in (TRAIN_LOSS, VAL_LOSS))),
-            f"Training and validation loss at the final epoch: mean over {pair.n} replicates, {spread}.",
+            both(TRAIN_LOSS, VAL_LOSS),
+            f"Training and validation loss at the final epoch: mean over {pair.n} replicates, "
+            f"{'simultaneous 95 % band' if is_enough else 'range over replicates'}.",
         ),
         "differences": (
-            panel_row(*(_difference_panel(pair, score) for score in PANELS.values())),
-            f"Random minus pretrained, paired, with {interval}: a loss above 0 means that pretraining helps. Shaded: "
-            "fractions at which the band of the validation loss contains 0. Dotted: crossover of its mean.",
+            panel_row(*(partial(_draw_difference, pair=pair, score=score) for score in PANELS.values())),
+            f"Random minus pretrained, paired, with {'simultaneous 95 % band' if is_enough else '95 % t-intervals'}: "
+            "a loss above 0 means that pretraining helps. Shaded: fractions at which the band of the validation loss "
+            "contains 0. Dotted: crossover of its mean.",
         ),
         "effective_data": (
-            panel_row(lambda axes: _draw_effective_data(axes, pair)),
+            panel_row(partial(_draw_effective_data, pair=pair)),
             "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
             "bootstrap intervals; triangles are bounds.",
         ),
-        "best_epoch": (
-            panel_row(*(_pair_panel(pair, score) for score in (VAL_LOSS, BEST_VAL_LOSS))),
-            "Validation loss at the final and at the best epoch.",
-        ),
+        "best_epoch": (both(VAL_LOSS, BEST_VAL_LOSS), "Validation loss at the final and at the best epoch."),
     }
     if pair.difference(SCALED_VAL_LOSS).is_known:
         figures["calibration"] = (
-            panel_row(*(_pair_panel(pair, score) for score in (VAL_ECE, VAL_TEMPERATURE, SCALED_VAL_LOSS))),
+            both(VAL_ECE, VAL_TEMPERATURE, SCALED_VAL_LOSS),
             "Calibration on validation: expected calibration error (15 bins), temperature (above 1: over-confident), "
             "and cross-entropy after temperature scaling (cross-fitted in two folds).",
         )
     if len({row.cell.init for row in rows if row.status == "finished"}) > 2:
-        figures["inits"] = (
-            panel_row(*(scores_panel(rows, score) for score in PANELS.values())),
-            "Every init: mean over replicates and range.",
-        )
-    if findings.beside:
+        every = panel_row(*(scores_panel(rows, score) for score in PANELS.values()))
+        figures["inits"] = (every, "Every init: mean over replicates and range.")
+    if findings["compared_with"]:
         figures["sweeps"] = (
-            panel_row(lambda axes: _draw_beside(axes, findings), width=9),
+            panel_row(partial(_draw_beside, sweeps=[beside(sweep), *findings["compared_with"]]), width=9),
             "Sweeps side by side: validation loss, random minus pretrained, with its interval.",
         )
     return figures
 
 
-def _pair_panel(pair: Comparison, score: Score) -> Draw:
-    return lambda axes: _draw_pair(axes, pair, score)
-
-
-def _difference_panel(pair: Comparison, score: Score) -> Draw:
-    return lambda axes: _draw_difference(axes, pair, score)
-
-
 def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
-    for init in (pair.init, pair.baseline):
-        values = score.scale * pair.scores(init, score)
+    for init in (pair.init, "random"):
+        values, colour = score.scale * pair.scores(init, score), TRAITS[init].colour
         low, high = values.min(axis=0), values.max(axis=0)
         if pair.n >= MIN_REPLICATES:
-            band = simultaneous_band(values)
-            low, high = band.low, band.high
-        axes.fill_between(pair.percents, low, high, color=TRAITS[init].colour, alpha=0.2, linewidth=0)
-        axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=TRAITS[init].colour, label=init)
+            _, low, high = simultaneous_band(values)
+        axes.fill_between(pair.percents, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=colour, label=init)
     label_axes(axes, score.axis)
 
 
 def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
     d, colour, scale = pair.difference(score), TRAITS[pair.init].colour, score.scale
     axes.axhline(0, color="black", linewidth=0.8)
-    if (band := d.intervals) is not None:
-        axes.fill_between(pair.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(pair.percents, scale * d.d.T, color=colour, alpha=0.25, linewidth=0.6)
-    axes.plot(
-        pair.percents, scale * d.d.mean(axis=0), marker="o", markersize=3, color=colour, label="random - pretrained"
-    )
-    if score == VAL_LOSS:
-        cross = d.crossover
-        if band is not None:
-            contains = (band.low <= 0) & (band.high >= 0)
-            axes.plot(d.percents[contains], np.zeros(contains.sum()), "s", color="black", alpha=0.15, markersize=9)
-        if cross.percent is not None:
-            axes.axvline(cross.percent, color="black", linestyle=":", linewidth=1)
+    if band := d.intervals:
+        axes.fill_between(d.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(d.percents, scale * d.d.T, color=colour, alpha=0.25, linewidth=0.6)
+    axes.plot(d.percents, scale * d.mean, marker="o", markersize=3, color=colour, label="random - pretrained")
+    if score == VAL_LOSS and band:
+        zero_at = d.percents[(band.low <= 0) & (band.high >= 0)]
+        axes.plot(zero_at, np.zeros(len(zero_at)), "s", color="black", alpha=0.15, markersize=9)
+    if score == VAL_LOSS and d.crossover.percent is not None:
+        axes.axvline(d.crossover.percent, color="black", linestyle=":", linewidth=1)
     label_axes(axes, f"difference of {score.axis}".replace("%", "points"))
 
 
 def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
-    percents = np.array(pair.percents, float)
-    data = pair.effective_data
+    data, percents, colour = pair.effective_data, np.array(pair.percents, float), TRAITS[pair.init].colour
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)
-    low, high = np.clip(data.low, 0, top), np.clip(data.high, 0, top)
-    axes.vlines(percents, low, high, color=TRAITS[pair.init].colour, alpha=0.5)
+    axes.vlines(percents, np.clip(data.low, 0, top), np.clip(data.high, 0, top), color=colour, alpha=0.5)
     for marker, where in (("o", ~data.at_least & ~data.at_most), ("^", data.at_least), ("v", data.at_most)):
-        axes.plot(percents[where], data.multiplier[where], marker, color=TRAITS[pair.init].colour, markersize=5)
+        axes.plot(percents[where], data.multiplier[where], marker, color=colour, markersize=5)
     axes.set_ylim(0, top)
-    axes.set_xscale("log")
-    axes.set_xticks(percents, [f"{percent:.0f}" for percent in percents])
-    axes.minorticks_off()
-    axes.set_xlabel("percent of the target's training images")
-    axes.set_ylabel("multiplier D_E / D_F")
-    axes.grid(alpha=0.3)
+    _log_percents(axes, pair.percents)
+    label_axes(axes, "multiplier D_E / D_F", legend=False)
 
 
-def _draw_beside(axes: Axes, findings: Findings) -> None:
+def _draw_beside(axes: Axes, sweeps: Table) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
-    for i, sweep in enumerate(findings.beside):
-        shift = 1.02**i  # so that sweeps do not overlap
-        for point in sweep.points:
-            if point.low is not None and point.high is not None:
-                axes.vlines(point.percent * shift, point.low, point.high, color=f"C{i}", alpha=0.5)
-        percents, means = [point.percent * shift for point in sweep.points], [point.mean for point in sweep.points]
-        axes.plot(percents, means, "o-", markersize=3, color=f"C{i}", label=f"{sweep.run_id[:8]}: {sweep.kind}")
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    ticks = sorted({point.percent for sweep in findings.beside for point in sweep.points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    for i, sweep in enumerate(sweeps):
+        percents = [point["percent"] * 1.02**i for point in sweep["points"]]  # shifted, so that sweeps do not overlap
+        mean, low, high = ([point[key] for point in sweep["points"]] for key in ("mean", "low", "high"))
+        axes.vlines(percents, low, high, color=f"C{i}", alpha=0.5)
+        axes.plot(percents, mean, "o-", markersize=3, color=f"C{i}", label=f"{sweep['run_id'][:8]}: {sweep['kind']}")
+    _log_percents(axes, sorted({point["percent"] for sweep in sweeps for point in sweep["points"]}))
     label_axes(axes, "difference of validation loss (nats)", legend=False)
     axes.figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+
+
+def _log_percents(axes: Axes, percents: Iterable[int]) -> None:
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(list(percents), [str(percent) for percent in percents])

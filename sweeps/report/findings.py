@@ -1,302 +1,182 @@
-"""All that a report says, as plain data: claims, differences, effective data, controls, other sweeps.
+"""The numbers of a report: logged sweeps in, plain data out, as `--json` and `report.csv` have it.
 
-Logged sweeps in, one `Findings` out, which `render` puts into words and `figures` into pictures; `to_dict` is what
-`--json` writes, `to_csv` the same numbers as a table.
+Tables are lists of dicts, one per line; a number that does not exist is NaN, which `--json` writes as null.
 """
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sweeps.analysis.claims import Verdict, judge
+from sweeps import rows
+from sweeps.analysis.claims import judge
 from sweeps.analysis.comparison import Comparison, compare
-from sweeps.grid import REPORTED, Init
+from sweeps.analysis.statistics import Crossover
+from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
-from sweeps.rows import (
-    BEST_VAL_LOSS,
-    DISTANCE,
-    GAP,
-    SCALED_VAL_LOSS,
-    TEST_ACCURACY,
-    TRAIN_LOSS,
-    VAL_ACCURACY,
-    VAL_ECE,
-    VAL_LOSS,
-    VAL_TEMPERATURE,
-    Row,
-    Score,
-    by_replicate,
-)
+from sweeps.rows import VAL_LOSS, Score, by_replicate
 
-DIFFERENCES = {
-    "train_loss": TRAIN_LOSS,
-    "val_loss": VAL_LOSS,
-    "best_val_loss": BEST_VAL_LOSS,
-    "scaled_val_loss": SCALED_VAL_LOSS,
-    "val_accuracy": VAL_ACCURACY,
+SCORES = {
+    "train_loss": rows.TRAIN_LOSS,
+    "val_loss": rows.VAL_LOSS,
+    "best_val_loss": rows.BEST_VAL_LOSS,
+    "scaled_val_loss": rows.SCALED_VAL_LOSS,
+    "gap": rows.GAP,
+    "val_accuracy": rows.VAL_ACCURACY,
+    "test_accuracy": rows.TEST_ACCURACY,
+    "val_ece": rows.VAL_ECE,
+    "val_temperature": rows.VAL_TEMPERATURE,
+    "distance": rows.DISTANCE,
 }
-DIAGNOSIS = {  # column -> score, of each init at each fraction
-    "train_loss": TRAIN_LOSS,
-    "val_loss": VAL_LOSS,
-    "best_val_loss": BEST_VAL_LOSS,
-    "scaled_val_loss": SCALED_VAL_LOSS,
-    "gap": GAP,
-    "val_accuracy": VAL_ACCURACY,
-    "test_accuracy": TEST_ACCURACY,
-    "val_ece": VAL_ECE,
-    "val_temperature": VAL_TEMPERATURE,
-    "distance": DISTANCE,
-}
-
-
-@dataclass(frozen=True)
-class Point:
-    """baseline - init of one score at one fraction."""
-
-    percent: int
-    mean: float
-    t_low: float | None
-    t_high: float | None
-    """Paired 95 % t-interval of this fraction alone."""
-    low: float | None
-    high: float | None
-    """Simultaneous 95 % band; below six replicates the t-interval."""
-    p: float | None
-    """p-value by sign flips, adjusted for all fractions; None below six replicates."""
-
-
-@dataclass(frozen=True)
-class InitLine:
-    """One init at one fraction: means over its finished replicates, and sd of the validation loss."""
-
-    init: Init
-    percent: int
-    n_replicates: int
-    val_loss_sd: float | None
-    means: dict[str, float]
-    """The scores of `DIAGNOSIS` that its cells have."""
-
-
-@dataclass(frozen=True)
-class Control:
-    """random - init of the final validation loss."""
-
-    init: Init
-    n_replicates: int
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """One sweep in a comparison of several."""
-
-    run_id: str
-    name: str
-    kind: str
-    n_replicates: int
-    verdicts: dict[str, str]
-    points: tuple[Point, ...]
-    """Differences of the final validation loss."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """All that a report says of one sweep, with others beside it."""
-
-    sweep: LoggedSweep
-    claims: dict[str, Verdict]
-    differences: dict[str, tuple[Point, ...]]
-    """Score -> random minus pretrained at each fraction."""
-    family_p: dict[str, float]
-    """Score -> p-value of no difference at any fraction; empty below six replicates."""
-    inits: tuple[InitLine, ...]
-    controls: tuple[Control, ...]
-    beside: tuple[Beside, ...]
-    """This sweep and the others; empty without others."""
-
-    @property
-    def pair(self) -> Comparison:
-        return self.sweep.pair
-
-    @property
-    def uncertain(self) -> list[int]:
-        """Fractions at which the interval of the validation loss contains 0: the interval of the crossover."""
-        points = self.differences.get("val_loss", ())
-        return [point.percent for point in points if point.low is not None and point.low <= 0 <= (point.high or 0.0)]
-
-    @property
-    def missing(self) -> list[str]:
-        """Cells of the grid that are not finished."""
-        return [f"{row.cell.name} ({row.status})" for row in self.sweep.rows if row.status != "finished"]
-
-    def effective_rows(self) -> list[dict[str, Any]]:
-        """Effective data at each fraction; `high` is None where it has no bound."""
-        if not self.pair.n or len(self.pair.percents) < 2:
-            return []
-        data = self.pair.effective_data
-        return [
-            {
-                "percent": percent,
-                "effective_percent": float(data.effective[i]),
-                "transferred_percent": float(data.transferred[i]),
-                "multiplier": float(data.multiplier[i]),
-                "low": float(data.low[i]) if np.isfinite(data.low[i]) else float(self.pair.percents[-1] / percent),
-                "high": float(data.high[i]) if np.isfinite(data.high[i]) else None,
-                "at_least": bool(data.at_least[i]),
-                "at_most": bool(data.at_most[i]),
-            }
-            for i, percent in enumerate(self.pair.percents)
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        cross = self.pair.difference(VAL_LOSS).crossover if self.pair.n else None
-        return {
-            "sweep_run_id": self.sweep.run_id,
-            "n_replicates": self.pair.n,
-            "claims": {name: claim.to_dict() for name, claim in self.claims.items()},
-            "crossover_percent": cross.percent if cross else None,
-            "crossover": {
-                "percent": cross.percent if cross else None,
-                "never_share": cross.never if cross else None,
-                "claimable": bool(cross and cross.is_claimable),
-                "fractions_with_0_in_the_band": self.uncertain,
-            },
-            "effective_data": self.effective_rows(),
-            "band": {name: [vars(point) for point in points] for name, points in self.differences.items()},
-            "family_p": self.family_p,
-            "inits": [dataclasses.asdict(line) for line in self.inits],
-            "controls": [dataclasses.asdict(control) for control in self.controls],
-            "recipes": {
-                init: {str(percent): vars(setting) for percent, setting in of_init.items()}
-                for init, of_init in self.sweep.chosen.items()
-            },
-            "compared_with": [dataclasses.asdict(beside) for beside in self.beside[1:]],
-            "missing": self.missing,
-        }
-
-    def to_csv(self) -> str:
-        """One line a number: what it is, of which init or sweep, at which fraction, its interval, p, replicates."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["quantity", "of", "percent", "value", "low", "high", "p", "n_replicates", "remark"])
-        for quantity, of, percent, values, n, remark in self._lines():
-            numbers = ["" if value is None else f"{value:.6g}" for value in values]
-            writer.writerow([quantity, of, "" if percent is None else percent, *numbers, n, remark])
-        return stream.getvalue()
-
-    def _lines(self) -> Iterator[tuple[str, str, int | None, tuple[float | None, ...], int, str]]:
-        n = self.pair.n
-        for name, claim in self.claims.items():
-            interval = claim.interval or (None, None)
-            yield f"claim {name}", "", claim.percent, (claim.effect, *interval, None), claim.n_replicates, claim.verdict
-        of = "random - pretrained"
-        for name, points in self.differences.items():
-            for point in points:
-                yield f"difference {name}", of, point.percent, (point.mean, point.low, point.high, point.p), n, "band"
-                alone = (point.mean, point.t_low, point.t_high, None)
-                yield f"difference {name}", of, point.percent, alone, n, "t-interval"
-            if name in self.family_p:
-                yield f"difference {name}", of, None, (None, None, None, self.family_p[name]), n, "all fractions"
-        if n:
-            cross = self.pair.difference(VAL_LOSS).crossover
-            remark = f"none in {cross.never:.3f} of the resamples"
-            yield "crossover percent", of, None, (cross.percent, None, None, None), n, remark
-        for row in self.effective_rows():
-            bound = "at least" if row["at_least"] else "at most" if row["at_most"] else ""
-            multiplier = (row["multiplier"], row["low"], row["high"], None)
-            yield "effective data multiplier", "pretrained", row["percent"], multiplier, n, bound
-        for line in self.inits:
-            for name, mean in line.means.items():
-                yield f"mean {name}", line.init, line.percent, (mean, None, None, None), line.n_replicates, ""
-        for control in self.controls:
-            for point in control.points:
-                values = (point.mean, point.low, point.high, point.p)
-                yield "difference val_loss", f"random - {control.init}", point.percent, values, control.n_replicates, ""
-        for init, of_init in self.sweep.chosen.items():
-            for percent, setting in of_init.items():
-                yield "recipe learning_rate", init, percent, (setting.learning_rate, None, None, None), 2, str(setting)
-        for beside in self.beside[1:]:
-            for point in beside.points:
-                values = (point.mean, point.low, point.high, point.p)
-                yield "difference val_loss", beside.run_id, point.percent, values, beside.n_replicates, beside.kind
+COMPARED = ("train_loss", "val_loss", "best_val_loss", "scaled_val_loss", "val_accuracy")
+NONE = (np.nan, np.nan)  # no interval
+Findings = dict[str, Any]
+Table = list[dict[str, Any]]
 
 
 def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
-    """Everything that the logged runs say."""
+    """Everything that the logged runs say of a sweep, with others beside it."""
     pair = sweep.pair
-    differences = {name: points for name, score in DIFFERENCES.items() if (points := _points(pair, score))}
-    flips = {name: pair.difference(DIFFERENCES[name]).flips for name in differences}
-    return Findings(
-        sweep=sweep,
-        claims=judge(pair),
-        differences=differences,
-        family_p={name: flip.family for name, flip in flips.items() if flip},
-        inits=tuple(_init_lines(sweep)),
-        controls=tuple(_controls(sweep)),
-        beside=tuple(_beside(logged) for logged in (sweep, *others)) if others else (),
-    )
+    band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
+    flips = {name: pair.difference(SCORES[name]).flips for name in band}
+    controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
+    cross = pair.difference(VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
+    return {
+        "sweep_run_id": sweep.run_id,
+        "n_replicates": pair.n,
+        "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
+        "crossover_percent": cross.percent,
+        "crossover": {
+            "percent": cross.percent,
+            "never_share": cross.never,
+            "claimable": cross.is_claimable,
+            "fractions_with_0_in_the_band": [at["percent"] for at in points(pair) if at["low"] <= 0 <= at["high"]],
+        },
+        "effective_data": _effective_data(pair),
+        "band": band,
+        "family_p": {name: flip.family for name, flip in flips.items() if flip},
+        "inits": list(_means(sweep)),
+        "controls": [{"init": it.init, "n_replicates": it.n, "points": points(it)} for it in controls if it.n],
+        "recipes": {
+            init: {str(percent): vars(setting) for percent, setting in settings.items()}
+            for init, settings in sweep.chosen.items()
+        },
+        "compared_with": [beside(other) for other in others],
+        "missing": [f"{row.cell.name} ({row.status})" for row in sweep.rows if row.status != "finished"],
+    }
+
+
+def points(pair: Comparison, score: Score = VAL_LOSS) -> Table:
+    """random - init of one score at each fraction; empty if nothing can be compared or a cell lacks the score.
+
+    `t_low` and `t_high` limit the paired 95 % t-interval of the fraction alone, `low` and `high` the simultaneous band
+    (below six replicates the t-interval). `p` is by sign flips, adjusted for all fractions.
+    """
+    d = pair.difference(score)
+    if not d.n or not d.is_known:
+        return []
+    p = d.flips.each if d.flips else np.full(len(pair.percents), np.nan)
+    lines = [
+        (percent, d.at(i), *(d.t_interval(i) or NONE), *(d.interval(i) or NONE), p[i])
+        for i, percent in enumerate(pair.percents)
+    ]
+    columns = ["percent", "mean", "t_low", "t_high", "low", "high", "p"]
+    return pd.DataFrame(lines, columns=columns).to_dict("records")
+
+
+def _effective_data(pair: Comparison) -> Table:
+    if len(pair.percents) < 2 or not pair.n:
+        return []
+    data, percents = pair.effective_data, np.array(pair.percents)
+    columns = {
+        "percent": percents,
+        "effective_percent": data.effective,
+        "transferred_percent": data.transferred,
+        "multiplier": data.multiplier,
+        "low": np.where(np.isfinite(data.low), data.low, percents[-1] / percents),
+        "high": np.where(np.isfinite(data.high), data.high, np.nan),
+        "at_least": data.at_least,
+        "at_most": data.at_most,
+    }
+    return pd.DataFrame(columns).to_dict("records")
+
+
+def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
+    """Means over the finished replicates, and the sd of the validation loss, at each fraction of each init."""
+    for init in sweep.inits:
+        cells = [row for row in sweep.rows if row.cell.init == init and row.status == "finished"]
+        for percent in sorted({row.cell.percent for row in cells}):
+            values = {name: by_replicate(cells, init, score, [percent]) for name, score in SCORES.items()}
+            n = int(np.isfinite(values["val_loss"]).sum())
+            sd = np.nanstd(values["val_loss"], ddof=1) if n > 1 else np.nan
+            means = {name: np.nanmean(of_cells) for name, of_cells in values.items() if not np.isnan(of_cells).all()}
+            yield {"init": init, "percent": percent, "n_replicates": n, "val_loss_sd": sd, "means": means}
+
+
+def beside(sweep: LoggedSweep) -> dict[str, Any]:
+    """One sweep in a comparison of several."""
+    return {
+        "run_id": sweep.run_id,
+        "name": sweep.name,
+        "kind": kind_of(sweep),
+        "n_replicates": sweep.pair.n,
+        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()},
+        "points": points(sweep.pair),
+    }
 
 
 def kind_of(sweep: LoggedSweep) -> str:
     """Describe in a phrase how the sweep differs from others."""
-    recipe = sweep.recipe
-    augmentation = [name for name in ("flip", "shift", "erase") if getattr(recipe, name)]
-    sources = ["a source network for each replicate"] if "sources" in sweep.params else []
-    parts = [
-        f"split {sweep.params.get('split', '?')}",
-        "a recipe for each init" if sweep.is_tuned else "one recipe",
-        f"budget {sweep.params.get('budget', '?')}",
-        f"{recipe.epochs} epochs",
-        f"augmentation {' and '.join(augmentation) or 'none'}",
-        f"seed {sweep.params.get('seed', '?')}",
-        *sources,
-    ]
-    return ", ".join(parts)
+    split, budget, seed = (sweep.params.get(key, "?") for key in ("split", "budget", "seed"))
+    recipe = "a recipe for each init" if sweep.is_tuned else "one recipe"
+    augmentation = " and ".join(name for name in ("flip", "shift", "erase") if getattr(sweep.recipe, name)) or "none"
+    training = f"budget {budget}, {sweep.recipe.epochs} epochs, augmentation {augmentation}, seed {seed}"
+    sources = ", a source network for each replicate" if "sources" in sweep.params else ""
+    return f"split {split}, {recipe}, {training}{sources}"
 
 
-def _points(pair: Comparison, score: Score) -> tuple[Point, ...]:
-    """Empty where there is nothing to compare, or cells of an earlier version have no such score."""
-    d = pair.difference(score)
-    if not d.n or not d.is_known:
-        return ()
-    points = []
-    for i, percent in enumerate(pair.percents):
-        t_low, t_high = d.t_interval(i) or (None, None)
-        low, high = d.interval(i) or (None, None)
-        points.append(Point(percent, d.at(i), t_low, t_high, low, high, float(d.flips.each[i]) if d.flips else None))
-    return tuple(points)
+def csv_of(findings: Findings) -> str:
+    """One line per number: what it is, of which init or sweep, at which fraction, its interval, p, replicates."""
+    numbers = ["value", "low", "high", "p"]
+    columns = ["quantity", "of", "percent", *numbers, "n_replicates", "remark"]
+    types = dict.fromkeys(numbers, "float") | {"percent": "Int64"}
+    table = pd.DataFrame(_lines(findings), columns=columns).astype(types)
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _init_lines(sweep: LoggedSweep) -> Iterator[InitLine]:
-    for init in sweep.inits:
-        rows = [row for row in sweep.rows if row.cell.init == init and row.status == "finished"]
-        for percent in sorted({row.cell.percent for row in rows}):
-            means = {
-                name: mean
-                for name, score in DIAGNOSIS.items()
-                if (mean := _mean(rows, init, score, percent)) is not None
-            }
-            losses = by_replicate(rows, init, VAL_LOSS, [percent])
-            n = int((~np.isnan(losses)).sum())
-            yield InitLine(init, percent, n, float(np.nanstd(losses, ddof=1)) if n > 1 else None, means)
+def _lines(findings: Findings) -> Iterator[tuple[Any, ...]]:
+    n, of = findings["n_replicates"], "random - pretrained"
+    for name, claim in findings["claims"].items():
+        values = (claim["effect"], *(claim["interval"] or NONE), None)
+        yield f"claim {name}", "", claim["percent"], *values, claim["n_replicates"], claim["verdict"]
+    for name, table in findings["band"].items():
+        for percent, mean, t_low, t_high, *band_and_p in map(dict.values, table):
+            yield f"difference {name}", of, percent, mean, *band_and_p, n, "band"
+            yield f"difference {name}", of, percent, mean, t_low, t_high, None, n, "t-interval"
+        if name in findings["family_p"]:
+            yield f"difference {name}", of, None, None, *NONE, findings["family_p"][name], n, "all fractions"
+    if n:
+        remark = f"none in {findings['crossover']['never_share']:.3f} of the resamples"
+        yield "crossover percent", of, None, findings["crossover"]["percent"], *NONE, None, n, remark
+    for at in findings["effective_data"]:
+        remark = "at least" if at["at_least"] else "at most" if at["at_most"] else ""
+        values = (at["multiplier"], at["low"], at["high"], None)
+        yield "effective data multiplier", "pretrained", at["percent"], *values, n, remark
+    for line in findings["inits"]:
+        for name, mean in line["means"].items():
+            yield f"mean {name}", line["init"], line["percent"], mean, *NONE, None, line["n_replicates"], ""
+    for control in findings["controls"]:
+        yield from _compared(control, f"random - {control['init']}")
+    for init, settings in findings["recipes"].items():
+        for percent, setting in settings.items():
+            remark = str(RecipeChange(**setting))
+            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NONE, None, 2, remark
+    for other in findings["compared_with"]:
+        yield from _compared(other, other["run_id"], other["kind"])
 
 
-def _mean(rows: Sequence[Row], init: Init, score: Score, percent: int) -> float | None:
-    values = by_replicate(rows, init, score, [percent])
-    return None if np.isnan(values).all() else float(np.nanmean(values))
-
-
-def _controls(sweep: LoggedSweep) -> Iterator[Control]:
-    for init in sweep.inits:
-        if init not in REPORTED and (pair := compare(sweep.rows, init)).n:
-            yield Control(init, pair.n, _points(pair, VAL_LOSS))
-
-
-def _beside(sweep: LoggedSweep) -> Beside:
-    verdicts: dict[str, str] = {name: claim.verdict for name, claim in judge(sweep.pair).items()}
-    return Beside(sweep.run_id, sweep.name, kind_of(sweep), sweep.pair.n, verdicts, _points(sweep.pair, VAL_LOSS))
+def _compared(compared: dict[str, Any], of: str, remark: str = "") -> Iterator[tuple[Any, ...]]:
+    for percent, mean, _, _, *band_and_p in map(dict.values, compared["points"]):
+        yield "difference val_loss", of, percent, mean, *band_and_p, compared["n_replicates"], remark

@@ -1,122 +1,99 @@
-"""Cells of the tables of the report's page, as text."""
+"""Tables of the report's page: numbers in, Markdown out. A line of a table is a dict, column -> cell."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from math import isnan, nan
 from typing import Any
 
-from sweeps.analysis.claims import CLAIMS, Verdict
-from sweeps.report.findings import DIAGNOSIS, Beside, Control, InitLine, Point
+import pandas as pd
+
+from sweeps.analysis.claims import CLAIMS
+from sweeps.report.findings import SCORES, Table
 from sweeps.results.read import LoggedSweep
+from sweeps.rows import VAL_LOSS, Score
 from sweeps.training.recipes import is_on_edge
 
-Line = list[str]
-ACCURACIES = ("val_accuracy", "test_accuracy")  # shown in percent
+
+def markdown_table(lines: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
+    """Columns without any cell are left out."""
+    table = pd.DataFrame(lines).dropna(axis="columns", how="all").fillna("").astype(str)
+    rows = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def named(names: Mapping[str, str], verdicts: Mapping[str, Verdict]) -> list[tuple[str, Verdict]]:
-    """Each claim in words, with its verdict."""
-    return [(names[key], claim) for key, claim in verdicts.items()]
+def points_table(points: Table, score: Score) -> str:
+    return markdown_table(_cells(at, score) for at in points)
 
 
-def effect_of(claim: Verdict) -> str:
-    """`+0.0123 [+0.0100, +0.0146] nats at 5 %`."""
-    if claim.effect is None:
-        return ""
-    unit, digits, name = (100, 2, "points") if claim.unit == "accuracy" else (1, 4, claim.unit)
-    interval = ""
-    if claim.interval:
-        interval = f" [{unit * claim.interval[0]:+.{digits}f}, {unit * claim.interval[1]:+.{digits}f}]"
-    where = "" if claim.percent is None else f" at {claim.percent} %"
-    return f"{unit * claim.effect:+.{digits}f}{interval} {name}{where}"
+def controls_table(controls: Table) -> str:
+    heads = [({"init": own["init"], "n": own["n_replicates"]}, own["points"]) for own in controls]
+    return markdown_table(head | _cells(at, label="random - init") for head, points in heads for at in points)
 
 
-def claims(verdicts: Iterable[tuple[str, Verdict]]) -> Iterator[Line]:
-    for text, claim in verdicts:
-        yield [text, f"**{claim.verdict}**", effect_of(claim), claim.reason]
+def _cells(at: dict[str, Any], score: Score = VAL_LOSS, label: str = "random - pretrained") -> dict[str, str]:
+    """One line of `findings.points`; an accuracy in points."""
+    texts = {key: f"{score.scale * value:+.{score.digits}f}" for key, value in at.items()}
+    intervals = [f"{texts[low]} to {texts[high]}" for low, high in (("t_low", "t_high"), ("low", "high"))]
+    t_interval, band = ("-" if "nan" in interval else interval for interval in intervals)
+    p = "-" if isnan(at["p"]) else f"{at['p']:.4f}"
+    return {"data": f"{at['percent']} %", label: texts["mean"], "t-interval": t_interval, "band": band, "p": p}
 
 
-def points(of: Iterable[Point], score: str = "") -> list[Line]:
-    """Fraction, mean, t-interval, band and p; in points for an accuracy."""
-    return [_point(point, in_points=score in ACCURACIES) for point in of]
+def effective_table(table: Table) -> str:
+    lines = []
+    for percent, effective, transferred, multiplier, low, high, at_least, at_most in map(dict.values, table):
+        bound = "≥ " if at_least else "≤ " if at_most else ""
+        # A lower limit of 0 and an upper limit of NaN are no bounds.
+        interval = f"≥ {low:.2f}" if isnan(high) else f"{low:.2f} to {high:.2f}" if low else f"≤ {high:.2f}"
+        numbers = [f"{effective:.1f} %", f"{transferred:+.1f}", f"{multiplier:.2f}"]
+        lines.append([f"{percent} %", *(bound + number for number in numbers), interval])
+    columns = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % bootstrap"]
+    return markdown_table(pd.DataFrame(lines, columns=columns))
 
 
-def _point(point: Point, *, in_points: bool = False) -> Line:
-    unit, digits = (100, 2) if in_points else (1, 4)
-
-    def between(low: float | None, high: float | None) -> str:
-        return "-" if low is None or high is None else f"{unit * low:+.{digits}f} to {unit * high:+.{digits}f}"
-
-    mean = f"{unit * point.mean:+.{digits}f}"
-    p = "-" if point.p is None else f"{point.p:.4f}"
-    return [f"{point.percent} %", mean, between(point.t_low, point.t_high), between(point.low, point.high), p]
+def inits_table(inits: Table) -> str:
+    lines = []
+    for line in inits:
+        means = {name.replace("_", " "): _number(line["means"].get(name, nan), score) for name, score in SCORES.items()}
+        head = {"init": line["init"], "data": f"{line['percent']} %", "n": line["n_replicates"]}
+        lines.append(head | means | {"sd of val loss": _number(line["val_loss_sd"], VAL_LOSS) or ""})
+    return markdown_table(lines)
 
 
-def effective_data(rows: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
-    for row in rows:
-        bound = "≥ " if row["at_least"] else "≤ " if row["at_most"] else ""
-        low, high = row["low"], row["high"]  # 0 and None are no bounds
-        interval = f"≥ {low:.2f}" if high is None else f"{low:.2f} to {high:.2f}" if low else f"≤ {high:.2f}"
-        effective, transferred = row["effective_percent"], row["transferred_percent"]
-        numbers = [f"{bound}{effective:.1f} %", f"{bound}{transferred:+.1f}", f"{bound}{row['multiplier']:.2f}"]
-        yield [f"{row['percent']} %", *numbers, interval]
+def _number(value: float, score: Score) -> str | None:
+    digits = score.digits if abs(value) < 10 else 2
+    return None if isnan(value) else f"{score.scale * value:.{digits}f}"
 
 
-def inits(lines: Sequence[InitLine]) -> tuple[Line, list[Line]]:
-    """Header and rows; the columns are the scores that some init has."""
-    columns = [name for name in DIAGNOSIS if any(name in line.means for line in lines)]
-    header = ["init", "data", "n", *(name.replace("_", " ") for name in columns), "sd of val loss"]
-    rows = []
-    for line in lines:
-        sd = "" if line.val_loss_sd is None else f"{line.val_loss_sd:.4f}"
-        numbers = [_number(name, line.means.get(name)) for name in columns]
-        rows.append([line.init, f"{line.percent} %", str(line.n_replicates), *numbers, sd])
-    return header, rows
+def recipes_table(sweep: LoggedSweep) -> str:
+    lines = []
+    for init, settings in sweep.chosen.items():
+        for percent, change in sorted(settings.items()):
+            values = f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"
+            lines.append([init, f"{percent} %", *values, "yes" if is_on_edge(change, init, sweep.recipe) else ""])
+    columns = ["init", "data", "learning rate", "factor of the trunk", "warm-up", "on the grid's edge"]
+    return markdown_table(pd.DataFrame(lines, columns=columns))
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.2f}" if name in ACCURACIES else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+def beside_table(sweeps: Table) -> str:
+    """A column per sweep."""
+    percents = [f"{percent} %" for percent in sorted({at["percent"] for sweep in sweeps for at in sweep["points"]})]
+    columns = []
+    for sweep in sweeps:
+        head = {"run": f"`{sweep['run_id']}`", "of": code(sweep["name"]), "kind": sweep["kind"]}
+        verdicts = {CLAIMS[name]: verdict for name, verdict in sweep["verdicts"].items()}
+        points = map(_cells, sweep["points"])
+        effects = {at["data"]: f"{at['random - pretrained']} ({at['band']})".removesuffix(" (-)") for at in points}
+        column = head | {"replicates": sweep["n_replicates"]} | verdicts | dict.fromkeys(percents, "") | effects
+        columns.append(pd.Series(column, name=f"`{sweep['run_id'][:8]}`"))
+    return markdown_table(pd.concat(columns, axis="columns").reset_index(names=""))
 
 
-def controls(of: Iterable[Control]) -> list[Line]:
-    return [[control.init, str(control.n_replicates), *_point(point)] for control in of for point in control.points]
-
-
-def recipes(sweep: LoggedSweep) -> Iterator[Line]:
-    for init, of_init in sweep.chosen.items():
-        for percent, change in sorted(of_init.items()):
-            numbers = [f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"]
-            yield [init, f"{percent} %", *numbers, "yes" if is_on_edge(change, init, sweep.recipe) else ""]
-
-
-def beside(sweeps: Sequence[Beside]) -> tuple[Line, list[Line]]:
-    """Header and rows; a column per sweep."""
-    at = [{point.percent: point for point in sweep.points} for sweep in sweeps]
-    rows = [
-        ["run", *(f"`{sweep.run_id}`" for sweep in sweeps)],
-        ["of", *(code(sweep.name) for sweep in sweeps)],
-        ["kind", *(sweep.kind for sweep in sweeps)],
-        ["replicates", *(str(sweep.n_replicates) for sweep in sweeps)],
-        *([text, *(sweep.verdicts[name] for sweep in sweeps)] for name, text in CLAIMS.items()),
-    ]
-    for percent in sorted({percent for own in at for percent in own}):
-        rows.append([f"{percent} %", *(_mean_and_band(own.get(percent)) for own in at)])
-    return ["", *(f"`{sweep.run_id[:8]}`" for sweep in sweeps)], rows
-
-
-def _mean_and_band(point: Point | None) -> str:
-    if point is None:
-        return ""
-    _, mean, _, band, _ = _point(point)
-    return mean if band == "-" else f"{mean} ({band})"
-
-
-def settings(sweep: LoggedSweep) -> list[Line]:
+def settings_table(sweep: LoggedSweep) -> str:
     """Spec and recipe first, then what else identifies the sweep, and where its cells were trained."""
-    values = sorted(sweep.params.items(), key=lambda item: not item[0].startswith(("spec.", "recipe.")))
-    values += [(key, sweep.tags.get(key, "")) for key in ("model_uri", "model_uri_pinned")]
-    values += [(key, ", ".join(found)) for key, found in sweep.provenance.items()]
-    return [[code(key), code(value)] for key, value in values]
+    settings = dict(sorted(sweep.params.items(), key=lambda item: not item[0].startswith(("spec.", "recipe."))))
+    settings |= {key: sweep.tags.get(key, "") for key in ("model_uri", "model_uri_pinned")}
+    settings |= {key: ", ".join(values) for key, values in sweep.provenance.items()}
+    return markdown_table({"setting": code(key), "value": code(value)} for key, value in settings.items())
 
 
 def code(text: str) -> str:

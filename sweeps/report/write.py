@@ -1,27 +1,48 @@
-"""Write a report among the artifacts of the sweep's parent run."""
+"""The report among the artifacts of the sweep's parent run: a self-contained page, its Markdown, numbers and figures;
+the run's description in the MLflow UI; the claims for the terminal."""
 
+import base64
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import jinja2
+import markdown
 import matplotlib.style
 
+from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.store.links import INLINE_DPI
+from fmnist_transfer.store.links import INLINE_DPI, curves_page, experiment_page, picture, run_page
+from fmnist_transfer.store.roles import TRANSFER, Role, View
 from fmnist_transfer.store.runs import Store
+from fmnist_transfer.terminal.output import say, say_heading
 from fmnist_transfer.workers.stop import StopSignal
+from sweeps import grid
+from sweeps.analysis import claims, comparison
+from sweeps.report import tables
 from sweeps.report.figures import report_figures
-from sweeps.report.files import FOLDER, INLINE_COPY, PAGE
-from sweeps.report.findings import Findings, find
-from sweeps.report.mlflow_text import INLINE, judged
-from sweeps.report.render import html_of, markdown_of
+from sweeps.report.findings import Findings, beside, csv_of, find
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import to_csv
+from sweeps.training import recipes
 
+FOLDER = "report"  # among the artifacts of the sweep's parent run
+PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"
+INLINE = "losses"  # the figure that the run's description shows
 PAGE_DPI = 110
+MOST_NAMES = 12  # of missing cells
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
+img { max-width: 100%; }
+code { background: #f4f4f4; padding: 0 0.2rem; overflow-wrap: anywhere; }
+"""
 
 
 def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep] = (), *, stop: StopSignal) -> Findings:
-    """Compute the findings; log the page, its Markdown, the numbers and the figures. Raises Interrupted on a signal."""
+    """Log the page, its numbers and figures; print the claims; return the numbers. Raises Interrupted on a signal."""
 
     def check_stop() -> None:
         stop.raise_if_set(f"the report is not complete; {SAME_COMMAND}")
@@ -30,7 +51,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     findings = find(sweep, others)
     images, captions = {}, {}
     with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
-        for name, (figure, caption) in report_figures(findings).items():
+        for name, (figure, caption) in report_figures(sweep, findings).items():
             check_stop()
             content = io.BytesIO()
             figure.savefig(content, format="png", dpi=PAGE_DPI)
@@ -38,14 +59,96 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
             store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
             if name == INLINE:
                 store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
-    markdown = markdown_of(findings, captions)
-    for path, text in {
-        f"{FOLDER}/report.md": markdown,
-        PAGE: html_of(markdown, images),
-        f"{FOLDER}/report.csv": findings.to_csv(),
-        f"{FOLDER}/cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows]),
-    }.items():
+    page = markdown_of(sweep, findings, captions)
+    texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
+    for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
         check_stop()
-        store.log_text(sweep.run_id, path, text)
-    store.describe(sweep.run_id, judged(store, findings))
+        store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
+    store.describe(sweep.run_id, judged(store, sweep, findings))
+    say_heading("The original report's four claims, as this sweep sees them")
+    say(claims_text(sweep, findings))
     return findings
+
+
+def markdown_of(sweep: LoggedSweep, findings: Findings, captions: Mapping[str, str]) -> str:
+    """The report as Markdown. captions: figure file -> caption, in order."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"code": tables.code, "some": some}
+    modules = {"claims": claims, "comparison": comparison, "grid": grid, "recipes": recipes, "tables": tables}
+    template = environment.from_string(Path(__file__).with_name("report.md.j2").read_text())
+    return template.render(modules, sweep=sweep, own=beside(sweep), findings=findings, captions=captions)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def html_of(text: str, images: Mapping[str, bytes]) -> str:
+    """The Markdown as a page that needs nothing else; HTML within it is shown and not obeyed.
+
+    images: path in the Markdown -> PNG.
+    """
+    converter = markdown.Markdown(extensions=["tables"])
+    converter.preprocessors.deregister("html_block")
+    converter.inlinePatterns.deregister("html")
+    body = converter.convert(text)
+    for path, content in images.items():
+        body = body.replace(f'src="{path}"', f'src="data:image/png;base64,{base64.b64encode(content).decode()}"')
+    title = html.escape(text.partition("\n")[0].lstrip("# "))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
+    """The claims for the terminal, and how many cells are missing."""
+    lines = []
+    for i, (name, claim) in enumerate(findings["claims"].items(), 1):
+        lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
+        lines += [f"   Observed: {claim['observed']}."] if claim["observed"] else []
+    if missing := findings["missing"]:
+        lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
+    return "\n".join(lines)
+
+
+def place_of(run_id: str) -> str:
+    """Location of the page, in words."""
+    return f"{PAGE} among the artifacts of run {run_id}"
+
+
+def begun(store: Store, split: Split) -> str:
+    """Describe, in the MLflow UI, a sweep that is running or was stopped."""
+    question = _question(digits(split.source), digits(split.target))
+    results = "results so far are in `figures/` and `results.csv` among its artifacts"
+    return f"{question} **Not finished yet**; {results}.\n\nLook at: {_tables(store.experiment(TRANSFER))}"
+
+
+def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
+    """Describe, in the MLflow UI, a sweep with a report. The UI folds long texts, so the answer comes first."""
+    experiment_id, run_id, n_missing = store.experiment(TRANSFER), sweep.run_id, len(findings["missing"])
+    missing = f" **{n_missing} of {len(sweep.rows)} cells are missing.**" if n_missing else ""
+    has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # curve runs are made when the sweep ends
+    curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
+    report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
+    judged = {f"{claims.CLAIMS[name]}: **{it['verdict']}**": it for name, it in findings["claims"].items()}
+    reasons = [f"- {text} ({it['reason']}); {claims.effect_text(it)}".removesuffix("; ") for text, it in judged.items()]
+    shown = picture(run_id, INLINE_COPY, "losses against the share of the target's training images")
+    paragraphs = [
+        f"{_question(*sweep.halves)} Claims of the original report: {'; '.join(judged)}.{missing}",
+        f"Look at: {curves}{report} · {_tables(experiment_id)}",
+        *([shown] if sweep.pair.n else []),
+        "\n".join(reasons),
+        "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
+        "the same command with more replicates (`--replicates`, six or more for a verdict), fractions or inits.",
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _question(source: str, target: str) -> str:
+    return f"Is a network that was trained on Fashion-MNIST classes {source} a better start for classes {target}?"
+
+
+def _tables(experiment_id: str) -> str:
+    cells, means = (experiment_page(experiment_id, view) for view in (View.CELLS, View.MEANS))
+    return f"[cells by percent]({cells}) · [means by init and percent]({means})"

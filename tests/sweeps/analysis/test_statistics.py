@@ -21,7 +21,7 @@ def test_t_interval_of_known_numbers() -> None:
     band = t_interval(np.array([[1.0], [2.0], [3.0]]))
     assert band.mean == pytest.approx([2.0])
     assert band.high - band.mean == pytest.approx([4.302653 / 3**0.5], rel=1e-6)  # t(0.975, 2) * 1 / sqrt(3)
-    with pytest.raises(ValueError, match="1 replicates have no spread"):
+    with pytest.raises(ValueError, match="1 replicates; 2 are the floor"):
         t_interval(np.ones((1, 2)))
 
 

@@ -7,8 +7,8 @@ from constructed import rows, sweep
 
 from sweeps.grid import Cell, RecipeChange
 from sweeps.report.figures import report_figures
-from sweeps.report.findings import find
-from sweeps.report.render import claims_text, html_of, markdown_of
+from sweeps.report.findings import csv_of, find
+from sweeps.report.write import claims_text, html_of, markdown_of
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Row
 
@@ -16,7 +16,7 @@ CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)
 
 
 def page(of: LoggedSweep, *others: LoggedSweep) -> str:
-    return markdown_of(find(of, others), {})
+    return markdown_of(of, find(of, others), {})
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6])
@@ -53,10 +53,11 @@ def test_cells_of_an_earlier_version_leave_a_gap() -> None:
         dataclasses.replace(row, scores={key: value for key, value in row.scores.items() if key in known})
         for row in rows(6, {})
     ]
-    findings = find(sweep(table))
-    assert "scaled_val_loss" not in findings.differences
-    assert "calibration" not in report_figures(findings)
-    assert "val ece" not in markdown_of(findings, {})
+    old = sweep(table)
+    findings = find(old)
+    assert "scaled_val_loss" not in findings["band"]
+    assert "calibration" not in report_figures(old, findings)
+    assert "val ece" not in page(old)
 
 
 def test_failed_and_open_cells_are_named() -> None:
@@ -66,30 +67,30 @@ def test_failed_and_open_cells_are_named() -> None:
     assert "1 of 70 cells are missing" in text
     assert f"{table[3].cell.name} (failed)" in text
     assert "Replicates 0 are left out" in text
-    assert "1 of 70 cells are missing" in claims_text(find(sweep(table)))
+    assert "1 of 70 cells are missing" in claims_text(sweep(table), find(sweep(table)))
 
 
 def test_controls_are_compared_to_random() -> None:
-    table = rows(8, {"final/val_loss": 0.1}, inits=("pretrained", "random", "frozen"))
-    findings = find(sweep(table))
-    (control,) = findings.controls
-    assert (control.init, control.n_replicates) == ("frozen", 8)
-    assert control.points[0].mean == pytest.approx(0.1, abs=0.005)
-    assert "| frozen | 8 | 5 % | +0.1" in markdown_of(findings, {})
-    assert "inits" in report_figures(findings)
+    three = sweep(rows(8, {"final/val_loss": 0.1}, inits=("pretrained", "random", "frozen")))
+    findings = find(three)
+    (control,) = findings["controls"]
+    assert (control["init"], control["n_replicates"]) == ("frozen", 8)
+    assert control["points"][0]["mean"] == pytest.approx(0.1, abs=0.005)
+    assert "| frozen | 8 | 5 % | +0.1" in page(three)
+    assert "inits" in report_figures(three, findings)
 
 
 def test_sweeps_side_by_side() -> None:
     one = sweep(rows(8, {"final/val_loss": 0.1}))
     other = sweep(rows(3, {"final/val_loss": -0.1}), run_id="fedcba9876543210", budget="steps")
     findings = find(one, [other])
-    text = markdown_of(findings, {})
+    text = page(one, other)
     assert "|  | `01234567` | `fedcba98` |" in text
     assert "| replicates | 8 | 3 |" in text
     assert "budget steps" in text
-    assert "sweeps" in report_figures(findings)
-    assert findings.to_dict()["compared_with"][0]["run_id"] == "fedcba9876543210"
-    assert "fedcba9876543210" in findings.to_csv()
+    assert "sweeps" in report_figures(one, findings)
+    assert findings["compared_with"][0]["run_id"] == "fedcba9876543210"
+    assert "fedcba9876543210" in csv_of(findings)
 
 
 def test_tuned_recipes_and_their_edges() -> None:
