@@ -16,15 +16,13 @@ from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.benchmark.notebook_loop import NotebookEpoch, NotebookPlan, run_notebook
 from fmnist_transfer.data.examples import Examples
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, fresh_network
-from fmnist_transfer.network.cost import training_mflops
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, fresh_network, training_mflops
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.fit import Diverged, fit
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
 from fmnist_transfer.training.score import History
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group
+from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.run import Workers
 
 STOPPED = "the benchmark was stopped and keeps nothing; run it again"

@@ -1,19 +1,20 @@
-"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`.
+"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`; and what a CNN2 costs.
 
 A `CNN2Spec` is stored with a network's weights and rebuilds it anywhere.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.seeding import Streams
+from fmnist_transfer.seeding import Purpose, Streams
 
 IMAGE_SIZE = 28
 CLASSIFIER = "fc3"
@@ -56,12 +57,8 @@ class CNN2Spec:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what `CNN2Spec(**fields)` restores, also after JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`, also after JSON. Raises TypeError for an unknown field, ValueError for a bad value."""
-        return cls(**fields)
 
 
 # The original report gives dropout 0.5 and no normalisation; 16/32 channels of 5x5 and fc 256/128 reach its 93.33 %.
@@ -75,29 +72,21 @@ HAND_MADE_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, 
 class CNN2(nn.Module):
     """Network of a spec: normalised float images [n, 1, 28, 28] -> logits [n, n_classes].
 
-    The trunk is everything but the classifier. After construction the parameters are arbitrary: draw them with
-    `reset_trunk` and `reset_classifier`, or load a state dict.
+    The trunk is everything but the classifier. Parameters are arbitrary until they are drawn or loaded.
     """
 
     def __init__(self, spec: CNN2Spec):
         super().__init__()
         self.spec = spec
         with torch.random.fork_rng([]):  # torch's initialisation, replaced later, must not advance global state
-            self._build(spec)
+            pairs = itertools.pairwise((1, *spec.channels))
+            self.blocks = nn.Sequential(*(_block(spec, in_channels, channels) for in_channels, channels in pairs))
+            self.fc1 = nn.Linear(spec.channels[-1] * (IMAGE_SIZE >> len(spec.channels)) ** 2, spec.fc1)
+            self.fc2 = nn.Linear(spec.fc1, spec.fc2)
+            self.fc3 = nn.Linear(spec.fc2, spec.n_classes)
+        self.dropout = nn.Dropout(spec.fc_dropout)
         # One-channel 3x3 convolutions are up to ten times slower in the default layout on a CPU.
         self.to(memory_format=torch.channels_last)
-
-    def _build(self, spec: CNN2Spec) -> None:
-        side, in_channels = IMAGE_SIZE, 1
-        blocks: list[nn.Module] = []
-        for channels in spec.channels:
-            blocks.append(_block(spec, in_channels, channels))
-            side, in_channels = side // 2, channels
-        self.blocks = nn.Sequential(*blocks)
-        self.fc1 = nn.Linear(in_channels * side * side, spec.fc1)
-        self.fc2 = nn.Linear(spec.fc1, spec.fc2)
-        self.fc3 = nn.Linear(spec.fc2, spec.n_classes)
-        self.dropout = nn.Dropout(spec.fc_dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.blocks(images).flatten(1)
@@ -116,45 +105,6 @@ class CNN2(nn.Module):
         _reset(self.get_submodule(CLASSIFIER), generator)
 
 
-def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
-    """Build a network and draw it from the streams `trunk` and `classifier`."""
-    network = CNN2(spec)
-    network.reset_trunk(streams.generator("trunk"))
-    network.reset_classifier(streams.generator("classifier"))
-    return network
-
-
-def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CLASSIFIER) -> nn.Module:
-    """Build any other network on the CPU; its own initialisation draws from the streams `trunk` and `classifier`.
-
-    Args:
-        build: makes the network, drawing only from torch's global CPU generator, which is seeded for it and then
-            restored. Called twice; the classifier is the second network's, so each stream alone decides its part.
-        classifier: name of the module whose output is the logits.
-
-    Raises:
-        UsageError: there is no such module, or it has no parameters.
-    """
-
-    def built(purpose: Literal["trunk", "classifier"]) -> nn.Module:
-        torch.default_generator.manual_seed(streams.seed(purpose))
-        return build()
-
-    with torch.random.fork_rng([]):
-        network, classifier_network = built("trunk"), built("classifier")
-    find_classifier(network, classifier).load_state_dict(find_classifier(classifier_network, classifier).state_dict())
-    return network
-
-
-def find_classifier(network: nn.Module, name: str) -> nn.Module:
-    """Return the module called `name`. Raises UsageError if there is none, or if it has no parameters."""
-    module = dict(network.named_modules()).get(name) if name else None
-    if module is None or not list(module.parameters()):
-        children = ", ".join(child for child, _ in network.named_children())
-        raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
-    return module
-
-
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
     """Build convs_per_block x (convolution, normalisation, ReLU), pooled once.
 
@@ -170,9 +120,9 @@ def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
         if spec.normalisation == "batch":
             layers.append(nn.BatchNorm2d(channels))
         layers.append(nn.ReLU(inplace=True))
-        if last and spec.pooling == "avg":
-            layers.append(nn.AvgPool2d(2))
         in_channels = channels
+    if spec.pooling == "avg":
+        layers.append(nn.AvgPool2d(2))
     if spec.conv_dropout:
         layers.append(nn.Dropout2d(spec.conv_dropout))
     return nn.Sequential(*layers)
@@ -181,12 +131,72 @@ def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
 @torch.no_grad()
 def _reset(module: nn.Module, generator: torch.Generator) -> None:
     """Apply torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), from an explicit generator."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        bound = 1 / math.sqrt(module.weight[0].numel())
-        for parameter in (module.weight, module.bias):
-            if parameter is not None:
-                # Drawn in the default layout: channels_last would spread the same draws differently.
-                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-                parameter.copy_(drawn)
-    elif isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d):
         module.reset_parameters()
+    elif isinstance(module, nn.Conv2d | nn.Linear):
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        for parameter in module.parameters():
+            # Drawn in the default layout: channels_last would spread the same draws differently.
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
+    """Build a network and draw it from the streams `trunk` and `classifier`."""
+    network = CNN2(spec)
+    network.reset_trunk(streams.generator("trunk"))
+    network.reset_classifier(streams.generator("classifier"))
+    return network
+
+
+def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CLASSIFIER) -> nn.Module:
+    """Build any other network on the CPU; its own initialisation draws from the streams `trunk` and `classifier`.
+
+    `build` is called twice and draws only from torch's global CPU generator, which is seeded for it and then restored.
+    The classifier, the module whose output is the logits, is the second network's, so each stream alone decides its
+    part. Raises UsageError if there is no such module, or it has no parameters.
+    """
+    purposes: tuple[Purpose, ...] = ("trunk", "classifier")
+    networks = []
+    with torch.random.fork_rng([]):
+        for purpose in purposes:
+            torch.default_generator.manual_seed(streams.seed(purpose))
+            networks.append(build())
+    own, drawn = (find_classifier(network, classifier) for network in networks)
+    own.load_state_dict(drawn.state_dict())
+    return networks[0]
+
+
+def find_classifier(network: nn.Module, name: str) -> nn.Module:
+    """Return the module called `name`. Raises UsageError if there is none, or if it has no parameters."""
+    module = dict(network.named_modules()).get(name) if name else None
+    if module is None or not list(module.parameters()):
+        children = ", ".join(child for child, _ in network.named_children())
+        raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
+    return module
+
+
+def n_parameters(spec: CNN2Spec) -> int:
+    """Count the trainable parameters."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CNN2(spec).parameters())
+
+
+def forward_mflops(spec: CNN2Spec) -> float:
+    """Return the millions of floating-point operations per image of a forward pass: convolutions and linear layers.
+
+    A multiply-add counts as two. 16/32 channels of 3x3 with fc 256/128: 2.9.
+    """
+    flops, side, in_channels = 0, IMAGE_SIZE, 1
+    for channels in spec.channels:
+        for _ in range(spec.convs_per_block):
+            flops += 2 * side**2 * spec.kernel_size**2 * in_channels * channels
+            in_channels = channels
+        side //= 2
+    widths = (in_channels * side**2, spec.fc1, spec.fc2, spec.n_classes)
+    return (flops + sum(2 * a * b for a, b in itertools.pairwise(widths))) / 1e6
+
+
+def training_mflops(spec: CNN2Spec) -> float:
+    """Return the MFLOPs per image of a training step: forward, gradients of weights and of all inputs but the image."""
+    first_convolution = 2 * IMAGE_SIZE**2 * spec.kernel_size**2 * spec.channels[0] / 1e6
+    return 3 * forward_mflops(spec) - first_convolution

@@ -1,7 +1,4 @@
-"""Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand.
-
-A network and examples on its device in, numbers out.
-"""
+"""Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand."""
 
 import math
 from collections.abc import Callable
@@ -91,8 +88,13 @@ def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
-    images = train.images[:BATCH_NORM_IMAGES]
-    for chunk in images.chunk(math.ceil(len(images) / BATCH_NORM_BATCH)):  # equal sizes get equal weights
+    for chunk in batch_norm_chunks(train.images):
         network(normalise(chunk))
     for norm, momentum in norms.items():
         norm.momentum = momentum
+
+
+def batch_norm_chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """Return the first images in chunks of about equal sizes, since each gets the same weight."""
+    first = images[:BATCH_NORM_IMAGES]
+    return first.chunk(math.ceil(len(first) / BATCH_NORM_BATCH))

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 WARM_UP = 0.25  # share of the steps in which one-cycle's learning rate rises
 START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
@@ -87,11 +87,6 @@ class Recipe:
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in LATER or value != getattr(Recipe, name)}
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises TypeError for an unknown field, ValueError for a value out of range."""
-        return cls(**fields)
-
 
 def _cosine(start: float, end: float, position: float) -> float:
     """Return half a cosine from `start` at position 0 to `end` at position 1."""
@@ -104,6 +99,4 @@ REFERENCE_RECIPE = Recipe(
 )
 
 # The search's first trial trains `cnn2.HAND_MADE_SPEC` with this recipe.
-HAND_MADE_RECIPE = Recipe(
-    learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, batch_size=128, epochs=10
-)
+HAND_MADE_RECIPE = Recipe(learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, epochs=10)

@@ -20,8 +20,7 @@ from fmnist_transfer.training.fit import Diverged
 from fmnist_transfer.training.forecast import training_passes
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group
+from fmnist_transfer.training.stacked import Group, fit_stacked
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
 

@@ -138,4 +138,4 @@ def counting(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def spec_and_recipe(trial: FrozenTrial) -> tuple[CNN2Spec, Recipe]:
-    return CNN2Spec.from_dict(trial.user_attrs[SPEC]), Recipe.from_dict(trial.user_attrs[RECIPE])
+    return CNN2Spec(**trial.user_attrs[SPEC]), Recipe(**trial.user_attrs[RECIPE])

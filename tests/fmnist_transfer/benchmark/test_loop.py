@@ -12,13 +12,12 @@ from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.benchmark.notebook_loop import NotebookEpoch, NotebookPlan
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.network.cost import training_mflops
+from fmnist_transfer.network.cnn2 import CNN2Spec, training_mflops
 from fmnist_transfer.network.weights import State, weights_digest
 from fmnist_transfer.training.fit import Diverged
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, History
-from fmnist_transfer.training.stacked_network import Group
+from fmnist_transfer.training.stacked import Group
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 

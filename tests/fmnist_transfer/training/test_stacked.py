@@ -12,8 +12,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import Diverged, fit
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import History
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group, StackedCNN2
+from fmnist_transfer.training.stacked import Group, Stack, StackedCNN2, fit_stacked
 
 DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=0.2)
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
@@ -158,16 +157,12 @@ def test_bfloat16_scores_agree_within_the_noise_of_replicates(stacked: bool, hal
 
 def test_a_step_reads_its_number_from_the_device(half: Half) -> None:
     """What a CUDA graph needs: the same call, again and again, is one step after the other."""
-    from fmnist_transfer.training.stacked import _StackedFit
-
-    one = _StackedFit(make_groups(DROPPING, half), half.val, dataclasses.replace(ADAMW, epochs=1), None, "float32")
-    one._draw_orders()
-    one.network.train()
-    for _ in range(one.steps_per_epoch):
-        one._step()
-    assert int(one.step_number) == one.steps_per_epoch == 6
-    assert bool((one.losses > 0).all())
-    assert float(one.optimizer.param_groups[0]["lr"]) == pytest.approx(ADAMW.learning_rate_at(5, 6))
+    stack = Stack(make_groups(DROPPING, half), dataclasses.replace(ADAMW, epochs=1), 6, "float32")
+    losses = stack.run_epoch(1, lambda: False)
+    assert int(stack.step_number) == 6
+    assert losses.shape == (6, 4)
+    assert bool((losses > 0).all())
+    assert float(stack.optimizer.param_groups[0]["lr"]) == pytest.approx(ADAMW.learning_rate_at(5, 6))
 
 
 def test_examples_are_cut_at_the_front(half: Half) -> None:
