@@ -42,10 +42,6 @@ class Examples:
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.images.to(device), self.labels.to(device))
 
-    def share_memory(self) -> Self:
-        """Move the tensors to memory that worker processes read without a copy."""
-        return type(self)(self.images.share_memory_(), self.labels.share_memory_())
-
 
 @dataclass(frozen=True)
 class Half:
@@ -55,17 +51,17 @@ class Half:
     train: Examples
     val: Examples
     test: Examples
-    data_sha256: str = ""
-    """Digest of Fashion-MNIST's four files; empty for other data sets."""
+    data_sha256: str = ""  # digest of Fashion-MNIST's four files; empty for other data sets
 
     def to(self, device: torch.device | str) -> Self:
         train, val, test = (examples.to(device) for examples in (self.train, self.val, self.test))
         return dataclasses.replace(self, train=train, val=val, test=test)
 
-    def share_memory(self) -> Self:
+    def share_memory(self) -> None:
+        """Move the tensors to memory that worker processes read without a copy."""
         for examples in (self.train, self.val, self.test):
-            examples.share_memory()
-        return self
+            examples.images.share_memory_()
+            examples.labels.share_memory_()
 
 
 def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
@@ -99,10 +95,7 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
 
 
 def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the training and the validation images of `classes`, each ascending.
-
-    labels: [n], of all training images. `VALIDATION_SEED` chooses one image in six of each class for validation.
-    """
+    """Return the indices of the training and of the validation images of `classes`; labels: [n], of all images."""
     train, val = [], []
     for c in classes:
         shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c))
@@ -127,8 +120,7 @@ def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
 def n_train(train: Examples, percent: int) -> int:
     """Return the number of training images at `percent` of each class, rounded down per class.
 
-    Fashion-MNIST has 50 per class and percentage point. Raises DataError for a class without an image; UsageError,
-    naming the smallest percent that works, if a class would get none.
+    Raises UsageError, naming the smallest percent that works, if a class would get none.
     """
     counts = _images_per_class(train.labels)
     fewest = int(counts.min())
@@ -141,7 +133,7 @@ def n_train(train: Examples, percent: int) -> int:
 def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Return indices [n] whose first `n_train` at any percent hold that percent of each class, so fractions nest.
 
-    Each class is permuted by `generator`, then spread evenly over the order, so classes of equal size alternate.
+    Each class is permuted, then spread evenly over the order, so classes of equal size alternate.
     """
     indices, shares = [], []
     for c, n in enumerate(_images_per_class(labels).tolist()):

@@ -34,18 +34,19 @@ FILES: tuple[IdxFile, ...] = (
     IdxFile("t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
 
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
 
 def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
     """Read training images [60000, 28, 28] and labels [60000], then test images and labels, all uint8."""
-    raw = ensure_files(data_dir, fetch=fetch)
-    return [_read_idx(raw / file.name) for file in FILES]
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """Read a verified IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes, data."""
-    content = np.fromfile(path, np.uint8)
-    end = 4 + 4 * int(content[3])
-    return content[end:].reshape(content[4:end].view(">u4"))
+    raw, arrays = ensure_files(data_dir, fetch=fetch), []
+    for file in FILES:  # two zeros, type 8 (unsigned bytes), number of dimensions, sizes, data
+        content = np.fromfile(raw / file.name, np.uint8)
+        end = 4 + 4 * int(content[3])
+        arrays.append(content[end:].reshape(content[4:end].view(">u4")))
+    return arrays
 
 
 def data_sha256() -> str:
@@ -69,11 +70,12 @@ def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
     Raises DataError for an altered file, which is never replaced. Fetched files are put in place by renaming, so a
     killed download never looks finished and two processes may fetch at once.
     """
-    raw = data_dir / "FashionMNIST" / "raw"
-    missing = [file for file in FILES if not (raw / file.name).exists()]
+    raw, missing = data_dir / "FashionMNIST" / "raw", []
     for file in FILES:
-        if file not in missing:
+        if (raw / file.name).exists():
             _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
+        else:
+            missing.append(file)
     if missing and not fetch:
         names = ", ".join(file.name for file in missing)
         raise DataError(f"{raw} has no {names}; run the command without --dry-run to fetch them")
@@ -116,19 +118,11 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
                     os.replace(fetched / file.name, raw / file.name)
                 return
     except OSError as error:
-        raise DataError(
-            f"cannot write to {raw}: {error.strerror}; choose another folder with --data-dir or FMNIST_DATA_DIR"
-        ) from error
+        advice = "choose another folder with --data-dir or FMNIST_DATA_DIR"
+        raise DataError(f"cannot write to {raw}: {error.strerror}; {advice}") from error
     names, tried = ", ".join(file.name for file in missing), "\n  ".join(attempts)
-    raise DataError(
-        f"cannot fetch Fashion-MNIST ({names}). Tried:\n  {tried}\n"
-        "Put the four decompressed files there, or give --data-dir."
-    )
-
-
-SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+    advice = "Put the four decompressed files there, or give --data-dir."
+    raise DataError(f"cannot fetch Fashion-MNIST ({names}). Tried:\n  {tried}\n{advice}")
 
 
 def from_system(folder: Path) -> Path:
@@ -160,9 +154,8 @@ def from_debian(folder: Path) -> Path:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
-    )
+    null = subprocess.DEVNULL
+    done = subprocess.run(command, cwd=folder, stdin=null, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise OSError(f"{command[0]} {command[-1]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
 

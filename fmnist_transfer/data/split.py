@@ -9,10 +9,7 @@ _NAMED = {"0-4": "01234", "5-9": "56789", "even": "02468", "odd": "13579"}
 
 @dataclass(frozen=True)
 class Split:
-    """Two disjoint halves of the ten classes. Labels of a half are renumbered 0-4 in ascending order of class.
-
-    `str(split)` is the canonical form, such as `01234/56789`.
-    """
+    """Two disjoint halves of the ten classes; `str(split)` is the canonical form, such as `01234/56789`."""
 
     source: tuple[int, ...]
 
@@ -53,8 +50,6 @@ def parse_split(text: str) -> Split:
         return Split(tuple(int(c) for c in np.random.default_rng(int(seed)).permutation(10)[:5]))
     halves = [_NAMED.get(half, half) for half in text.split("/")]
     if len(halves) != 2 or sorted("".join(halves)) != list("0123456789") or len(halves[0]) != 5:
-        raise UsageError(
-            f"--split {text}: write SOURCE/TARGET with all ten classes, such as 0-4/5-9, even/odd, 01234/56789, "
-            "or random:S"
-        )
+        examples = "0-4/5-9, even/odd, 01234/56789, or random:S"
+        raise UsageError(f"--split {text}: write SOURCE/TARGET with all ten classes, such as {examples}")
     return Split(tuple(map(int, halves[0])))

@@ -12,10 +12,7 @@ BACKGROUND = 0  # the mean of standardised images
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [n, 1, h, w] -> float32 with zero mean and unit variance over Fashion-MNIST's training pixels.
-
-    Floats (another data set's images, features of a frozen trunk) are returned unchanged.
-    """
+    """uint8 -> float32 with zero mean and unit variance over Fashion-MNIST's training pixels; floats stay."""
     if images.is_floating_point():
         return images
     return images.float().sub_(255 * PIXEL_MEAN).mul_(1 / (255 * PIXEL_STD))
@@ -34,8 +31,7 @@ def _flip_and_shift(images: Tensor, recipe: Recipe, generator: torch.Generator) 
     """Gather every pixel from its source row and column; pixels from outside the image are background."""
     n, channels, height, width = images.shape
     device, s = images.device, recipe.shift
-    rows = torch.arange(height, device=device).expand(n, height)
-    columns = torch.arange(width, device=device).expand(n, width)
+    rows, columns = (torch.arange(side, device=device).expand(n, side) for side in (height, width))
     if recipe.flip:
         flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
         columns = torch.where(flipped, width - 1 - columns, columns)

@@ -15,10 +15,7 @@ MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
-    """Return the device called `name`; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises UsageError if the device is missing or does not support the precision.
-    """
+    """Return the device; `auto` is CUDA, else MPS, else the CPU. Raises UsageError for an absent device or precision."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     try:
         device = torch.device(next(kind for kind, n in counts.items() if n) if name == "auto" else name)
@@ -40,10 +37,7 @@ def prepare_process() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step; do nothing on other systems.
-
-    Without this, page faults cost a third of the images per second of a large network (docs/speed.md).
-    """
+    """Let glibc keep freed memory: else page faults cost a third of a large network's images per second."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         # Old versions refuse more than 32 MiB. Setting either value disables glibc's own adaptation, so both are set.

@@ -1,13 +1,9 @@
-"""The training loop of one network, on images that are already on its device.
-
-Examples and a `Recipe` in, a `History` out; the network is trained in place and each epoch reported to a callback.
-This module knows nothing of MLflow, Optuna or command lines, and leaves the global random state unchanged.
-"""
+"""The training loop of one network, on images that are already on its device. It leaves global random state alone."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,29 +41,23 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
-    """Train `network` in place.
+    """Train `network` in place, on the device of all three.
 
     Args:
-        network: on the training device, like `train` and `val`.
         train: the training subset; its first images re-estimate batch-norm statistics and should be class-balanced.
-        streams: batch order, augmentation and dropout each draw from their own stream.
         classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
-        steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
-            A larger number is the *steps* budget.
+        steps_per_epoch: steps between validations; default: one pass over `train`. More are the *steps* budget.
         precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
         on_epoch: called after each nominal epoch; may raise to end the training.
         should_stop: called before each batch; True ends the training.
 
-    Raises:
-        Diverged: the loss is NaN or infinite.
-        Interrupted: `should_stop` returned True.
-        UsageError: `recipe.trunk_factor` is not 1 and there is no module called `classifier`.
+    Raises Diverged for a NaN or infinite loss, Interrupted if stopped, UsageError without a module `classifier`.
     """
     device = train.images.device
     use_precision(precision)
     if recipe.trunk_factor != 1:
         find_classifier(network, classifier)
-    optimizer = make_optimizer(dict(network.named_parameters()), recipe, classifier)
+    optimizer = make_optimizer(network, recipe, classifier)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
     order = batches(len(train), recipe.batch_size, streams.generator("batches"))
@@ -135,27 +125,24 @@ class Record:
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], recipe: Recipe, classifier: str, *, recorded: bool = False
+    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
 ) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer, with one group of parameters or, for a trunk factor, one each for head and trunk.
+    """Make the recipe's optimizer, with one group of parameters or, for a trunk factor, classifier and trunk apart.
 
     `recorded` keeps learning rates in tensors on the device, for steps in a CUDA graph.
     """
     by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in parameters.items():
+    for name, parameter in network.named_parameters():
         factor = 1.0 if name.startswith(f"{classifier}.") else recipe.trunk_factor
         by_factor.setdefault(factor, []).append(parameter)
-    device = next(iter(parameters.values())).device
-    rate = torch.tensor(recipe.learning_rate, device=device) if recorded else recipe.learning_rate
+    device, rate, decay = next(network.parameters()).device, recipe.learning_rate, recipe.weight_decay
     groups: list[dict[str, Any]] = [{"params": group, FACTOR: factor} for factor, group in by_factor.items()]
-    if isinstance(rate, Tensor):
-        groups = [group | {"lr": rate.clone()} for group in groups]  # one tensor per group
-    decay = recipe.weight_decay
+    for group in groups if recorded else ():
+        group["lr"] = torch.tensor(rate, device=device)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    capturable = recorded and device.type == "cuda"
-    return kind(groups, rate, weight_decay=decay, fused=True, capturable=capturable)
+    return kind(groups, rate, weight_decay=decay, fused=True, capturable=recorded and device.type == "cuda")
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -176,10 +163,9 @@ def fit_classifier(
     classifier: str = CLASSIFIER,
     **options: Any,
 ) -> History:
-    """Train only the classifier, in place; other weights stay as they are. Arguments and errors as for `fit`.
+    """Train only the classifier, in place, on features computed once without augmentation; otherwise as `fit`.
 
-    Batch-norm statistics are re-estimated, then the trunk processes each image once in evaluation mode, without
-    augmentation or dropout.
+    Batch-norm statistics are re-estimated before; the trunk's weights stay as they are.
     """
     re_estimate_batch_norm(network, train)
     plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
@@ -192,17 +178,14 @@ def fit_classifier(
 def fit_and_score(
     network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
-    """Run `fit` (with `options`), then score the final and best weights; only the final ones on the half's test images.
-
-    `half` is on the device of `train`.
-    """
+    """Run `fit` with `options`, then `score`, all on the device of `train`."""
     initial_state = copy_state(network)
     history = fit(network, train, half.val, recipe, streams, **options)
     return score(network, history, train, half, initial_state)
 
 
 def train_on_half(spec: CNN2Spec, half: Half, recipe: Recipe, streams: Streams, device: str, **options: Any) -> Result:
-    """Run `fit_and_score` with a fresh network on all training images of the half; `options` are passed to `fit`."""
+    """Run `fit_and_score` with a fresh network on all training images of the half, on `device`."""
     half = on_device(half, device)
     network = fresh_network(spec, streams).to(device)
     return fit_and_score(network, fraction(half.train, 100, streams), half, recipe, streams, **options)

@@ -1,7 +1,6 @@
-"""Result of one training: its epochs, and the scores and calibration of its final and best weights.
+"""Result of one training: its epochs, and the scores of its final and best weights.
 
-Calibration is the gap between confidence and accuracy, and the loss after temperature scaling: Guo et al. 2017,
-"On Calibration of Modern Neural Networks".
+Calibration follows Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from fmnist_transfer.network.weights import State, copy_state, distances
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict, scores_of
 
 N_BINS = 15  # of equal width, as in Guo et al.
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+TEMPERATURES = 0.05, 20.0  # lowest and highest
 Logits = NDArray[np.float64]  # [n, n_classes]
 Labels = NDArray[np.int64]  # [n], 0 ... n_classes - 1
 
@@ -36,8 +35,7 @@ class Epoch:
     val_accuracy: float
     learning_rate: float
     seconds: float
-    train_seconds: float = math.nan
-    """Part of `seconds` spent in training steps. NaN in studies logged before this was recorded."""
+    train_seconds: float = math.nan  # part of `seconds` in training steps; NaN in studies logged before it was recorded
 
 
 @dataclass(frozen=True)
@@ -61,32 +59,25 @@ class History:
 class Calibration:
     """Calibration of one network on one set of images."""
 
-    ece: float
-    """Expected calibration error of the unscaled logits, in [0, 1]."""
-    temperature: float
-    """Divisor of the logits; above 1 if the network is over-confident."""
-    scaled_loss: float
-    """Mean cross-entropy in nats after dividing."""
+    ece: float  # expected calibration error of the unscaled logits, in [0, 1]
+    temperature: float  # divisor of the logits; above 1 if the network is over-confident
+    scaled_loss: float  # mean cross-entropy in nats after dividing
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Scores of one set of weights. `train` is the training subset in evaluation mode."""
+    """Scores of one set of weights; `train` is the training subset in evaluation mode."""
 
     train: Scores
     val: Scores
     val_calibration: Calibration
 
-    @property
-    def gap(self) -> float:
-        """Generalisation gap in nats: validation loss minus training loss."""
-        return self.val.loss - self.train.loss
-
     def to_dict(self) -> dict[str, float]:
         """Return train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
         val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
         flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
-        return flat | {f"val_{key}": value for key, value in val.items()} | {"gap": self.gap}
+        flat |= {f"val_{key}": value for key, value in val.items()}
+        return flat | {"gap": flat["val_loss"] - flat["train_loss"]}
 
 
 @dataclass(frozen=True)
@@ -97,20 +88,16 @@ class Result:
     best_epoch: int
     final: Diagnosis
     best: Diagnosis
-    test: Scores
-    """Test scores of the final weights."""
-    test_calibration: Calibration
-    """Test calibration of the final weights, with the temperature fitted to validation."""
-    distances: dict[str, float]
-    """L2 distance of each layer's final parameters from their initial values, and of `all` together."""
+    test: Scores  # of the final weights
+    test_calibration: Calibration  # of the final weights, with the temperature fitted to validation
+    distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
     seconds: float
 
     def cost(self) -> dict[str, float]:
         """Return seconds: total, in training steps, and in validation after each epoch."""
-        train_seconds = sum(epoch.train_seconds for epoch in self.epochs)
-        val_seconds = sum(epoch.seconds for epoch in self.epochs) - train_seconds
-        return {"seconds": self.seconds, "train_seconds": train_seconds, "val_seconds": val_seconds}
+        train, epochs = sum(epoch.train_seconds for epoch in self.epochs), sum(epoch.seconds for epoch in self.epochs)
+        return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return `final`, `best`, `test` and `distance` as plain numbers."""
@@ -125,7 +112,7 @@ class Result:
 
 
 def score(network: nn.Module, history: History, train: Examples, half: Half, initial_state: State) -> Result:
-    """Score the network's weights, which are the final ones, and the best; `seconds` covers epochs and scoring."""
+    """Score the network's weights, which are the final ones, and the best, on test images the final ones alone."""
     start = time.perf_counter()
     final_state = copy_state(network)
     final = best = _diagnose(network, history.final, train, half.val)
@@ -158,10 +145,7 @@ def _arrays(logits: Tensor, examples: Examples) -> tuple[Logits, Labels]:
 
 
 def calibrate(logits: Logits, labels: Labels, temperature: float | None = None) -> Calibration:
-    """Calibrate with a temperature that was fitted to other images.
-
-    Without one, all of these images fit it, and the scaled loss is cross-fitted in two folds.
-    """
+    """Calibrate with a temperature of other images; without one, fit it to all of these and cross-fit the loss."""
     ece = expected_calibration_error(logits, labels)
     if temperature is None:
         return Calibration(ece, fit_temperature(logits, labels), cross_fitted_loss(logits, labels))
@@ -183,14 +167,13 @@ def cross_entropy(logits: Logits, labels: Labels) -> float:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Return the temperature from 0.05 to 20 with the lowest cross-entropy, which is convex in 1 / temperature."""
-    minimum = minimize_scalar(
-        lambda log_t: cross_entropy(logits * math.exp(-log_t), labels),
-        bounds=(math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)),
-        method="bounded",
-        options={"xatol": 1e-5},
-    )
-    return math.exp(minimum.x)
+    """Return the temperature in `TEMPERATURES` with the lowest cross-entropy, which is convex in 1 / temperature."""
+
+    def loss(log_temperature: float) -> float:
+        return cross_entropy(logits * math.exp(-log_temperature), labels)
+
+    bounds = tuple(map(math.log, TEMPERATURES))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x)
 
 
 def cross_fitted_loss(logits: Logits, labels: Labels) -> float:

@@ -12,7 +12,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import Diverged, fit
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import History
-from fmnist_transfer.training.stacked import Group, Stack, StackedCNN2, fit_stacked
+from fmnist_transfer.training.stacked import Group, Stack, StackedDropout, fit_stacked
 
 DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=0.2)
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
@@ -92,14 +92,16 @@ def test_step_by_step_the_weights_are_those_of_the_single_network(n_steps: int, 
         torch.testing.assert_close(together[1][1][name], parameter.detach(), rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_networks_of_a_group_share_their_masks_and_groups_do_not(half: Half) -> None:
-    groups = make_groups(DROPPING, half)
+def test_the_networks_of_a_group_share_their_masks_and_groups_do_not() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    mask = StackedCNN2(groups, generators)._mask((40,), 0.5, torch.zeros(1))
-    assert mask.unique().tolist() == [0.0, 2.0]
-    assert torch.equal(mask[0], mask[1])
-    assert torch.equal(mask[2], mask[3])
-    assert not torch.equal(mask[0], mask[2])
+    dropout = StackedDropout(0.5, generators, (2, 2))
+    units, channels = dropout(torch.ones(4, 10, 40)), dropout(torch.ones(10, 4 * 40, 3, 3)).unflatten(1, (4, 40))
+    for masks in (units, channels[:, :, :, 0, 0].transpose(0, 1)):
+        assert masks.unique().tolist() == [0.0, 2.0]
+        assert torch.equal(masks[0], masks[1])
+        assert torch.equal(masks[2], masks[3])
+        assert not torch.equal(masks[0], masks[2])
+    assert torch.equal(channels.amin((3, 4)), channels.amax((3, 4)))
 
 
 def test_a_network_that_diverges_leaves_the_others_alone(half: Half) -> None:
