@@ -1,7 +1,4 @@
-"""Find, fetch, verify and read Fashion-MNIST's four IDX files.
-
-Files already in the data directory come first. A source puts decompressed files into a folder or raises.
-"""
+"""Find, fetch, verify and read Fashion-MNIST's four IDX files; those in the data directory come first."""
 
 import gzip
 import hashlib

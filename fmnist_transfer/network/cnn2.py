@@ -1,7 +1,4 @@
-"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`; and what a CNN2 costs.
-
-A `CNN2Spec` is stored with a network's weights and rebuilds it anywhere.
-"""
+"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`; and what a CNN2 costs."""
 
 import dataclasses
 import itertools
@@ -22,7 +19,7 @@ CLASSIFIER = "fc3"
 
 @dataclass(frozen=True)
 class CNN2Spec:
-    """Architecture of a CNN2. Raises ValueError for a value out of range."""
+    """Architecture of a CNN2, stored with its weights. Raises ValueError for a value out of range."""
 
     channels: tuple[int, ...] = (16, 32)  # output channels of each block, which halves the image (28 -> 14 -> 7)
     convs_per_block: int = 1

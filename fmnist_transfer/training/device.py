@@ -15,7 +15,7 @@ MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
-    """Return the device; `auto` is CUDA, else MPS, else the CPU. Raises UsageError for an absent device or precision."""
+    """Return the device (`auto`: CUDA, else MPS, else the CPU). Raises UsageError if it or the precision is missing."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     try:
         device = torch.device(next(kind for kind, n in counts.items() if n) if name == "auto" else name)

@@ -1,7 +1,4 @@
-"""Result of one training: its epochs, and the scores of its final and best weights.
-
-Calibration follows Guo et al. 2017, "On Calibration of Modern Neural Networks".
-"""
+"""Result of one training: its epochs, and the scores and calibration (Guo et al. 2017) of final and best weights."""
 
 import dataclasses
 import math

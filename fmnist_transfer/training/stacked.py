@@ -1,6 +1,5 @@
 """Train several networks of one spec as one computation; one small network leaves most of a GPU idle.
 
-Convolutions become grouped ones, batch norm sees the channels of all networks, linear layers become batched products.
 Each network gets the numbers that `training.fit` would give it, up to rounding. On CUDA a step is recorded once as a
 graph and replayed; dropout masks then differ from those of `fit`, which uses another kernel.
 """
@@ -107,8 +106,8 @@ class Stack:
 
     def state(self, k: int) -> State:
         """Copy network k's weights and buffers to the CPU, named as in a `CNN2`."""
-        own = {name: t.chunk(self.k)[k] if t.ndim else t for name, t in self.network.state_dict().items()}
-        return {name: tensor.cpu().clone() for name, tensor in own.items()}
+        tensors = self.network.state_dict().items()
+        return {name: (t.chunk(self.k)[k] if t.ndim else t).cpu().clone() for name, t in tensors}
 
     def run_epoch(self, number: int, should_stop: Callable[[], bool]) -> Tensor:
         """Run the steps of epoch `number` (1-based) and return their losses, [steps_per_epoch, K]."""
@@ -178,11 +177,10 @@ class Stack:
         images = self._join([group.train.images[:BATCH_NORM_IMAGES] for group in self.groups])
         re_estimate_batch_norm(self.network, Examples(images, self.groups[0].train.labels))
         self.network.eval()
-        batches_of_val = val.images.split(evaluation_batch(self.device))
-        logits = [self.network(normalise(images).expand(-1, self.k, -1, -1)) for images in batches_of_val]
-        joined = torch.cat(logits, dim=1)
-        losses = self._cross_entropy(joined, [val.labels] * len(self.groups), 0.0)
-        accuracies = (joined.argmax(2) == val.labels).sum(1) / len(val)
+        parts = val.images.split(evaluation_batch(self.device))
+        logits = torch.cat([self.network(normalise(part).expand(-1, self.k, -1, -1)) for part in parts], dim=1)
+        losses = self._cross_entropy(logits, [val.labels] * len(self.groups), 0.0)
+        accuracies = (logits.argmax(2) == val.labels).sum(1) / len(val)
         return [Scores(*pair) for pair in zip(losses.tolist(), accuracies.tolist(), strict=True)]
 
 
