@@ -11,8 +11,7 @@ from typing import Any, Literal, cast
 import optuna
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec
-from fmnist_transfer.network.cost import forward_mflops
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, forward_mflops
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
 
 SPACE_VERSION = 1  # Bump by hand when earlier trials must not share a study with later ones.

@@ -67,7 +67,7 @@ def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_s
 
 
 def candidate(trial: FrozenTrial) -> Candidate:
-    spec, recipe = CNN2Spec.from_dict(trial.user_attrs[SPEC]), Recipe.from_dict(trial.user_attrs[RECIPE])
+    spec, recipe = CNN2Spec(**trial.user_attrs[SPEC]), Recipe(**trial.user_attrs[RECIPE])
     return Candidate(spec, recipe, trial.number, trial.value)
 
 

@@ -1,13 +1,10 @@
 """Compare training speed with this machine's limit and with the loop that people write in a notebook.
 
-    python -m fmnist_transfer.benchmark --quick      # within two minutes on two cores
-    python -m fmnist_transfer.benchmark              # the loops on all images, five rounds
-
-Prints ratios of interleaved runs and logs them as an MLflow run; `--json` also writes them to a file.
+Run `python -m fmnist_transfer.benchmark`. It prints ratios of interleaved runs and logs them as an MLflow run.
 """
 
-import dataclasses
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,9 +23,7 @@ from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
 
 if TYPE_CHECKING:
-    from fmnist_transfer.benchmark.loop import Contenders
     from fmnist_transfer.benchmark.measurements import Measurements
-    from fmnist_transfer.data.examples import Half
     from fmnist_transfer.store.runs import Store
 
 Part = Literal["loop", "stack", "goal", "outside", "resume"]
@@ -61,8 +56,10 @@ def main(settings: BenchmarkSettings) -> int:
     """Measure, print and log. Returns 0."""
     stopwatch = Stopwatch()
     say("Loading torch and mlflow ...")
-    from fmnist_transfer.benchmark.commands import ScratchStore, measure_commands
+    from fmnist_transfer.benchmark.commands import ScratchStore
+    from fmnist_transfer.benchmark.loop import Contenders
     from fmnist_transfer.benchmark.measurements import Measurements
+    from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
     from fmnist_transfer.store.artifacts import check_artifacts
     from fmnist_transfer.store.opening import open_store
@@ -81,19 +78,13 @@ def main(settings: BenchmarkSettings) -> int:
         store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
         check_artifacts(store, BENCHMARK)
         if parts & {"loop", "stack", "goal"}:
-            from fmnist_transfer.benchmark.loop import Contenders
-            from fmnist_transfer.data.examples import load_half
-
             half = load_half(data_dir, DEFAULT_SPLIT.source)
             with Workers(n_workers, stop, apart=True) as ours, Workers(1, stop, apart=True, prepare=False) as theirs:
-                ours.share(half)
-                contenders = Contenders(ours, theirs, measured)
-                measure_trainings(half, data_dir, device, contenders, parts=parts, quick=settings.quick)
+                Contenders(ours, theirs, measured).measure(ours.share(half), data_dir, device, parts, settings.quick)
             stopwatch.lap("trainings")
         if parts & {"outside", "resume"}:
             with tempfile.TemporaryDirectory(prefix="fmnist-benchmark-") as folder:
-                scratch = ScratchStore(Path(folder), data_dir, n_workers, device, stop)
-                measure_commands(scratch, parts, measured)
+                ScratchStore(Path(folder), data_dir, n_workers, device, stop).measure(parts, measured)
             stopwatch.lap("commands")
         result = measured.to_json(describe(device))
         measured.print_table()
@@ -104,43 +95,15 @@ def main(settings: BenchmarkSettings) -> int:
     return 0
 
 
-def measure_trainings(
-    half: "Half", data_dir: Path, device: str, contenders: "Contenders", *, parts: set[str], quick: bool
-) -> None:
-    """Measure the parts that train in this command's workers."""
-    from fmnist_transfer.benchmark import loop
-    from fmnist_transfer.benchmark.notebook_loop import NotebookPlan
-
-    train, val = half.train, half.val
-    n_train, n_val, n_rounds = (5_000, 1_000, 3) if quick else (len(train), len(val), 5)
-    plan = NotebookPlan(data_dir, half.classes, n_train, n_val, device=device, n_threads=available_cores())
-    if "loop" in parts:
-        recipe = dataclasses.replace(loop.SPEED_RECIPE, epochs=2 if quick else 3)
-        work = loop.Workload(loop.SPEED_SPEC, recipe, train.first(n_train), val.first(n_val), device)
-        contenders.measure_loop(work, dataclasses.replace(plan, spec=work.spec, recipe=recipe), n_rounds)
-    if "stack" in parts:
-        contenders.measure_stack(train.first(2_500 if device == "cpu" else len(train)), val, device)
-    if "goal" in parts:
-        work = loop.Workload(loop.GOAL_SPEC, loop.GOAL_RECIPE, train, val, device)
-        contenders.measure_goal(work, dataclasses.replace(plan, n_train=2_560, n_val=512, max_epochs=2))
-
-
 def describe(device: str) -> str:
     """Describe the machine: device, processor, cores, torch."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)", cpus.read_text(), re.MULTILINE) if cpus.exists() else []
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else [*names, platform.machine()][0]
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{device}: {name}, {available_cores()} cores, {capability}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", result: dict[str, Any]) -> None:

@@ -4,28 +4,31 @@ All take turns in each round, so a slow minute of a shared machine affects all o
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from fmnist_transfer.benchmark.measurements import Measurements
-from fmnist_transfer.benchmark.notebook_loop import NotebookEpoch, NotebookPlan, run_notebook
-from fmnist_transfer.data.examples import Examples
-from fmnist_transfer.errors import UserError
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, fresh_network
-from fmnist_transfer.network.cost import training_mflops
+from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD, Half, train_and_val_indices
+from fmnist_transfer.data.files import ensure_files
+from fmnist_transfer.errors import Interrupted, UserError
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec, fresh_network, training_mflops
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.fit import Diverged, fit
-from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
-from fmnist_transfer.training.score import History
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group
-from fmnist_transfer.workers.run import Workers
+from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, REFERENCE_RECIPE, Recipe
+from fmnist_transfer.training.score import Epoch
+from fmnist_transfer.training.stacked import Group, fit_stacked
+from fmnist_transfer.workers.run import Workers, available_cores
+from fmnist_transfer.workers.task import Report
 
 STOPPED = "the benchmark was stopped and keeps nothing; run it again"
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
@@ -34,58 +37,44 @@ GOAL = 0.9333  # the original report's validation accuracy on FMNIST-2
 # These reach the goal within three epochs: 93.66, 93.66 and 93.62 % with seeds 0, 1 and 2.
 GOAL_SPEC = CNN2Spec(channels=(16, 32), kernel_size=3, fc1=128, fc2=64, fc_dropout=0.0)
 GOAL_RECIPE = Recipe(batch_size=128, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
-# The notebook's loop with the reference recipe reaches the goal after this many epochs (one run, seed 0, 181 s on two
-# cores). Measured seconds per epoch are multiplied by it.
-NOTEBOOK_EPOCHS_TO_GOAL = 43
+NOTEBOOK_EPOCHS_TO_GOAL = 43  # with the reference recipe (one run, seed 0, 181 s on two cores)
+GOAL_IMAGES = 2_560, 512  # training and validation images of the epochs that are measured
 MATRIX_SIDE = {"cpu": 1_024, "cuda": 8_192}
 MATRIX_SECONDS = 0.5
-Report = Callable[[Any], None]
 ShouldStop = Callable[[], bool]
+Pairs = Dataset[Any]  # an image [1, 28, 28] and its label
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Training that is sent to each worker once."""
+    """Training by `fit` or by the notebook's loop, that is sent to each worker once."""
 
     spec: CNN2Spec
     recipe: Recipe
-    train: Examples
-    val: Examples
+    half: Half
     device: str
+    data_dir: Path  # of the images of `half`, for the notebook's loop
+    n_threads: int = 1  # of the notebook's loop
+    n_epochs: int | None = None  # after which the notebook's loop ends; default: those of the recipe
+
+    def first(self, n_train: int, n_val: int) -> "Workload":
+        """Keep the first images only."""
+        train, val = self.half.train.first(n_train), self.half.val.first(n_val)
+        return dataclasses.replace(self, half=dataclasses.replace(self.half, train=train, val=val))
 
 
 class Fitted(NamedTuple):
-    """One `fit`: training images per second, start and end in seconds, final validation accuracy."""
+    """One `fit`: its epochs, start and end in seconds by a clock that all processes share."""
 
-    images_per_s: float
+    epochs: tuple[Epoch, ...]
     start: float
     end: float
+
+
+class NotebookEpoch(NamedTuple):
+    train_seconds: float
+    val_seconds: float
     val_accuracy: float
-
-
-class Round(NamedTuple):
-    """Measurements of one round; keys are numbers of workers."""
-
-    notebook: list[NotebookEpoch]
-    fitted: dict[int, list[Fitted]]
-    gflops: dict[int, float]
-    """Speed of the matrix product, summed over the workers."""
-
-    @property
-    def notebook_images_per_s(self) -> float:
-        return sum(e.n_images for e in self.notebook) / sum(e.train_seconds for e in self.notebook)
-
-    def images_per_s(self, n: int) -> float:
-        return sum(fitted.images_per_s for fitted in self.fitted[n])
-
-    def fits_per_hour(self, n: int) -> float:
-        """Return trainings per hour, from the first start to the last end."""
-        seconds = max(fitted.end for fitted in self.fitted[n]) - min(fitted.start for fitted in self.fitted[n])
-        return 3_600 * n / seconds
-
-    def share_of_limit(self, n: int, spec: CNN2Spec) -> float:
-        """Return the training steps' floating-point rate over the matrix product's."""
-        return self.images_per_s(n) * training_mflops(spec) / 1e3 / self.gflops[n]
 
 
 @dataclass(frozen=True)
@@ -96,61 +85,66 @@ class Contenders:
     notebook_worker: Workers
     into: Measurements
 
-    def measure_loop(self, work: Workload, notebook: NotebookPlan, n_rounds: int) -> None:
+    def measure(self, half: Half, data_dir: Path, device: str, parts: set[str], quick: bool) -> None:
+        """Measure the parts among `loop`, `stack` and `goal`."""
+        work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, available_cores())
+        if "loop" in parts:
+            recipe = dataclasses.replace(SPEED_RECIPE, epochs=2 if quick else 3)
+            n_train, n_val, n_rounds = (5_000, 1_000, 3) if quick else (len(half.train), len(half.val), 5)
+            self.measure_loop(dataclasses.replace(work, recipe=recipe).first(n_train, n_val), n_rounds)
+        if "stack" in parts:
+            self.measure_stack(work.first(2_500 if device == "cpu" else len(half.train), len(half.val)))
+        if "goal" in parts:
+            self.measure_goal(dataclasses.replace(work, spec=GOAL_SPEC, recipe=GOAL_RECIPE))
+
+    def measure_loop(self, work: Workload, n_rounds: int) -> None:
         """Measure images per second: the notebook's loop with all threads, `fit` on one and all workers, the limit."""
         n = self.workers.n
-        counts = sorted({1, n})
         say(f"Images per second: the notebook's loop, then `fit`, {n_rounds} rounds")
-        _results(self.notebook_worker, run_notebook, dataclasses.replace(notebook, max_epochs=1), [0])  # warm-up
-        _results(self.workers, fit_once, work, list(range(n)))
+        results(self.notebook_worker, run_notebook, dataclasses.replace(work, n_epochs=1), [0])  # warm-up
+        results(self.workers, fit_once, work, range(n))
         rounds = []
         for number in range(n_rounds):
-            (epochs,) = _results(self.notebook_worker, run_notebook, notebook, [number])
-            fitted = {k: _results(self.workers, fit_once, work, [number * k + i for i in range(k)]) for k in counts}
-            gflops = {k: sum(_results(self.workers, matrix_product, work, list(range(k)))) for k in counts}
-            rounds.append(Round(epochs, fitted, gflops))
-        self.into.add("naive_images_per_s", "images/s", [each.notebook_images_per_s for each in rounds])
-        self.into.add("ours_images_per_s, one worker", "images/s", [each.images_per_s(1) for each in rounds])
-        self.into.add(
-            "ours_images_per_s", "images/s", [each.images_per_s(n) for each in rounds], comment=f"{n} workers"
-        )
-        ratios = [each.images_per_s(n) / each.notebook_images_per_s for each in rounds]
-        self.into.add("ratio_vs_naive", "times", ratios, ">= 3.5" if work.device == "cpu" else ">= 20")
-        self.into.add("fraction_of_limit", "", [each.share_of_limit(n, work.spec) for each in rounds], ">= 0.85")
-        self.into.add("matrix product", "GFLOP/s", [each.gflops[n] for each in rounds], comment=f"float32, {n} workers")
-        scaling = [each.fits_per_hour(n) / each.fits_per_hour(1) for each in rounds]
-        self.into.add("worker_scaling", "times", scaling, f">= {0.95 * n:.2g}" if n > 1 else "", f"{n} workers to one")
-        epochs = f"after {work.recipe.epochs} epochs of {len(work.train)} images"
-        self.into.add(
-            "validation accuracy, naive", "", [each.notebook[-1].val_accuracy for each in rounds], comment=epochs
-        )
-        accuracies = [statistics.mean(fitted.val_accuracy for fitted in each.fitted[n]) for each in rounds]
-        self.into.add("validation accuracy, ours", "", accuracies, "as naive", epochs)
+            (notebook,) = results(self.notebook_worker, run_notebook, work, [number])
+            alone = results(self.workers, fit_once, work, [number])
+            fits = results(self.workers, fit_once, work, range(number * n, number * n + n)) if n > 1 else alone
+            gflops = sum(results(self.workers, matrix_product, work, range(n)))
+            rounds.append(round_values(work, notebook, alone[0], fits, gflops))
+        epochs = f"after {work.recipe.epochs} epochs of {len(work.half.train)} images"
+        for name, unit, goal, comment in (
+            ("naive_images_per_s", "images/s", "", ""),
+            ("ours_images_per_s, one worker", "images/s", "", ""),
+            ("ours_images_per_s", "images/s", "", f"{n} workers"),
+            ("ratio_vs_naive", "times", ">= 3.5" if work.device == "cpu" else ">= 20", ""),
+            ("fraction_of_limit", "", ">= 0.85", ""),
+            ("matrix product", "GFLOP/s", "", f"float32, {n} workers"),
+            ("worker_scaling", "times", f">= {0.95 * n:.2g}" if n > 1 else "", f"{n} workers to one"),
+            ("validation accuracy, naive", "", "", epochs),
+            ("validation accuracy, ours", "", "as naive", epochs),
+        ):
+            self.into.add(name, unit, [values[name] for values in rounds], goal, comment)
 
-    def measure_stack(self, train: Examples, val: Examples, device: str) -> None:
+    def measure_stack(self, work: Workload) -> None:
         """Measure images per second of a fraction's six cells as one computation, over those of one cell alone."""
         say("The six cells of a fraction as one computation ...")
-        work = Workload(HAND_MADE_SPEC, dataclasses.replace(HAND_MADE_RECIPE, epochs=3), train, val, device)
+        work = dataclasses.replace(work, spec=HAND_MADE_SPEC, recipe=dataclasses.replace(HAND_MADE_RECIPE, epochs=3))
         speedups = []
         for seed in range(3):
-            (alone,), (together,) = (
-                _results(self.workers, function, work, [seed]) for function in (fit_alone, fit_fraction)
-            )
-            speedups.append(together / alone)
+            (alone,) = results(self.workers, fit_once, work, [seed])
+            (together,) = results(self.workers, fit_fraction, work, [seed])
+            speedups.append(together / images_per_s(work, alone.epochs, 1))
         comment = "images/s of six networks as one computation to one network's, one worker"
         self.into.add("stacked_speedup", "times", speedups, ">= 2 on a GPU", comment)
 
-    def measure_goal(self, work: Workload, notebook: NotebookPlan) -> None:
-        """Measure seconds to 93.33 % on FMNIST-2: `fit` with a tuned recipe, and the notebook's loop, extrapolated.
-
-        Args:
-            notebook: the reference recipe for two epochs of some of the images; the first epoch is the warm-up.
-        """
+    def measure_goal(self, work: Workload) -> None:
+        """Measure seconds to 93.33 % on FMNIST-2 by `fit`; extrapolate the notebook's, with the reference recipe."""
         say(f"Seconds to {GOAL:.2%} validation accuracy ...")
-        (ours,) = _results(self.workers, fit_to_goal, work, [0])
-        (epochs,) = _results(self.notebook_worker, run_notebook, notebook, [0])
-        train_seconds = epochs[-1].train_seconds * len(work.train) / notebook.n_train
-        val_seconds = epochs[-1].val_seconds * len(work.val) / notebook.n_val
+        (fitted,) = results(self.workers, fit_once, work, [0])
+        ours = seconds_to_goal(fitted.epochs)
+        some = dataclasses.replace(work, spec=REFERENCE_SPEC, recipe=REFERENCE_RECIPE, n_epochs=2).first(*GOAL_IMAGES)
+        (notebook,) = results(self.notebook_worker, run_notebook, some, [0])
+        train_seconds = notebook[-1].train_seconds * len(work.half.train) / len(some.half.train)
+        val_seconds = notebook[-1].val_seconds * len(work.half.val) / len(some.half.val)
         naive = NOTEBOOK_EPOCHS_TO_GOAL * (train_seconds + val_seconds)
         comment = f"extrapolated: {NOTEBOOK_EPOCHS_TO_GOAL} epochs"
         self.into.add("seconds to 93.33 %, naive with the reference recipe", "s", [naive], comment=comment)
@@ -158,27 +152,73 @@ class Contenders:
         self.into.add("time_to_reference_ratio", "", [ours / naive], "<= 0.02")
 
 
+def results(workers: Workers, function: Any, work: Workload, seeds: Iterable[int]) -> list[Any]:
+    """Run the function on the workers, once per seed. Raises UserError if one fails or the benchmark is stopped."""
+    returned = []
+    for outcome in workers.run(function, work, seeds):
+        if outcome.status == "failed":
+            raise UserError(f"a measurement failed: {outcome.reason}")
+        returned.append(outcome.result)
+    workers.stop.raise_if_set(STOPPED)
+    return returned
+
+
+def round_values(
+    work: Workload, notebook: Sequence[NotebookEpoch], alone: Fitted, fits: Sequence[Fitted], gflops: float
+) -> dict[str, float]:
+    """Return a round's measurements by name. One worker fitted `alone`, all of them `fits`, at `gflops` in products."""
+    naive = len(notebook) * len(work.half.train) / sum(epoch.train_seconds for epoch in notebook)
+    ours = sum(images_per_s(work, fitted.epochs) for fitted in fits)
+    seconds = max(fitted.end for fitted in fits) - min(fitted.start for fitted in fits)
+    return {
+        "naive_images_per_s": naive,
+        "ours_images_per_s, one worker": images_per_s(work, alone.epochs),
+        "ours_images_per_s": ours,
+        "ratio_vs_naive": ours / naive,
+        "fraction_of_limit": ours * training_mflops(work.spec) / 1e3 / gflops,
+        "matrix product": gflops,
+        "worker_scaling": len(fits) * (alone.end - alone.start) / seconds,
+        "validation accuracy, naive": notebook[-1].val_accuracy,
+        "validation accuracy, ours": statistics.mean(fitted.epochs[-1].val_accuracy for fitted in fits),
+    }
+
+
+def images_per_s(work: Workload, epochs: Sequence[Epoch], n_skipped: int = 0) -> float:
+    """Training images per second, without the first `n_skipped` epochs if there are more: they allocate and record."""
+    counted, n_train = epochs[n_skipped:] or epochs, len(work.half.train)
+    n_images = work.recipe.steps_per_epoch(n_train) * min(work.recipe.batch_size, n_train)
+    return len(counted) * n_images / sum(epoch.train_seconds for epoch in counted)
+
+
+def seconds_to_goal(epochs: Sequence[Epoch]) -> float:
+    """Return the seconds until an epoch reaches `GOAL`. Raises UserError if none does."""
+    for epoch, seconds in zip(epochs, itertools.accumulate(epoch.seconds for epoch in epochs), strict=True):
+        if epoch.val_accuracy >= GOAL:
+            return seconds
+    best = max(epoch.val_accuracy for epoch in epochs)
+    raise UserError(f"validation accuracy {best:.2%} misses {GOAL:.2%}, so no time is reported")
+
+
 def fit_once(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> Fitted:
     """Train a fresh network, in a worker."""
-    start = time.monotonic()  # the same clock in every process
-    history = _fit(work, seed, should_stop)
-    end = time.monotonic()
-    return Fitted(images_per_s(history, work, 0), start, end, history.final.val_accuracy)
-
-
-def _fit(work: Workload, seed: int, should_stop: ShouldStop) -> History:
-    streams = Streams(seed)
+    start, half, streams = time.monotonic(), work.half.to(work.device), Streams(seed)
     network = fresh_network(work.spec, streams).to(work.device)
-    train, val = work.train.to(work.device), work.val.to(work.device)
-    return fit(network, train, val, work.recipe, streams, should_stop=should_stop)
+    history = fit(network, half.train, half.val, work.recipe, streams, should_stop=should_stop)
+    return Fitted(history.epochs, start, time.monotonic())
 
 
-def images_per_s(history: History, work: Workload, n_skipped: int) -> float:
-    """Training images per second, without the first `n_skipped` epochs if there are more: they allocate and record."""
-    counted = history.epochs[n_skipped:] or history.epochs
-    batch_size = min(work.recipe.batch_size, len(work.train))
-    n_images = len(counted) * work.recipe.steps_per_epoch(len(work.train)) * batch_size
-    return n_images / sum(epoch.train_seconds for epoch in counted)
+def fit_fraction(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
+    """Measure images per second of three replicates of two networks as one computation, without the first epoch."""
+    half, groups = work.half.to(work.device), []
+    for replicate in range(3):
+        networks = [fresh_network(work.spec, Streams(seed + i, replicate)).to(work.device) for i in range(2)]
+        groups.append(Group(tuple(networks), half.train, Streams(seed, replicate)))
+    rates = []
+    for history, _ in fit_stacked(groups, half.val, work.recipe, should_stop=should_stop):
+        if isinstance(history, Diverged):
+            raise history
+        rates.append(images_per_s(work, history.epochs, 1))  # seconds are one network's share
+    return statistics.mean(rates)
 
 
 def matrix_product(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
@@ -187,57 +227,71 @@ def matrix_product(work: Workload, seed: int, report: Report, should_stop: Shoul
     side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cpu"])
     a, b = (torch.randn(side, side, generator=Streams(seed + i).generator("batches")).to(device) for i in range(2))
     out = a @ b
-    _synchronise(device)
+    synchronise = torch.accelerator.synchronize if device.type != "cpu" else time.perf_counter
+    synchronise()
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < MATRIX_SECONDS:
         torch.mm(a, b, out=out)
-        _synchronise(device)
+        synchronise()
         n += 1
     return 2 * side**3 * n / (time.perf_counter() - start) / 1e9
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[NotebookEpoch]:
+    """Train by the loop that people write in a notebook, in a worker without the settings of `prepare_process`.
+
+    Network, recipe and images are those of `fit`; augmentation is left out.
+    """
+    torch.set_num_threads(work.n_threads)
+    recipe, device = work.recipe, torch.device(work.device)
+    train, val = notebook_data(work)
+    torch.manual_seed(seed)
+    network = fresh_network(work.spec, Streams(seed)).to(memory_format=torch.contiguous_format).to(device)
+    train_loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True)
+    val_loader = DataLoader(val, batch_size=recipe.batch_size)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer = kind(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    n_steps = recipe.epochs * len(train_loader)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: recipe.learning_rate_at(min(step, n_steps - 1), n_steps) / recipe.learning_rate
+    )
+    epochs: list[NotebookEpoch] = []
+    while len(epochs) < (work.n_epochs or recipe.epochs):
+        start = time.perf_counter()
+        network.train()
+        running_loss = 0.0
+        for batch in train_loader:
+            images, labels = (tensor.to(device) for tensor in batch)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            running_loss += loss.item()
+        trained = time.perf_counter()
+        network.eval()
+        val_loss, n_correct = 0.0, 0
+        with torch.no_grad():
+            for batch in val_loader:
+                images, labels = (tensor.to(device) for tensor in batch)
+                logits = network(images)
+                val_loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                n_correct += int((logits.argmax(1) == labels).sum().item())
+        epochs.append(NotebookEpoch(trained - start, time.perf_counter() - trained, n_correct / len(work.half.val)))
+        if should_stop():
+            raise Interrupted(STOPPED)
+    return epochs
 
 
-def fit_alone(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure images per second of one network without its first epoch, in a worker."""
-    return images_per_s(_fit(work, seed, should_stop), work, 1)
+def notebook_data(work: Workload) -> tuple[Pairs, Pairs]:
+    """Return the training and validation images of the work's half, split as by `load_half`."""
+    from torchvision import transforms
+    from torchvision.datasets import FashionMNIST
 
-
-def fit_fraction(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure images per second of three replicates of two networks as one computation, without the first epoch."""
-    train, val = work.train.to(work.device), work.val.to(work.device)
-    groups = []
-    for replicate in range(3):
-        networks = [fresh_network(work.spec, Streams(seed + i, replicate)).to(work.device) for i in range(2)]
-        groups.append(Group(tuple(networks), train, Streams(seed, replicate)))
-    rates = []
-    for history, _ in fit_stacked(groups, val, work.recipe, should_stop=should_stop):
-        if isinstance(history, Diverged):
-            raise history
-        rates.append(images_per_s(history, work, 1))  # seconds are one network's share
-    return statistics.mean(rates)
-
-
-def fit_to_goal(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure seconds until `GOAL`, in a worker. Raises UserError if it is not reached."""
-    history = _fit(work, seed, should_stop)
-    seconds = 0.0
-    for epoch in history.epochs:
-        seconds += epoch.seconds
-        if epoch.val_accuracy >= GOAL:
-            return seconds
-    raise UserError(f"validation accuracy {history.best.val_accuracy:.2%} misses {GOAL:.2%}, so no time is reported")
-
-
-def _results(workers: Workers, function: Any, work: Workload | NotebookPlan, seeds: Sequence[int]) -> list[Any]:
-    results = []
-    for outcome in workers.run(function, work, seeds):
-        if outcome.status == "failed":
-            raise UserError(f"a measurement failed: {outcome.reason}")
-        if outcome.status == "done":
-            results.append(outcome.result)
-    workers.stop.raise_if_set(STOPPED)
-    return results
+    ensure_files(work.data_dir)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((PIXEL_MEAN,), (PIXEL_STD,))])
+    classes = work.half.classes
+    images = FashionMNIST(str(work.data_dir), train=True, transform=transform, target_transform=classes.index)
+    train, val = train_and_val_indices(images.targets.numpy(), classes)
+    n_train, n_val = len(work.half.train), len(work.half.val)
+    return Subset(images, train[:n_train].tolist()), Subset(images, val[:n_val].tolist())

@@ -6,7 +6,7 @@ import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from fmnist_transfer.terminal.output import print_table, say
 
@@ -14,22 +14,7 @@ JSON_NAMES = (  # measurements that `--json` writes by name; null if not taken
     *("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling"),
     *("time_to_reference_ratio", "outside_training_percent"),
 )
-
-
-class Spread(NamedTuple):
-    """Median, smallest and largest of n repeated measurements."""
-
-    median: float
-    min: float
-    max: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def to_dict(self) -> dict[str, float]:
-        return {"median": self.median, "min": self.min, "max": self.max}
+RESUME = "resume_seconds, "  # start of a measurement's name, before the number of logged runs
 
 
 @dataclass(frozen=True)
@@ -38,42 +23,31 @@ class Line:
 
     name: str
     unit: str
-    spread: Spread
-    goal: str = ""
-    comment: str = ""
+    spread: dict[str, float]  # median, min and max of n repeated measurements
+    goal: str
+    comment: str
 
     def cells(self) -> list[str]:
-        return [
-            self.name,
-            *(f"{x:.4g}" for x in self.spread[:3]),
-            str(self.spread.n),
-            self.unit,
-            self.goal,
-            self.comment,
-        ]
+        return [self.name, *(f"{x:.4g}" for x in self.spread.values()), self.unit, self.goal, self.comment]
 
 
 @dataclass
 class Measurements:
     lines: list[Line] = field(default_factory=list)
-    resume_seconds: dict[int, Spread] = field(default_factory=dict)
-    """Number of logged runs -> seconds."""
 
-    def add(self, name: str, unit: str, values: Sequence[float], goal: str = "", comment: str = "") -> Spread:
-        spread = Spread.of(values)
-        self.lines.append(Line(name, unit, spread, goal, comment))
-        say(f"{name}: {spread.median:.4g} {unit} ({spread.min:.4g} to {spread.max:.4g}, n = {spread.n})")
-        return spread
+    def add(self, name: str, unit: str, values: Sequence[float], goal: str = "", comment: str = "") -> None:
+        n, median, low, high = len(values), statistics.median(values), min(values), max(values)
+        self.lines.append(Line(name, unit, {"median": median, "min": low, "max": high, "n": n}, goal, comment))
+        say(f"{name}: {median:.4g} {unit} ({low:.4g} to {high:.4g}, n = {n})")
 
     def to_json(self, device: str) -> dict[str, Any]:
         """Return the result that `--json` writes; parts that were not measured are null."""
-        spreads = {line.name: line.spread.to_dict() for line in self.lines}
-        resume = {str(n): spread.to_dict() for n, spread in self.resume_seconds.items()}
-        largest = max(self.resume_seconds, default=None)
+        spreads = {line.name: {key: line.spread[key] for key in ("median", "min", "max")} for line in self.lines}
+        by_runs = {name.split()[1]: spread for name, spread in spreads.items() if name.startswith(RESUME)}
         return {name: spreads.get(name) for name in JSON_NAMES} | {
-            "resume_seconds": None if largest is None else resume[str(largest)] | {"by_runs": resume},
+            "resume_seconds": [*by_runs.values()][-1] | {"by_runs": by_runs} if by_runs else None,
             "device": device,
-            "lines": [dataclasses.asdict(line) | {"spread": line.spread._asdict()} for line in self.lines],
+            "lines": [dataclasses.asdict(line) for line in self.lines],
         }
 
     def to_csv(self) -> str:
@@ -89,8 +63,4 @@ class Measurements:
 
     def metrics(self) -> list[tuple[str, float, int]]:
         """Return medians under names that MLflow accepts: `resume_seconds, 100 runs` -> `resume_seconds 100 runs`."""
-
-        def name_of(line: Line) -> str:
-            return "".join(c for c in line.name.replace("%", "percent") if c.isalnum() or c in "_-. /")
-
-        return [(name_of(line), line.spread.median, 0) for line in self.lines]
+        return [(line.name.replace("%", "percent").replace(",", ""), line.spread["median"], 0) for line in self.lines]

@@ -1,8 +1,5 @@
 """Turn verified Fashion-MNIST files into uint8 tensors: class halves, train/val/test, and nested fractions.
 
-    half = load_half(Path("data"), split.target)      # fetches missing files, checks size and sha256
-    train = fraction(half.train, percent, streams)
-
 Pixels stay uint8 until a batch is on its device. For other data sets use `image_sets.examples_of`, then `half_of`.
 """
 
@@ -21,8 +18,7 @@ from fmnist_transfer.data.files import data_sha256, read_files
 from fmnist_transfer.errors import DataError, UsageError
 from fmnist_transfer.seeding import Streams
 
-# These are over all 60,000 training images, pixels scaled to [0, 1].
-PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530
+PIXEL_MEAN, PIXEL_STD = 0.2860, 0.3530  # over all 60,000 training images, pixels scaled to [0, 1]
 FEWEST_TRAINING_IMAGES = 12  # per class
 VALIDATION_SEED = 20_170_825  # constant: validation images depend on no flag and no split
 
@@ -46,12 +42,6 @@ class Examples:
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.images.to(device), self.labels.to(device))
 
-    def share_memory(self) -> Self:
-        """Move the tensors to memory that worker processes read without a copy."""
-        self.images.share_memory_()
-        self.labels.share_memory_()
-        return self
-
 
 @dataclass(frozen=True)
 class Half:
@@ -61,74 +51,52 @@ class Half:
     train: Examples
     val: Examples
     test: Examples
-    data_sha256: str = ""
-    """Digest of Fashion-MNIST's four files; empty for other data sets."""
+    data_sha256: str = ""  # digest of Fashion-MNIST's four files; empty for other data sets
 
     def to(self, device: torch.device | str) -> Self:
-        parts = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return dataclasses.replace(self, **parts)
+        train, val, test = (examples.to(device) for examples in (self.train, self.val, self.test))
+        return dataclasses.replace(self, train=train, val=val, test=test)
 
-    def share_memory(self) -> Self:
+    def share_memory(self) -> None:
+        """Move the tensors to memory that worker processes read without a copy."""
         for examples in (self.train, self.val, self.test):
-            examples.share_memory()
-        return self
+            examples.images.share_memory_()
+            examples.labels.share_memory_()
 
 
 def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
-    """Load the images of `classes`, labels renumbered 0 ... in ascending order of class.
-
-    Args:
-        fetch: fetch missing files.
-
-    Raises:
-        DataError: a file is missing, unreadable or altered; or as `half_of`.
-    """
+    """Load Fashion-MNIST's images of `classes`. Raises DataError as `ensure_files` and `half_of`."""
     train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
-    half = half_of(
-        Examples(train_images.unsqueeze(1), train_labels.long()),
-        Examples(test_images.unsqueeze(1), test_labels.long()),
-        classes,
-    )
-    return dataclasses.replace(half, data_sha256=data_sha256())
+    train = Examples(train_images.unsqueeze(1), train_labels.long())
+    test = Examples(test_images.unsqueeze(1), test_labels.long())
+    return dataclasses.replace(half_of(train, test, classes), data_sha256=data_sha256())
 
 
 def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
-    """Select the images of `classes`, labels renumbered 0 ... in ascending order of class.
+    """Select the images of `classes` from a data set, labels renumbered 0 ... in ascending order of class.
 
-    One in six training images of each class becomes validation, chosen independently of the other classes.
-
-    Args:
-        train, test: a whole data set with its original labels.
-
-    Raises:
-        DataError: a class has fewer than twelve training images, or no test image. Twelve give two validation images,
-            one for each fold of the cross-fitted temperature (`calibration.cross_fitted_loss`).
+    One in six training images of each class becomes validation, chosen independently of the other classes. Raises
+    DataError for a class without test images, or with fewer than twelve training images: these give two for validation,
+    one for each fold of `score.cross_fitted_loss`.
     """
     classes = tuple(sorted(set(classes)))
     for c in classes:
         n_train, n_test = (int((examples.labels == c).sum()) for examples in (train, test))
         if n_train < FEWEST_TRAINING_IMAGES or n_test < 1:
-            raise DataError(
-                f"class {c} has {n_train} training and {n_test} test images; it needs at least "
-                f"{FEWEST_TRAINING_IMAGES} and 1"
-            )
+            counts = f"{n_train} training and {n_test} test images"
+            raise DataError(f"class {c} has {counts}; it needs at least {FEWEST_TRAINING_IMAGES} and 1")
     kept = torch.tensor(classes)
 
     def cut(examples: Examples, indices: Tensor) -> Examples:
         return Examples(examples.images[indices], torch.searchsorted(kept, examples.labels[indices]))
 
     trains, validates = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
-    tests = torch.isin(test.labels, kept)
-    return Half(classes, cut(train, trains), cut(train, validates), cut(test, tests))
+    return Half(classes, cut(train, trains), cut(train, validates), cut(test, torch.isin(test.labels, kept)))
 
 
 def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the training and the validation images of `classes`, each ascending.
-
-    labels: [n], of all training images. `VALIDATION_SEED` chooses one image in six of each class for validation.
-    """
-    train: list[np.ndarray] = []
-    val: list[np.ndarray] = []
+    """Return the indices of the training and of the validation images of `classes`; labels: [n], of all images."""
+    train, val = [], []
     for c in classes:
         shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c))
         n_val = len(shuffled) // 6
@@ -144,10 +112,7 @@ def on_device(half: Half, device: str) -> Half:
 
 
 def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
-    """Take `percent` of each class, chosen by the stream `subset`. A smaller fraction is a prefix of a larger one.
-
-    Raises as `n_train`.
-    """
+    """Take `percent` of each class, chosen by the stream `subset`. A smaller fraction is a prefix of a larger one."""
     order = nested_order(train.labels.cpu(), streams.generator("subset"))
     return train.take(order[: n_train(train, percent)].to(train.labels.device))
 
@@ -155,8 +120,7 @@ def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
 def n_train(train: Examples, percent: int) -> int:
     """Return the number of training images at `percent` of each class, rounded down per class.
 
-    Fashion-MNIST has 50 per class and percentage point. Raises DataError for a class without an image; UsageError,
-    naming the smallest percent that works, if a class would get none.
+    Raises UsageError, naming the smallest percent that works, if a class would get none.
     """
     counts = _images_per_class(train.labels)
     fewest = int(counts.min())
@@ -169,8 +133,7 @@ def n_train(train: Examples, percent: int) -> int:
 def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Return indices [n] whose first `n_train` at any percent hold that percent of each class, so fractions nest.
 
-    Each class is permuted by `generator`, then spread evenly over the order, so classes of equal size alternate.
-    Raises DataError for a class without an image.
+    Each class is permuted, then spread evenly over the order, so classes of equal size alternate.
     """
     indices, shares = [], []
     for c, n in enumerate(_images_per_class(labels).tolist()):

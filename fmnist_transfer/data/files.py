@@ -1,19 +1,12 @@
-"""Find, fetch, verify and read Fashion-MNIST's four IDX files.
+"""Find, fetch, verify and read Fashion-MNIST's four IDX files; those in the data directory come first."""
 
-Files already in the data directory come first. A source of missing files puts decompressed files into a folder or
-raises; everything it delivers is verified.
-"""
-
-import contextlib
 import gzip
 import hashlib
-import io
 import os
 import shutil
-import socket
-import struct
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,14 +31,18 @@ FILES: tuple[IdxFile, ...] = (
     IdxFile("t10k-labels-idx1-ubyte", 10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
 
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+
 
 def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
-    """Read training images [60000, 28, 28] and labels [60000], then test images and labels, all uint8.
-
-    Fetches missing files if `fetch`. Raises DataError.
-    """
-    raw = ensure_files(data_dir, fetch=fetch)
-    return [_read_idx(raw / file.name) for file in FILES]
+    """Read training images [60000, 28, 28] and labels [60000], then test images and labels, all uint8."""
+    raw, arrays = ensure_files(data_dir, fetch=fetch), []
+    for file in FILES:  # two zeros, type 8 (unsigned bytes), number of dimensions, sizes, data
+        content = np.fromfile(raw / file.name, np.uint8)
+        end = 4 + 4 * int(content[3])
+        arrays.append(content[end:].reshape(content[4:end].view(">u4")))
+    return arrays
 
 
 def data_sha256() -> str:
@@ -66,14 +63,15 @@ def default_data_dir() -> Path:
 def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
     """Return the folder `data_dir/FashionMNIST/raw` with all four files verified, missing ones fetched.
 
-    An existing file is never replaced: DataError if its size or sha256 is wrong. Files are put in place by renaming,
-    so a killed download never looks finished and two processes may fetch at once.
+    Raises DataError for an altered file, which is never replaced. Fetched files are put in place by renaming, so a
+    killed download never looks finished and two processes may fetch at once.
     """
-    raw = data_dir / "FashionMNIST" / "raw"
-    missing = [file for file in FILES if not (raw / file.name).exists()]
+    raw, missing = data_dir / "FashionMNIST" / "raw", []
     for file in FILES:
-        if file not in missing:
+        if (raw / file.name).exists():
             _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
+        else:
+            missing.append(file)
     if missing and not fetch:
         names = ", ".join(file.name for file in missing)
         raise DataError(f"{raw} has no {names}; run the command without --dry-run to fetch them")
@@ -84,116 +82,88 @@ def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
 
 def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes != file.n_bytes:
-            raise DataError(
-                f"{path}: expected {file.n_bytes} bytes, found {n_bytes}: truncated or altered. {advice}".rstrip()
-            )
-        with path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if sha256 != file.sha256:
-        raise DataError(
-            f"{path}: expected sha256 {file.sha256}, found {sha256}: altered or mislabelled. {advice}".rstrip()
-        )
+    sha256 = hashlib.sha256(content).hexdigest()
+    if len(content) != file.n_bytes:
+        problem = f"expected {file.n_bytes} bytes, found {len(content)}: truncated or altered"
+    elif sha256 != file.sha256:
+        problem = f"expected sha256 {file.sha256}, found {sha256}: altered or mislabelled"
+    else:
+        return
+    raise DataError(f"{path}: {problem}. {advice}".rstrip())
 
 
 def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
-    reasons = []
+    attempts = [f"files in {raw}: missing"]
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        for name, fetch in SOURCES:
+        for name, source in SOURCES:
             with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch-") as folder:
                 try:
-                    fetched = fetch(Path(folder))
+                    fetched = source(Path(folder))
                     for file in missing:
                         _verify(fetched / file.name, file)
                 except Exception as error:  # each failed source gets one line in the message below
-                    reasons.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
+                    attempts.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                     continue
                 for file in missing:
-                    _put_in_place(fetched / file.name, raw / file.name)
+                    with (fetched / file.name).open("rb") as stream:
+                        os.fsync(stream.fileno())
+                    os.replace(fetched / file.name, raw / file.name)
                 return
     except OSError as error:
-        raise DataError(
-            f"cannot write to {raw}: {error.strerror}; choose another folder with --data-dir or FMNIST_DATA_DIR"
-        ) from error
-    listing = "".join(f"\n  {reason}" for reason in reasons)
-    raise DataError(
-        f"cannot fetch Fashion-MNIST ({', '.join(file.name for file in missing)}). Tried:\n  files in {raw}: "
-        f"missing{listing}\nPut the four decompressed files there, or give --data-dir."
-    )
-
-
-def _put_in_place(path: Path, destination: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(path, destination)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """Read a verified IDX file of unsigned bytes: two zeros, type 8, number of dimensions, sizes, data."""
-    content = bytearray(path.read_bytes())  # writable, as torch.from_numpy requires
-    n_dimensions = content[3]
-    shape = struct.unpack_from(f">{n_dimensions}I", content, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions).reshape(shape)
-
-
-SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-MIRROR_TIMEOUT_SECONDS = 10.0
+        advice = "choose another folder with --data-dir or FMNIST_DATA_DIR"
+        raise DataError(f"cannot write to {raw}: {error.strerror}; {advice}") from error
+    names, tried = ", ".join(file.name for file in missing), "\n  ".join(attempts)
+    advice = "Put the four decompressed files there, or give --data-dir."
+    raise DataError(f"cannot fetch Fashion-MNIST ({names}). Tried:\n  {tried}\n{advice}")
 
 
 def from_system(folder: Path) -> Path:
     """Decompress an installed data set, such as Debian's package, into `folder`."""
-    if not SYSTEM_FOLDER.is_dir():
-        raise FileNotFoundError(f"{SYSTEM_FOLDER} does not exist")
     return _decompress(SYSTEM_FOLDER, folder)
 
 
 def from_mirrors(folder: Path) -> Path:
-    """Download from torchvision's mirrors into `folder`."""
-    import torchvision
+    """Download from torchvision's mirror into `folder`."""
+    from torchvision.datasets import FashionMNIST
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_TIMEOUT_SECONDS)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            torchvision.datasets.FashionMNIST(str(folder), download=True)
-    finally:
-        socket.setdefaulttimeout(before)
-    return folder / "FashionMNIST" / "raw"
+    mirror = FashionMNIST.mirrors[0].rstrip("/")
+    for file in FILES:  # not by torchvision itself, whose downloads need a time-out of the whole process
+        with urllib.request.urlopen(f"{mirror}/{file.name}.gz", timeout=10) as response:
+            (folder / file.name).write_bytes(gzip.decompress(response.read()))
+    return folder
 
 
 def from_debian(folder: Path) -> Path:
     """Download and unpack Debian's package without root and without touching the system's package lists."""
     if not shutil.which("apt-get"):
         raise FileNotFoundError("apt-get is not installed")
-    lists, cache = folder / "lists", folder / "cache"
-    (lists / "partial").mkdir(parents=True)
-    (cache / "archives" / "partial").mkdir(parents=True)
-    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True)
+    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
     apt += ["-o", "APT::Sandbox::User=", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::Retries=0"]
     _run([*apt, "update"], folder)
     _run([*apt, "download", DEBIAN_PACKAGE], folder)
     (package,) = folder.glob(f"{DEBIAN_PACKAGE}*.deb")
-    _run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], folder)
-    return _decompress(folder / "unpacked" / SYSTEM_FOLDER.relative_to("/"), folder)
+    _run(["dpkg-deb", "-x", str(package), str(folder)], folder)
+    return _decompress(folder / SYSTEM_FOLDER.relative_to("/"), folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
-    )
+    null = subprocess.DEVNULL
+    done = subprocess.run(command, cwd=folder, stdin=null, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise OSError(f"{command[0]} {command[-1]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
 
 
 def _decompress(archives: Path, folder: Path) -> Path:
+    if not archives.is_dir():
+        raise FileNotFoundError(f"{archives} does not exist")
     for archive in sorted(archives.glob("*-ubyte.gz")):
-        with gzip.open(archive) as packed, (folder / archive.stem).open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        (folder / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
     return folder
 
 

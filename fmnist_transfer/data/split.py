@@ -4,16 +4,12 @@ from dataclasses import dataclass
 
 from fmnist_transfer.errors import UsageError
 
-CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _NAMED = {"0-4": "01234", "5-9": "56789", "even": "02468", "odd": "13579"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Two disjoint halves of the ten classes, each five digits in ascending order.
-
-    Labels of a half are renumbered 0-4 in this order. `str(split)` is the canonical form, such as `01234/56789`.
-    """
+    """Two disjoint halves of the ten classes; `str(split)` is the canonical form, such as `01234/56789`."""
 
     source: tuple[int, ...]
 
@@ -43,21 +39,17 @@ def digits(classes: tuple[int, ...]) -> str:
 
 
 def parse_split(text: str) -> Split:
-    """Read SOURCE/TARGET: `0-4/5-9`, `5-9/0-4`, `even/odd`, `odd/even`, ten digits `01234/56789`, or `random:S`.
+    """Read SOURCE/TARGET, such as `0-4/5-9`, `even/odd` or `01234/56789`, or `random:S`. Raises UsageError.
 
-    For `random:S`, the source is the first five of a permutation of 0-9 seeded with S. Raises UsageError.
+    For `random:S`, the source is the first five of a permutation of 0-9 seeded with S.
     """
-    problem = UsageError(
-        f"--split {text}: write SOURCE/TARGET with all ten classes, such as 0-4/5-9, even/odd, 01234/56789, or random:S"
-    )
-    kind, colon, seed = text.partition(":")
-    if kind == "random" and colon:
-        if not seed.isdecimal():
-            raise problem
+    kind, _, seed = text.partition(":")
+    if kind == "random" and seed.isdecimal():
         import numpy as np  # imported here: takes 0.1 s, and only this form needs it
 
         return Split(tuple(int(c) for c in np.random.default_rng(int(seed)).permutation(10)[:5]))
     halves = [_NAMED.get(half, half) for half in text.split("/")]
     if len(halves) != 2 or sorted("".join(halves)) != list("0123456789") or len(halves[0]) != 5:
-        raise problem
+        examples = "0-4/5-9, even/odd, 01234/56789, or random:S"
+        raise UsageError(f"--split {text}: write SOURCE/TARGET with all ten classes, such as {examples}")
     return Split(tuple(map(int, halves[0])))

@@ -40,22 +40,17 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str) -> None:
     """Raise ModelError, listing missing (-) and extra (+) tensors, unless names, shapes and types match `wanted`."""
-    actual, expected = _described(state), _described(wanted)
-    if actual != expected:
-        missing = [f"- {name} {kind}" for name, kind in expected.items() if actual.get(name) != kind]
-        extra = [f"+ {name} {kind}" for name, kind in actual.items() if expected.get(name) != kind]
+    actual, expected = ([f"{name} {tuple(t.shape)} {t.dtype}" for name, t in each.items()] for each in (state, wanted))
+    missing = [f"- {tensor}" for tensor in expected if tensor not in actual]
+    extra = [f"+ {tensor}" for tensor in actual if tensor not in expected]
+    if missing or extra:
         raise ModelError(f"the weights of {owner} do not fit its network:\n" + "\n".join(missing + extra))
 
 
-def _described(state: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in state.items()}
-
-
-def check_state(state: dict[str, torch.Tensor], spec: CNN2Spec, owner: str) -> None:
+def check_state(state: State, spec: CNN2Spec, owner: str) -> None:
     """Raise ModelError unless `state` fits the spec's network exactly (see `check_fit`) and is finite."""
     with torch.device("meta"):
-        wanted = CNN2(spec).state_dict()
-    check_fit(state, wanted, owner)
+        check_fit(state, CNN2(spec).state_dict(), owner)
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{owner}: {name} holds NaN or infinite values")

@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import ModelError, UsageError
-from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.network.cost import n_parameters
+from fmnist_transfer.network.cnn2 import CNN2Spec, n_parameters
 from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.store.metric_rows import result_rows
 from fmnist_transfer.store.open_runs import Key, OpenRuns
@@ -164,7 +163,7 @@ def read_model(store: Store, location: str, name: str) -> TrainedModel:
         sha256 = hashlib.sha256(weights).hexdigest()
         if sha256 != content["weights_sha256"]:
             raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
-        spec, recipe = CNN2Spec.from_dict(content["spec"]), Recipe.from_dict(content["recipe"])
+        spec, recipe = CNN2Spec(**content["spec"]), Recipe(**content["recipe"])
         split = Split(tuple(content["source_classes"]))
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
             raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")

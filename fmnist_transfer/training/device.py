@@ -15,28 +15,16 @@ MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
-    """Return the device called `name`; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises UsageError if the device is missing or does not support the precision.
-    """
-    device = _find_device(name)
-    if precision == "tf32" and device.type != "cuda":
-        raise UsageError(f"--precision tf32: {device.type} has none; use float32 or bf16")
-    return device
-
-
-def _find_device(name: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, is_available in available.items() if is_available))
+    """Return the device (`auto`: CUDA, else MPS, else the CPU). Raises UsageError if it or the precision is missing."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     try:
-        device = torch.device(name)
+        device = torch.device(next(kind for kind, n in counts.items() if n) if name == "auto" else name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps") from error
-    if not available.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if (device.index or 0) >= counts.get(device.type, 0):
         raise UsageError(f"--device {name}: not on this machine; use --device auto")
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision tf32: {device.type} has none; use float32 or bf16")
     return device
 
 
@@ -46,6 +34,15 @@ def prepare_process() -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory: else page faults cost a third of a large network's images per second."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        # Old versions refuse more than 32 MiB. Setting either value disables glibc's own adaptation, so both are set.
+        if mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT_BY_OLD_GLIBC):
+            mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
 
 
 def numerics() -> dict[str, str]:
@@ -63,19 +60,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step; do nothing on other systems.
-
-    Without this, activations of 32 channels and 256 images caused 17,000 page faults per step, which cost a third of
-    the images per second.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        # Old versions refuse more than 32 MiB. Setting either value disables glibc's own adaptation, so both are set.
-        if mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT_BY_OLD_GLIBC):
-            mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
 
 
 def use_precision(precision: Precision) -> None:

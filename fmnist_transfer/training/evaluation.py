@@ -1,7 +1,4 @@
-"""Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand.
-
-A network and examples on its device in, numbers out.
-"""
+"""Score a network in evaluation mode, and re-estimate its batch-norm statistics beforehand."""
 
 import math
 from collections.abc import Callable
@@ -47,18 +44,18 @@ def features(network: nn.Module, examples: Examples, classifier: str = CLASSIFIE
     Raises UsageError unless the network's logits are the output of the module called `classifier`.
     """
     network.eval()
-    seen: list[tuple[Tensor, ...]] = []
+    calls: list[tuple[Tensor, ...]] = []  # inputs and output
 
-    def function(images: Tensor) -> Tensor:
+    def inputs_of_classifier(images: Tensor) -> Tensor:
+        calls.clear()
         logits = network(images)
-        if len(seen) != 1 or len(seen[0]) != 2 or seen[0][1] is not logits:
+        if len(calls) != 1 or len(calls[0]) != 2 or calls[0][1] is not logits:
             raise UsageError(f"{classifier!r} is no classifier: the network's logits are not what it gives")
-        return seen.pop()[0]
+        return calls[0][0]
 
-    with find_classifier(network, classifier).register_forward_hook(
-        lambda _, inputs, output: seen.append((*inputs, output))
-    ):
-        return Examples(_in_batches(function, examples.images), examples.labels)
+    module = find_classifier(network, classifier)
+    with module.register_forward_hook(lambda _, inputs, output: calls.append((*inputs, output))):
+        return Examples(_in_batches(inputs_of_classifier, examples.images), examples.labels)
 
 
 @torch.inference_mode()
@@ -79,10 +76,7 @@ def scores_of(logits: Tensor, labels: Tensor) -> Scores:
 
 @torch.no_grad()
 def re_estimate_batch_norm(network: nn.Module, train: Examples) -> None:
-    """Replace batch-norm running statistics by the mean over up to 2,048 unaugmented training images.
-
-    After 5 steps at momentum 0.1, running statistics are still 59 % initial values.
-    """
+    """Replace running statistics (59 % initial values after five steps) by means over 2,048 plain training images."""
     norms = {module: module.momentum for module in network.modules() if isinstance(module, _BatchNorm)}
     if not norms:
         return

@@ -1,8 +1,4 @@
-"""The training loop of one network, on images that are already on its device.
-
-Examples and a `Recipe` in, a `History` out; the network is trained in place and each epoch reported to a callback.
-This module knows nothing of MLflow, Optuna or command lines, and leaves the global random state unchanged.
-"""
+"""The training loop of one network, on images that are already on its device. It leaves global random state alone."""
 
 import dataclasses
 import math
@@ -21,10 +17,11 @@ from fmnist_transfer.network.weights import State, copy_state
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
-from fmnist_transfer.training.evaluation import evaluate, features, re_estimate_batch_norm
-from fmnist_transfer.training.optimizer import FACTOR, make_optimizer
+from fmnist_transfer.training.evaluation import Scores, evaluate, features, re_estimate_batch_norm
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch, History, Result, score
+
+FACTOR = "learning_rate_factor"  # key of a parameter group
 
 
 class Diverged(Exception):
@@ -44,38 +41,31 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
-    """Train `network` in place.
+    """Train `network` in place, on the device of all three.
 
     Args:
-        network: on the training device, like `train` and `val`.
         train: the training subset; its first images re-estimate batch-norm statistics and should be class-balanced.
-        streams: batch order, augmentation and dropout each draw from their own stream.
         classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
-        steps_per_epoch: steps of a nominal epoch, after which validation is scored; default: one pass over `train`.
-            A larger number is the *steps* budget.
+        steps_per_epoch: steps between validations; default: one pass over `train`. More are the *steps* budget.
         precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
         on_epoch: called after each nominal epoch; may raise to end the training.
         should_stop: called before each batch; True ends the training.
 
-    Raises:
-        Diverged: the loss is NaN or infinite.
-        Interrupted: `should_stop` returned True.
-        UsageError: `recipe.trunk_factor` is not 1 and there is no module called `classifier`.
+    Raises Diverged for a NaN or infinite loss, Interrupted if stopped, UsageError without a module `classifier`.
     """
     device = train.images.device
     use_precision(precision)
     if recipe.trunk_factor != 1:
         find_classifier(network, classifier)
-    optimizer = make_optimizer(network, recipe, f"{classifier}.")
+    optimizer = make_optimizer(network, recipe, classifier)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
     order = batches(len(train), recipe.batch_size, streams.generator("batches"))
     augmentation = streams.generator("augmentation", device)
-    epochs: list[Epoch] = []
-    best_epoch, best_state = 0, State()
+    record = Record(recipe, steps_per_epoch)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(streams.seed("dropout"))
-        for number in range(1, recipe.epochs + 1):
+        for first_step in range(0, total_steps, steps_per_epoch):
             start = time.perf_counter()
             network.train()
             losses = torch.empty(steps_per_epoch, device=device)
@@ -83,9 +73,8 @@ def fit(
             for i in range(steps_per_epoch):
                 if should_stop():
                     raise Interrupted("training was interrupted")
-                step = (number - 1) * steps_per_epoch + i
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate_at(step, total_steps) * group[FACTOR]
+                    group["lr"] = recipe.learning_rate_at(first_step + i, total_steps) * group[FACTOR]
                 batch = train.take(orders[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
@@ -94,28 +83,74 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 losses[i] = loss.detach()
-            check_finite(losses, number, steps_per_epoch)
+            record.check_finite(losses)
             train_seconds = time.perf_counter() - start
             re_estimate_batch_norm(network, train)
             scores = evaluate(network, val)
-            if not math.isfinite(scores.loss):
-                raise Diverged(f"validation loss is {scores.loss} after epoch {number}, step {step + 1}")
-            epochs.append(
-                Epoch(
-                    epoch=number,
-                    step=step + 1,
-                    train_loss=float(losses.mean()),
-                    val_loss=scores.loss,
-                    val_accuracy=scores.accuracy,
-                    learning_rate=recipe.learning_rate_at(step, total_steps),
-                    seconds=time.perf_counter() - start,
-                    train_seconds=train_seconds,
-                )
-            )
-            if not best_epoch or scores.loss < epochs[best_epoch - 1].val_loss:
-                best_epoch, best_state = number, copy_state(network)
-            on_epoch(epochs[-1])
-    return History(tuple(epochs), best_epoch, best_state)
+            record.add(losses, scores, time.perf_counter() - start, train_seconds, lambda: copy_state(network))
+            on_epoch(record.epochs[-1])
+    return record.history()
+
+
+class Record:
+    """Epochs of one network so far, and the weights of the best."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int):
+        self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
+        self.epochs: list[Epoch] = []
+        self.best_epoch, self.best_state = 0, State()
+
+    def check_finite(self, losses: Tensor) -> None:
+        """Raise Diverged at the next epoch's first non-finite loss of [steps_per_epoch]. Waits for the device."""
+        bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+        if len(bad):
+            i, n_epochs = int(bad[0]), len(self.epochs)
+            step = n_epochs * self.steps_per_epoch + i + 1
+            raise Diverged(f"training loss is {float(losses[i])} at epoch {n_epochs + 1}, step {step}")
+
+    def add(self, losses: Tensor, val: Scores, seconds: float, train_seconds: float, copy: Callable[[], State]) -> None:
+        """Add an epoch with these losses of its steps. `copy` returns the weights. Raises Diverged."""
+        number = len(self.epochs) + 1
+        step = number * self.steps_per_epoch
+        if not math.isfinite(val.loss):
+            raise Diverged(f"validation loss is {val.loss} after epoch {number}, step {step}")
+        rate = self.recipe.learning_rate_at(step - 1, self.recipe.epochs * self.steps_per_epoch)
+        if not self.epochs or val.loss < self.epochs[self.best_epoch - 1].val_loss:
+            self.best_epoch, self.best_state = number, copy()
+        train_loss = float(losses.mean())
+        self.epochs.append(Epoch(number, step, train_loss, val.loss, val.accuracy, rate, seconds, train_seconds))
+
+    def history(self) -> History:
+        return History(tuple(self.epochs), self.best_epoch, self.best_state)
+
+
+def make_optimizer(
+    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
+) -> torch.optim.Optimizer:
+    """Make the recipe's optimizer, with one group of parameters or, for a trunk factor, classifier and trunk apart.
+
+    `recorded` keeps learning rates in tensors on the device, for steps in a CUDA graph.
+    """
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        factor = 1.0 if name.startswith(f"{classifier}.") else recipe.trunk_factor
+        by_factor.setdefault(factor, []).append(parameter)
+    device, rate, decay = next(network.parameters()).device, recipe.learning_rate, recipe.weight_decay
+    groups: list[dict[str, Any]] = [{"params": group, FACTOR: factor} for factor, group in by_factor.items()]
+    for group in groups if recorded else ():
+        group["lr"] = torch.tensor(rate, device=device)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(groups, rate, weight_decay=decay, fused=True, capturable=recorded and device.type == "cuda")
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of batches without end, from fresh permutations; each permutation's remainder is dropped."""
+    while True:
+        order = torch.randperm(n, generator=generator)
+        full = n - n % batch_size or n
+        yield from order[:full].split(batch_size)
 
 
 def fit_classifier(
@@ -128,15 +163,14 @@ def fit_classifier(
     classifier: str = CLASSIFIER,
     **options: Any,
 ) -> History:
-    """Train only the classifier, in place; other weights stay as they are.
+    """Train only the classifier, in place, on features computed once without augmentation; otherwise as `fit`.
 
-    Batch-norm statistics are re-estimated, then the trunk processes each image once in evaluation mode, without
-    augmentation or dropout. Arguments as for `fit`; raises as `fit` and `features`.
+    Batch-norm statistics are re-estimated before; the trunk's weights stay as they are.
     """
     re_estimate_batch_norm(network, train)
     plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
-    seen, seen_of_val = (features(network, examples, classifier) for examples in (train, val))
-    history = fit(find_classifier(network, classifier), seen, seen_of_val, plain, streams, **options)
+    train, val = (features(network, examples, classifier) for examples in (train, val))
+    history = fit(find_classifier(network, classifier), train, val, plain, streams, **options)
     best_classifier = {f"{classifier}.{name}": tensor for name, tensor in history.best_state.items()}
     return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
 
@@ -144,38 +178,14 @@ def fit_classifier(
 def fit_and_score(
     network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
-    """Run `fit`, then score: training subset and validation with the final and best weights, test with the final ones.
-
-    Args:
-        half: its validation and test images are scored; on the device of `train`.
-        options: passed to `fit`.
-    """
-    start, initial_state = time.perf_counter(), copy_state(network)
+    """Run `fit` with `options`, then `score`, all on the device of `train`."""
+    initial_state = copy_state(network)
     history = fit(network, train, half.val, recipe, streams, **options)
-    result = score(network, history, train, half, initial_state)
-    return dataclasses.replace(result, seconds=time.perf_counter() - start)
+    return score(network, history, train, half, initial_state)
 
 
 def train_on_half(spec: CNN2Spec, half: Half, recipe: Recipe, streams: Streams, device: str, **options: Any) -> Result:
-    """Run `fit_and_score` with a fresh network on all training images of the half; `options` are passed to `fit`."""
+    """Run `fit_and_score` with a fresh network on all training images of the half, on `device`."""
     half = on_device(half, device)
     network = fresh_network(spec, streams).to(device)
     return fit_and_score(network, fraction(half.train, 100, streams), half, recipe, streams, **options)
-
-
-def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the indices of batches without end, from fresh permutations; each permutation's remainder is dropped."""
-    while True:
-        order = torch.randperm(n, generator=generator)
-        full = n - n % batch_size or n
-        yield from order[:full].split(batch_size)
-
-
-def check_finite(losses: Tensor, epoch: int, steps_per_epoch: int) -> None:
-    """Raise Diverged at the first non-finite loss of [steps_per_epoch]. Synchronises with the device once per epoch."""
-    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
-    if len(bad):
-        i = int(bad[0])
-        raise Diverged(
-            f"training loss is {float(losses[i])} at epoch {epoch}, step {(epoch - 1) * steps_per_epoch + i + 1}"
-        )

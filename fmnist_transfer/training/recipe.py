@@ -3,13 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 WARM_UP = 0.25  # share of the steps in which one-cycle's learning rate rises
 START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
-
 LATER = ("trunk_factor", "warm_up")  # fields that earlier recipes lack
-
 Precision = Literal["float32", "tf32", "bf16"]  # arithmetic; weights, optimizer and losses stay float32
 
 
@@ -17,26 +15,18 @@ Precision = Literal["float32", "tf32", "bf16"]  # arithmetic; weights, optimizer
 class Recipe:
     """Training settings. Dropout belongs to `CNN2Spec`. Raises ValueError for a value out of range."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    """`sgd` uses Nesterov momentum 0.9."""
-    learning_rate: float = 3e-3
-    """Peak of the schedule."""
-    weight_decay: float = 1e-2
-    """Decoupled for adamw, an L2 penalty for adam and sgd."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"  # sgd uses Nesterov momentum 0.9
+    learning_rate: float = 3e-3  # peak of the schedule
+    weight_decay: float = 1e-2  # decoupled for adamw, an L2 penalty for adam and sgd
     schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
     batch_size: int = 128
     epochs: int = 8
     label_smoothing: float = 0.0
-    flip: bool = False
-    """Mirror each training image left-right with probability 1/2."""
-    shift: int = 0
-    """Move each training image by up to this many pixels on both axes, uniformly."""
-    erase: float = 0.0
-    """Probability of blanking one random rectangle of a training image (Zhong et al. 2017)."""
-    trunk_factor: float = 1.0
-    """Learning rate of every layer but the classifier, as a multiple of the classifier's."""
-    warm_up: float | None = None
-    """Share of the steps in which the learning rate rises; None: a quarter for one-cycle, none for the others."""
+    flip: bool = False  # mirror each training image left-right with probability 1/2
+    shift: int = 0  # move each training image by up to this many pixels on both axes, uniformly
+    erase: float = 0.0  # probability of blanking one random rectangle of a training image (Zhong et al. 2017)
+    trunk_factor: float = 1.0  # learning rate of every layer but the classifier, as a multiple of the classifier's
+    warm_up: float | None = None  # share of the steps in which the rate rises; None: 1/4 for one-cycle, 0 for others
 
     def __post_init__(self) -> None:
         allowed = {
@@ -63,8 +53,8 @@ class Recipe:
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of step `step` (0-based) of `total_steps`, which may be 1.
 
-        The schedule is read at the middle of the step, so neither the first nor the last step is wasted on a rate of 0.
-        one-cycle: Smith & Topin 2019, rising and falling by cosines. The others rise linearly if `warm_up` is set.
+        The schedule is read at the middle of the step, so that no step is wasted on a rate of 0. one-cycle: Smith &
+        Topin 2019, rising and falling by cosines. The others rise linearly.
         """
         position, warm_up = (step + 0.5) / total_steps, self.warm_up_share
         one_cycle = self.schedule == "one-cycle"
@@ -87,11 +77,6 @@ class Recipe:
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in LATER or value != getattr(Recipe, name)}
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises TypeError for an unknown field, ValueError for a value out of range."""
-        return cls(**fields)
-
 
 def _cosine(start: float, end: float, position: float) -> float:
     """Return half a cosine from `start` at position 0 to `end` at position 1."""
@@ -104,6 +89,4 @@ REFERENCE_RECIPE = Recipe(
 )
 
 # The search's first trial trains `cnn2.HAND_MADE_SPEC` with this recipe.
-HAND_MADE_RECIPE = Recipe(
-    learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, batch_size=128, epochs=10
-)
+HAND_MADE_RECIPE = Recipe(learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, epochs=10)

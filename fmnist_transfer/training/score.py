@@ -1,4 +1,4 @@
-"""Result of one training: its epochs, and the scores of its final and best weights."""
+"""Result of one training: its epochs, and the scores and calibration (Guo et al. 2017) of final and best weights."""
 
 import dataclasses
 import math
@@ -6,12 +6,19 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples, Half
 from fmnist_transfer.network.weights import State, copy_state, distances
-from fmnist_transfer.training.calibration import Calibration, calibrate_test, calibrate_val
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict, scores_of
+
+N_BINS = 15  # of equal width, as in Guo et al.
+TEMPERATURES = 0.05, 20.0  # lowest and highest
+Logits = NDArray[np.float64]  # [n, n_classes]
+Labels = NDArray[np.int64]  # [n], 0 ... n_classes - 1
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,7 @@ class Epoch:
     val_accuracy: float
     learning_rate: float
     seconds: float
-    train_seconds: float = math.nan
-    """Part of `seconds` spent in training steps. NaN in studies logged before this was recorded."""
-
-    @property
-    def val_seconds(self) -> float:
-        """Part of `seconds` spent in evaluation."""
-        return self.seconds - self.train_seconds
+    train_seconds: float = math.nan  # part of `seconds` in training steps; NaN in studies logged before it was recorded
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,28 @@ class History:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Calibration of one network on one set of images."""
+
+    ece: float  # expected calibration error of the unscaled logits, in [0, 1]
+    temperature: float  # divisor of the logits; above 1 if the network is over-confident
+    scaled_loss: float  # mean cross-entropy in nats after dividing
+
+
+@dataclass(frozen=True)
 class Diagnosis:
-    """Scores of one set of weights. `train` is the training subset in evaluation mode."""
+    """Scores of one set of weights; `train` is the training subset in evaluation mode."""
 
     train: Scores
     val: Scores
     val_calibration: Calibration
 
-    @property
-    def gap(self) -> float:
-        """Generalisation gap in nats: validation loss minus training loss."""
-        return self.val.loss - self.train.loss
-
     def to_dict(self) -> dict[str, float]:
         """Return train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
         val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
         flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
-        return flat | {f"val_{key}": value for key, value in val.items()} | {"gap": self.gap}
+        flat |= {f"val_{key}": value for key, value in val.items()}
+        return flat | {"gap": flat["val_loss"] - flat["train_loss"]}
 
 
 @dataclass(frozen=True)
@@ -79,22 +85,16 @@ class Result:
     best_epoch: int
     final: Diagnosis
     best: Diagnosis
-    test: Scores
-    """Test scores of the final weights."""
-    test_calibration: Calibration
-    """Test calibration of the final weights, with the temperature fitted to validation."""
-    distances: dict[str, float]
-    """L2 distance of each layer's final parameters from their initial values, and of `all` together."""
+    test: Scores  # of the final weights
+    test_calibration: Calibration  # of the final weights, with the temperature fitted to validation
+    distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
     seconds: float
 
     def cost(self) -> dict[str, float]:
         """Return seconds: total, in training steps, and in validation after each epoch."""
-        return {
-            "seconds": self.seconds,
-            "train_seconds": sum(epoch.train_seconds for epoch in self.epochs),
-            "val_seconds": sum(epoch.val_seconds for epoch in self.epochs),
-        }
+        train, epochs = sum(epoch.train_seconds for epoch in self.epochs), sum(epoch.seconds for epoch in self.epochs)
+        return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return `final`, `best`, `test` and `distance` as plain numbers."""
@@ -109,16 +109,14 @@ class Result:
 
 
 def score(network: nn.Module, history: History, train: Examples, half: Half, initial_state: State) -> Result:
-    """Score the network's weights, which are the final ones, and the best; `seconds` covers epochs and scoring."""
+    """Score the network's weights, which are the final ones, and the best, on test images the final ones alone."""
     start = time.perf_counter()
     final_state = copy_state(network)
-    final = diagnose(network, history.final, train, half.val)
+    final = best = _diagnose(network, history.final, train, half.val)
     test_logits = predict(network, half.test)
-    test_calibration = calibrate_test(*_arrays(test_logits, half.test), final.val_calibration.temperature)
-    best = final
     if history.best_epoch != len(history.epochs):
         network.load_state_dict(history.best_state)
-        best = diagnose(network, history.best, train, half.val)
+        best = _diagnose(network, history.best, train, half.val)
         network.load_state_dict(final_state)
     return Result(
         epochs=history.epochs,
@@ -126,18 +124,67 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
         final=final,
         best=best,
         test=scores_of(test_logits, half.test.labels),
-        test_calibration=test_calibration,
+        test_calibration=calibrate(*_arrays(test_logits, half.test), final.val_calibration.temperature),
         distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,
         seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
     )
 
 
-def diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
+def _diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
     """Score the network's weights, which must be those of `epoch`."""
-    calibration = calibrate_val(*_arrays(predict(network, val), val))
+    calibration = calibrate(*_arrays(predict(network, val), val))
     return Diagnosis(evaluate(network, train), Scores(epoch.val_loss, epoch.val_accuracy), calibration)
 
 
-def _arrays(logits: Tensor, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(logits: Tensor, examples: Examples) -> tuple[Logits, Labels]:
     return logits.double().cpu().numpy(), examples.labels.cpu().numpy()
+
+
+def calibrate(logits: Logits, labels: Labels, temperature: float | None = None) -> Calibration:
+    """Calibrate with a temperature of other images; without one, fit it to all of these and cross-fit the loss."""
+    ece = expected_calibration_error(logits, labels)
+    if temperature is None:
+        return Calibration(ece, fit_temperature(logits, labels), cross_fitted_loss(logits, labels))
+    return Calibration(ece, temperature, cross_entropy(logits / temperature, labels))
+
+
+def expected_calibration_error(logits: Logits, labels: Labels) -> float:
+    """Mean over images of |accuracy - confidence| of the image's bin; bins have equal width in the confidence."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=N_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def cross_entropy(logits: Logits, labels: Labels) -> float:
+    """Mean cross-entropy over images, in nats."""
+    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """Return the temperature in `TEMPERATURES` with the lowest cross-entropy, which is convex in 1 / temperature."""
+
+    def loss(log_temperature: float) -> float:
+        return cross_entropy(logits * math.exp(-log_temperature), labels)
+
+    bounds = tuple(map(math.log, TEMPERATURES))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x)
+
+
+def cross_fitted_loss(logits: Logits, labels: Labels) -> float:
+    """Mean cross-entropy in nats after scaling each half of the images by the temperature fitted to the other half.
+
+    The halves are class-balanced: images of each class alternate. Raises ValueError if a half is empty.
+    """
+    fold = np.zeros(len(labels), dtype=int)
+    for label in np.unique(labels):
+        fold[labels == label] = np.arange((labels == label).sum()) % 2
+    total = 0.0
+    for fitted, scored in ((fold == 1, fold == 0), (fold == 0, fold == 1)):
+        if not fitted.any() or not scored.any():
+            raise ValueError(f"{len(labels)} images cannot be cut into two folds")
+        temperature = fit_temperature(logits[fitted], labels[fitted])
+        total += scored.sum() * cross_entropy(logits[scored] / temperature, labels[scored])
+    return float(total / len(labels))

@@ -1,33 +1,42 @@
 """Train several networks of one spec as one computation; one small network leaves most of a GPU idle.
 
-Convolutions become grouped ones, batch norm sees the channels of all networks, linear layers become batched products.
 Each network gets the numbers that `training.fit` would give it, up to rounding. On CUDA a step is recorded once as a
 graph and replayed; dropout masks then differ from those of `fit`, which uses another kernel.
 """
 
 import contextlib
-import math
+import copy
+import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.network.cnn2 import CLASSIFIER
+from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2
 from fmnist_transfer.network.weights import State
+from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
-from fmnist_transfer.training.evaluation import BATCH_NORM_IMAGES, evaluation_batch
-from fmnist_transfer.training.fit import Diverged, batches, check_finite
-from fmnist_transfer.training.optimizer import FACTOR, make_optimizer
+from fmnist_transfer.training.evaluation import BATCH_NORM_IMAGES, Scores, evaluation_batch, re_estimate_batch_norm
+from fmnist_transfer.training.fit import FACTOR, Diverged, Record, batches, make_optimizer
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import Epoch, History
-from fmnist_transfer.training.stacked_network import Group, StackedCNN2, _key
+from fmnist_transfer.training.score import History
 
 STEPS_BEFORE_RECORDING = 3  # on CUDA: these allocate memory and the optimizer's state
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks that share images, batch order, augmentation and dropout: the inits of a replicate."""
+
+    networks: tuple[CNN2, ...]
+    train: Examples
+    streams: Streams
 
 
 def fit_stacked(
@@ -40,14 +49,10 @@ def fit_stacked(
     on_epoch: Callable[[int], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[History | Diverged, State]]:
-    """Train the networks of all groups. Return each one's history (or how it diverged) and final weights, in order.
+    """Train copies of all groups' networks; return each one's history, or how it diverged, and final weights.
 
-    The given networks stay unchanged. Arguments as for `training.fit`, but `on_epoch` gets the epoch's number. Seconds
-    of an epoch are divided by the number of networks. A network that diverges does not affect the others.
-
-    Raises:
-        ValueError: the groups differ in spec or number of training images.
-        Interrupted: `should_stop` returned True.
+    Arguments as for `training.fit`, but `on_epoch` gets the epoch's number. Seconds of an epoch are divided by the
+    number of networks. Raises Interrupted, and ValueError if groups differ in spec or number of training images.
     """
     if len({network.spec for group in groups for network in group.networks}) != 1:
         raise ValueError("networks of different specs cannot be stacked")
@@ -56,98 +61,84 @@ def fit_stacked(
     use_precision(precision)
     device = val.images.device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # the graph's device
-        return _StackedFit(groups, val, recipe, steps_per_epoch, precision).run(on_epoch, should_stop)
+        stack = Stack(groups, recipe, steps_per_epoch or recipe.steps_per_epoch(len(groups[0].train)), precision)
+        records: list[Record | Diverged] = [Record(recipe, stack.steps_per_epoch) for _ in range(stack.k)]
+        for number in range(1, recipe.epochs + 1):
+            start = time.perf_counter()
+            losses = stack.run_epoch(number, should_stop).cpu()  # waits for the steps
+            train_seconds = (time.perf_counter() - start) / len(records)
+            scores = stack.evaluate(val)
+            seconds = (time.perf_counter() - start) / len(records)
+            for k, record in enumerate(records):
+                if isinstance(record, Record):
+                    try:
+                        record.check_finite(losses[:, k])
+                        record.add(losses[:, k], scores[k], seconds, train_seconds, functools.partial(stack.state, k))
+                    except Diverged as error:
+                        records[k] = error
+            on_epoch(number)
+    outcomes = [record.history() if isinstance(record, Record) else record for record in records]
+    return [(outcome, stack.state(k)) for k, outcome in enumerate(outcomes)]
 
 
-class _StackedFit:
-    """State of one `fit_stacked`, all on the device: a step reads nothing from the host."""
+class Stack:
+    """Training of all groups' networks, all on the device: a step reads nothing from the host."""
 
-    def __init__(
-        self, groups: Sequence[Group], val: Examples, recipe: Recipe, steps_per_epoch: int | None, precision: Precision
-    ):
-        self.groups, self.val, self.recipe, self.precision = groups, val, recipe, precision
-        self.device = val.images.device
-        n_train = len(groups[0].train)
-        self.steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(n_train)
-        self.total_steps = self.steps_per_epoch * recipe.epochs
+    def __init__(self, groups: Sequence[Group], recipe: Recipe, steps_per_epoch: int, precision: Precision):
+        self.groups, self.recipe, self.steps_per_epoch, self.precision = groups, recipe, steps_per_epoch, precision
+        self.device = device = groups[0].train.images.device
+        self.k = sum(len(group.networks) for group in groups)
         # These are seeded as `fit` seeds dropout, one generator per group.
-        masks = [torch.Generator(self.device).manual_seed(group.streams.seed("dropout")) for group in groups]
-        self.network = StackedCNN2(groups, masks)
-        self.augmentations = [group.streams.generator("augmentation", self.device) for group in groups]
+        masks = [torch.Generator(device).manual_seed(group.streams.seed("dropout")) for group in groups]
+        self.network = stack_networks(groups, masks)
+        self.augmentations = [group.streams.generator("augmentation", device) for group in groups]
         self.generators = masks + self.augmentations
-        self.optimizer = make_optimizer(self.network, recipe, _key(f"{CLASSIFIER}."), recorded=True)
+        self.optimizer = make_optimizer(self.network, recipe, CLASSIFIER, recorded=True)
+        n_train, total_steps = len(groups[0].train), steps_per_epoch * recipe.epochs
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
-        rates = [recipe.learning_rate_at(step, self.total_steps) for step in range(self.total_steps)]
-        self.rates = torch.tensor(rates, device=self.device)
-        self.step_number = torch.zeros(1, dtype=torch.int64, device=self.device)
-        batch_size = min(recipe.batch_size, n_train)
-        shape = (self.steps_per_epoch, len(groups), batch_size)
-        self.orders = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        self.losses = torch.zeros(self.steps_per_epoch, self.network.k, device=self.device)
+        rates = [recipe.learning_rate_at(step, total_steps) for step in range(total_steps)]
+        self.rates = torch.tensor(rates, device=device)
+        self.step_number = torch.zeros(1, dtype=torch.int64, device=device)
+        shape = (steps_per_epoch, len(groups), min(recipe.batch_size, n_train))
+        self.orders = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.losses = torch.zeros(steps_per_epoch, self.k, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def run(
-        self, on_epoch: Callable[[int], None], should_stop: Callable[[], bool]
-    ) -> list[tuple[History | Diverged, State]]:
-        records = [_Record() for _ in range(self.network.k)]
-        for number in range(1, self.recipe.epochs + 1):
-            start = time.perf_counter()
-            self._draw_orders()
-            self.network.train()
-            for i in range(self.steps_per_epoch):
-                if should_stop():
-                    raise Interrupted("training was interrupted")
-                self._run_step((number - 1) * self.steps_per_epoch + i)
-            losses = self.losses.cpu()  # waits for the epoch's steps
-            train_seconds = time.perf_counter() - start
-            self.network.re_estimate_batch_norm(self._inputs([g.train.images[:BATCH_NORM_IMAGES] for g in self.groups]))
-            val_losses, val_accuracies = self._evaluate()
-            seconds = time.perf_counter() - start
-            for k, record in enumerate(records):
-                epoch = Epoch(
-                    epoch=number,
-                    step=number * self.steps_per_epoch,
-                    train_loss=float(losses[:, k].mean()),
-                    val_loss=val_losses[k],
-                    val_accuracy=val_accuracies[k],
-                    learning_rate=self.recipe.learning_rate_at(number * self.steps_per_epoch - 1, self.total_steps),
-                    seconds=seconds / self.network.k,
-                    train_seconds=train_seconds / self.network.k,
-                )
-                record.add(epoch, losses[:, k], lambda k=k: self.network.state(k))  # type: ignore[misc]
-            on_epoch(number)
-        return [(record.outcome(), self.network.state(k)) for k, record in enumerate(records)]
+    def state(self, k: int) -> State:
+        """Copy network k's weights and buffers to the CPU, named as in a `CNN2`."""
+        tensors = self.network.state_dict().items()
+        return {name: (t.chunk(self.k)[k] if t.ndim else t).cpu().clone() for name, t in tensors}
 
-    def _draw_orders(self) -> None:
+    def run_epoch(self, number: int, should_stop: Callable[[], bool]) -> Tensor:
+        """Run the steps of epoch `number` (1-based) and return their losses, [steps_per_epoch, K]."""
+        self.network.train()
         for g, order in enumerate(self.batches):
             self.orders[:, g].copy_(torch.stack([next(order) for _ in range(self.steps_per_epoch)]))
+        for i in range(self.steps_per_epoch):
+            if should_stop():
+                raise Interrupted("training was interrupted")
+            if self.device.type == "cuda":
+                self._step_on_cuda((number - 1) * self.steps_per_epoch + i)
+            else:
+                self._step()
+        return self.losses
 
-    def _run_step(self, number: int) -> None:
-        if self.device.type != "cuda":
-            self._step()
-        elif number < STEPS_BEFORE_RECORDING:
-            self._step_aside()
-        else:
-            if self.graph is None:
-                self.graph = self._record()
-            self.graph.replay()
-
-    def _step_aside(self) -> None:
-        """Run a step on a separate stream, as torch requires before recording."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            self._step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-
-    def _record(self) -> torch.cuda.CUDAGraph:
-        """Record a step without running it."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            self._step()
-        return graph
+    def _step_on_cuda(self, number: int) -> None:
+        current = torch.cuda.current_stream(self.device)
+        if number < STEPS_BEFORE_RECORDING:  # on a separate stream, as torch requires before recording
+            stream = torch.cuda.Stream(self.device)
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                self._step()
+            current.wait_stream(stream)
+            return
+        if self.graph is None:  # recording does not run the step
+            self.graph = torch.cuda.CUDAGraph()
+            for generator in self.generators:
+                self.graph.register_generator_state(generator)
+            with torch.cuda.graph(self.graph):
+                self._step()
+        self.graph.replay()
 
     def _step(self) -> None:
         """Run one step of every network; the step's number is read on the device."""
@@ -155,13 +146,11 @@ class _StackedFit:
         for group in self.optimizer.param_groups:
             group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
-        taken = [group.train.take(orders[g]) for g, group in enumerate(self.groups)]
-        images = [
-            augment(batch.images, self.recipe, generator)
-            for batch, generator in zip(taken, self.augmentations, strict=True)
-        ]
+        taken = [group.train.take(order) for group, order in zip(self.groups, orders, strict=True)]
+        pairs = zip(taken, self.augmentations, strict=True)
+        images = self._join([augment(batch.images, self.recipe, generator) for batch, generator in pairs])
         with autocast(self.precision, self.device):
-            logits = self.network(self._inputs(images))
+            logits = self.network(normalise(images))
         loss = self._cross_entropy(logits, [batch.labels for batch in taken], self.recipe.label_smoothing)
         self.optimizer.zero_grad()
         loss.sum().backward()
@@ -169,56 +158,86 @@ class _StackedFit:
         self.losses.index_copy_(0, in_epoch, loss.detach().unsqueeze(0))
         self.step_number += 1
 
-    def _inputs(self, images: Sequence[Tensor]) -> Tensor:
-        """Normalise and stack: uint8 [n, 1, 28, 28] per group -> float32 [n, K, 28, 28]."""
-        sizes = [len(group.networks) for group in self.groups]
-        each = [normalise(pixels).expand(-1, size, -1, -1) for pixels, size in zip(images, sizes, strict=True)]
-        return torch.cat(each, dim=1)
+    def _join(self, images: Sequence[Tensor]) -> Tensor:
+        """[n, 1, 28, 28] per group -> [n, K, 28, 28], one image per network."""
+        pairs = zip(images, self.groups, strict=True)
+        return torch.cat([pixels.expand(-1, len(group.networks), -1, -1) for pixels, group in pairs], dim=1)
 
     def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
         """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
-        sizes = [len(group.networks) for group in self.groups]
-        targets = torch.cat([group_labels.expand(size, -1) for group_labels, size in zip(labels, sizes, strict=True)])
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=label_smoothing, reduction="none"
-        )
+        pairs = zip(labels, self.groups, strict=True)
+        targets = torch.cat([of_group.expand(len(group.networks), -1) for of_group, group in pairs])  # [K, n]
+        flat = logits.flatten(0, 1).float()
+        losses = F.cross_entropy(flat, targets.flatten(), label_smoothing=label_smoothing, reduction="none")
         return losses.view(targets.shape).mean(1)
 
     @torch.no_grad()
-    def _evaluate(self) -> tuple[list[float], list[float]]:
-        """Return mean cross-entropy and accuracy on the validation images, per network."""
+    def evaluate(self, val: Examples) -> list[Scores]:
+        """Re-estimate batch-norm statistics, then score each network."""
+        images = self._join([group.train.images[:BATCH_NORM_IMAGES] for group in self.groups])
+        re_estimate_batch_norm(self.network, Examples(images, self.groups[0].train.labels))
         self.network.eval()
-        parts = [
-            self.network(normalise(images).expand(-1, self.network.k, -1, -1))
-            for images in self.val.images.split(evaluation_batch(self.device))
-        ]
-        logits = torch.cat(parts, dim=1)
-        losses = self._cross_entropy(logits, [self.val.labels] * len(self.groups), 0.0)
-        n_correct = (logits.argmax(2) == self.val.labels).sum(1)
-        return losses.tolist(), (n_correct / len(self.val)).tolist()
+        parts = val.images.split(evaluation_batch(self.device))
+        logits = torch.cat([self.network(normalise(part).expand(-1, self.k, -1, -1)) for part in parts], dim=1)
+        losses = self._cross_entropy(logits, [val.labels] * len(self.groups), 0.0)
+        accuracies = (logits.argmax(2) == val.labels).sum(1) / len(val)
+        return [Scores(*pair) for pair in zip(losses.tolist(), accuracies.tolist(), strict=True)]
 
 
-class _Record:
-    """Epochs and best weights of one network so far, or how it diverged."""
+def stack_networks(groups: Sequence[Group], masks: Sequence[torch.Generator]) -> CNN2:
+    """Join the K networks of all groups: images [n, K, 28, 28] -> logits [K, n, n_classes].
 
-    def __init__(self) -> None:
-        self.epochs: list[Epoch] = []
-        self.best_epoch, self.best_state = 0, State()
-        self.diverged: Diverged | None = None
+    Its layers are a CNN2's, with their parameters and buffers along the first axis, those of a network together.
+    `masks` are the groups' generators of dropout masks, on the networks' device.
+    """
+    networks = [network for group in groups for network in group.networks]
+    stack, k, sizes = copy.deepcopy(networks[0]), len(networks), [len(group.networks) for group in groups]
+    for name, layer in list(stack.named_modules()):
+        parent, _, attribute = name.rpartition(".")
+        if isinstance(layer, nn.Conv2d):
+            layer.groups = k
+        elif isinstance(layer, nn.Linear):
+            setattr(stack.get_submodule(parent), attribute, StackedLinear(k))
+        elif isinstance(layer, nn.Dropout | nn.Dropout2d):
+            setattr(stack.get_submodule(parent), attribute, StackedDropout(layer.p, masks, sizes))
+        for key, _ in list(layer.named_parameters(recurse=False)):
+            joined = torch.stack([network.get_parameter(f"{name}.{key}").detach() for network in networks])
+            stack.get_submodule(name).register_parameter(key, nn.Parameter(joined.flatten(0, 1)))
+        for key in ("running_mean", "running_var") if isinstance(layer, nn.BatchNorm2d) else ():
+            setattr(stack.get_submodule(name), key, torch.cat([n.get_buffer(f"{name}.{key}") for n in networks]))
+    return stack
 
-    def add(self, epoch: Epoch, losses: Tensor, state: Callable[[], State]) -> None:
-        if self.diverged:
-            return
-        try:
-            check_finite(losses, epoch.epoch, len(losses))
-            if not math.isfinite(epoch.val_loss):
-                raise Diverged(f"validation loss is {epoch.val_loss} after epoch {epoch.epoch}, step {epoch.step}")
-        except Diverged as error:
-            self.diverged = error
-            return
-        if not self.best_epoch or epoch.val_loss < self.epochs[self.best_epoch - 1].val_loss:
-            self.best_epoch, self.best_state = epoch.epoch, state()
-        self.epochs.append(epoch)
 
-    def outcome(self) -> History | Diverged:
-        return self.diverged or History(tuple(self.epochs), self.best_epoch, self.best_state)
+class StackedLinear(nn.Module):
+    """K linear layers: [n, K x n_inputs] or [K, n, n_inputs] -> [K, n, n_outputs]."""
+
+    weight: nn.Parameter  # [K x n_outputs, n_inputs]
+    bias: nn.Parameter
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, bias = (tensor.unflatten(0, (self.k, -1)) for tensor in (self.weight, self.bias))
+        inputs = hidden.unflatten(1, (self.k, -1)).transpose(0, 1) if hidden.ndim == 2 else hidden
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+
+class StackedDropout(nn.Module):
+    """Dropout of units [K, n, features] or whole channels [n, K x channels, h, w]; a group's networks share a mask."""
+
+    def __init__(self, probability: float, masks: Sequence[torch.Generator], sizes: Sequence[int]):
+        super().__init__()
+        self.probability, self.masks, self.sizes = probability, masks, sizes
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or not self.probability:
+            return hidden
+        kept, masks, of_channels = 1 - self.probability, [], hidden.ndim == 4
+        n_channels = hidden.shape[1] // sum(self.sizes)
+        shape = (len(hidden), n_channels, 1, 1) if of_channels else (1, *hidden.shape[1:])
+        for generator, size in zip(self.masks, self.sizes, strict=True):
+            mask = torch.empty(shape, device=hidden.device, dtype=hidden.dtype)
+            masks += [mask.bernoulli_(kept, generator=generator).div_(kept)] * size
+        return hidden * torch.cat(masks, dim=int(of_channels))

@@ -165,7 +165,7 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
                 fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
             except (ValueError, SyntaxError):  # a bare word
                 fields[key.removeprefix("recipe.")] = text
-    return Recipe.from_dict(fields)
+    return Recipe(**fields)
 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:

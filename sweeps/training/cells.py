@@ -17,8 +17,7 @@ from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.fit import Diverged, train_on_half
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group
+from fmnist_transfer.training.stacked import Group, fit_stacked
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
 

@@ -9,8 +9,7 @@ import torch
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.network.cnn2 import fresh_network
-from fmnist_transfer.network.cost import forward_mflops
+from fmnist_transfer.network.cnn2 import forward_mflops, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import fit
 from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, on_edge, suggest

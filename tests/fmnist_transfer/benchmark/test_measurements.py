@@ -6,14 +6,15 @@ import json
 import pytest
 
 from fmnist_transfer.benchmark.__main__ import BenchmarkSettings, log
-from fmnist_transfer.benchmark.measurements import Measurements, Spread
+from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.store.roles import BENCHMARK
 from fmnist_transfer.store.runs import Store
 
 
 def test_spread_of_measurements() -> None:
-    spread = Spread.of([3.0, 1.0, 2.0, 10.0])
-    assert (spread.median, spread.min, spread.max, spread.n) == (2.5, 1.0, 10.0, 4)
+    measured = Measurements()
+    measured.add("seconds", "s", [3.0, 1.0, 2.0, 10.0])
+    assert measured.lines[0].spread == {"median": 2.5, "min": 1.0, "max": 10.0, "n": 4}
 
 
 @pytest.fixture
@@ -22,8 +23,7 @@ def measured() -> Measurements:
     measured.add("naive_images_per_s", "images/s", [1.0, 2.0, 3.0])
     measured.add("ours_images_per_s", "images/s", [8.0])
     measured.add("fraction_of_limit", "", [0.8])
-    name, comment = "resume_seconds, 100 runs", "to find 8 finished cells"
-    measured.resume_seconds[100] = measured.add(name, "s", [0.1, 0.2], "< 1", comment)
+    measured.add("resume_seconds, 100 runs", "s", [0.1, 0.2], "< 1", "to find 8 finished cells")
     return measured
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_refused(pairs: list[tuple[Any, Any]], message: s
 
 
 def test_sets_of_different_sizes_are_refused() -> None:
-    with pytest.raises(DataError, match=r"3 x 5 x 5 .*3 x 6 x 5"):
+    with pytest.raises(DataError, match=r"3 x 5 x 5.*3 x 6 x 5"):
         examples_of([(PIXELS[0], 0)], [(PIXELS[0, 1:], 0)])
 
 

@@ -62,7 +62,7 @@ def test_equal_streams_give_equal_weights() -> None:
 
 
 def test_spec_survives_json() -> None:
-    assert CNN2Spec.from_dict(json.loads(json.dumps(REFERENCE_SPEC.to_dict()))) == REFERENCE_SPEC
+    assert CNN2Spec(**json.loads(json.dumps(REFERENCE_SPEC.to_dict()))) == REFERENCE_SPEC
 
 
 @pytest.mark.parametrize(

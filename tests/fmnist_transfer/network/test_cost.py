@@ -2,8 +2,7 @@
 
 import pytest
 
-from fmnist_transfer.network.cnn2 import REFERENCE_SPEC, CNN2Spec
-from fmnist_transfer.network.cost import forward_mflops, n_parameters, training_mflops
+from fmnist_transfer.network.cnn2 import REFERENCE_SPEC, CNN2Spec, forward_mflops, n_parameters, training_mflops
 
 
 def test_costs_of_known_networks() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fmnist_transfer.training.calibration import (
-    calibrate_test,
+from fmnist_transfer.training.score import (
+    calibrate,
     cross_entropy,
     cross_fitted_loss,
     expected_calibration_error,
@@ -74,6 +74,6 @@ def test_one_image_cannot_be_cut() -> None:
 
 def test_test_images_are_scaled_by_what_validation_chose() -> None:
     logits, labels = draw(100, 1.0)
-    calibration = calibrate_test(logits, labels, 2.0)
+    calibration = calibrate(logits, labels, 2.0)
     assert calibration.scaled_loss == pytest.approx(cross_entropy(logits / 2, labels))
     assert calibration.temperature == 2.0

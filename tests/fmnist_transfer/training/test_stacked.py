@@ -12,8 +12,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import Diverged, fit
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import History
-from fmnist_transfer.training.stacked import fit_stacked
-from fmnist_transfer.training.stacked_network import Group, StackedCNN2
+from fmnist_transfer.training.stacked import Group, Stack, StackedDropout, fit_stacked
 
 DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=0.2)
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
@@ -93,14 +92,16 @@ def test_step_by_step_the_weights_are_those_of_the_single_network(n_steps: int, 
         torch.testing.assert_close(together[1][1][name], parameter.detach(), rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_networks_of_a_group_share_their_masks_and_groups_do_not(half: Half) -> None:
-    groups = make_groups(DROPPING, half)
+def test_the_networks_of_a_group_share_their_masks_and_groups_do_not() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    mask = StackedCNN2(groups, generators)._mask((40,), 0.5, torch.zeros(1))
-    assert mask.unique().tolist() == [0.0, 2.0]
-    assert torch.equal(mask[0], mask[1])
-    assert torch.equal(mask[2], mask[3])
-    assert not torch.equal(mask[0], mask[2])
+    dropout = StackedDropout(0.5, generators, (2, 2))
+    units, channels = dropout(torch.ones(4, 10, 40)), dropout(torch.ones(10, 4 * 40, 3, 3)).unflatten(1, (4, 40))
+    for masks in (units, channels[:, :, :, 0, 0].transpose(0, 1)):
+        assert masks.unique().tolist() == [0.0, 2.0]
+        assert torch.equal(masks[0], masks[1])
+        assert torch.equal(masks[2], masks[3])
+        assert not torch.equal(masks[0], masks[2])
+    assert torch.equal(channels.amin((3, 4)), channels.amax((3, 4)))
 
 
 def test_a_network_that_diverges_leaves_the_others_alone(half: Half) -> None:
@@ -158,16 +159,12 @@ def test_bfloat16_scores_agree_within_the_noise_of_replicates(stacked: bool, hal
 
 def test_a_step_reads_its_number_from_the_device(half: Half) -> None:
     """What a CUDA graph needs: the same call, again and again, is one step after the other."""
-    from fmnist_transfer.training.stacked import _StackedFit
-
-    one = _StackedFit(make_groups(DROPPING, half), half.val, dataclasses.replace(ADAMW, epochs=1), None, "float32")
-    one._draw_orders()
-    one.network.train()
-    for _ in range(one.steps_per_epoch):
-        one._step()
-    assert int(one.step_number) == one.steps_per_epoch == 6
-    assert bool((one.losses > 0).all())
-    assert float(one.optimizer.param_groups[0]["lr"]) == pytest.approx(ADAMW.learning_rate_at(5, 6))
+    stack = Stack(make_groups(DROPPING, half), dataclasses.replace(ADAMW, epochs=1), 6, "float32")
+    losses = stack.run_epoch(1, lambda: False)
+    assert int(stack.step_number) == 6
+    assert losses.shape == (6, 4)
+    assert bool((losses > 0).all())
+    assert float(stack.optimizer.param_groups[0]["lr"]) == pytest.approx(ADAMW.learning_rate_at(5, 6))
 
 
 def test_examples_are_cut_at_the_front(half: Half) -> None:
