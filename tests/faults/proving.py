@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ["--model-uri", "models:/cnn2/best"]
 SPEC = CNN2Spec(channels=(4, 8), fc1=16, fc2=16)
 RECIPE = Recipe(learning_rate=5e-3, batch_size=64, epochs=2)
-PATIENCE_SECONDS = 400.0  # of the tests; a slow machine is no failure
+LONGEST_SECONDS = 400.0  # that a test waits; a slow machine is no failure
 
 
 class Done(NamedTuple):
@@ -67,14 +67,16 @@ class Process:
     def err(self) -> str:
         return self._err.read_text()
 
-    def done(self, seconds: float = PATIENCE_SECONDS) -> Done:
-        """Wait for its end."""
+    def done(self, *statuses: int, seconds: float = LONGEST_SECONDS) -> Done:
+        """Wait for its end, which has to be with one of these exit statuses; default: 0."""
         try:
             self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"did not end within {seconds} s:\n{self.out}\n{self.err}") from None
-        return Done(self.popen.returncode, self.out, self.err)
+        status = self.popen.returncode
+        assert status in (statuses or (0,)), f"ended with {status}:\n{self.out}\n{self.err}"
+        return Done(status, self.out, self.err)
 
     def ended_within(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -82,7 +84,7 @@ class Process:
             return True
         return False
 
-    def wait_for(self, condition: Any, seconds: float = PATIENCE_SECONDS) -> None:
+    def wait_for(self, condition: Any, seconds: float = LONGEST_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
@@ -161,11 +163,13 @@ class Site:
     def start_report(self, *arguments: str, **options: Any) -> Process:
         return self.start("sweeps.report", *arguments, **options)
 
-    def sweep(self, *arguments: str, **options: Any) -> Done:
-        return self.start_sweep(*arguments, **options).done()
+    def sweep(self, *arguments: str, status: int = 0, **options: Any) -> Done:
+        """Run a sweep to its end, which has to be with this exit status."""
+        return self.start_sweep(*arguments, **options).done(status)
 
-    def search(self, *arguments: str, **options: Any) -> Done:
-        return self.start_search(*arguments, **options).done()
+    def search(self, *arguments: str, status: int = 0, **options: Any) -> Done:
+        """Run a search to its end, which has to be with this exit status."""
+        return self.start_search(*arguments, **options).done(status)
 
     def result(self) -> dict[str, Any]:
         """What `--json` of the last command wrote."""
@@ -263,7 +267,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + LONGEST_SECONDS
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                 return

@@ -21,13 +21,11 @@ def test_a_second_driver_of_the_same_sweep_is_refused(site: Site) -> None:
     """Row 11; a dry run is let in, for it changes nothing."""
     process = site.start_sweep(*ENDLESS)
     process.wait_for(lambda: site.n_cells("RUNNING") == 1)
-    second = site.sweep(*ENDLESS)
-    assert second.status == 5
+    second = site.sweep(*ENDLESS, status=5)
     for part in (f"host {os.uname().nodename}", f"pid {process.pid}", "since 2"):
         assert part in second.err
     assert site.n_cells("RUNNING") == 1
-    dry = site.sweep(*ENDLESS, "--dry-run", "--json", str(site.json))
-    assert dry.status == 0, dry.err
+    site.sweep(*ENDLESS, "--dry-run", "--json", str(site.json))
     assert site.result()["n_to_run"] == 2
     assert site.n_cells("RUNNING") == 1
 
@@ -37,8 +35,7 @@ def test_a_second_driver_that_sees_no_lock_of_the_first_is_refused(site: Site, s
     process = site.start_sweep(*ENDLESS, uri=server.uri)
     process.wait_for(lambda: site.n_cells("RUNNING") == 1)
     elsewhere = {"XDG_STATE_HOME": str(site.scratch / "another user")}
-    second = site.sweep(*ENDLESS, "--take-over", uri=server.uri, env=elsewhere)
-    assert second.status == 5
+    second = site.sweep(*ENDLESS, "--take-over", uri=server.uri, env=elsewhere, status=5)
     assert f"pid {process.pid}" in second.err
     assert site.n_cells("RUNNING") == 1
 
@@ -56,13 +53,11 @@ def test_a_driver_on_another_machine_is_left_alone_until_it_is_taken_over(site: 
     for owner in (another, unknown, of_the_same_name):
         for run in running:
             store.log(run.info.run_id, tags=owner.to_tags())
-        refused = site.sweep(*TWO_CELLS, uri=server.uri)
-        assert refused.status == 5
+        refused = site.sweep(*TWO_CELLS, uri=server.uri, status=5)
         assert f"host {owner.host}, pid 4711" in refused.err
         assert "--take-over" in refused.err
         assert {run.info.run_id for run in store.find(TRANSFER, status="RUNNING")} == {r.info.run_id for r in running}
-    done = site.sweep(*TWO_CELLS, "--take-over", uri=server.uri)
-    assert done.status == 0, done.err
+    site.sweep(*TWO_CELLS, "--take-over", uri=server.uri)
     assert sorted(run.info.status for run in site.cells()) == ["FINISHED", "FINISHED", "KILLED"]
     (killed,) = site.cells(status="KILLED")
     assert killed.data.tags["machine"] == another.machine
@@ -74,8 +69,8 @@ def test_a_driver_on_another_machine_is_left_alone_until_it_is_taken_over(site: 
 def test_two_different_sweeps_at_once(site: Site) -> None:
     """Row 13."""
     processes = [site.start_sweep(*SMALL, "--seed", seed) for seed in ("1", "2")]
-    done = [process.done() for process in processes]
-    assert [one.status for one in done] == [0, 0], [one.err for one in done]
+    for process in processes:
+        process.done()
     assert len(site.open().find(TRANSFER, role="sweep")) == 2
     assert [run.info.status for run in site.cells()] == ["FINISHED"] * 8
 
@@ -85,17 +80,16 @@ def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(sit
     recipe = replace(RECIPE, optimizer="sgd", learning_rate=1e38, weight_decay=0.0)
     register_model(site.open(), small_model(recipe=recipe), "hot")
     arguments = ["--model-uri", "models:/hot/best", *SMALL]
-    done = site.sweep(*arguments)
-    assert done.status == 1
+    site.sweep(*arguments, status=1)
     cells = site.cells()
     assert [run.info.status for run in cells] == ["FAILED"] * 4
     for run in cells:
         assert run.data.tags["reason"].startswith("Diverged: ")
         assert "epoch 1, step " in run.data.tags["reason"]
         assert "final/val_loss" not in run.data.metrics
-    assert site.sweep(*arguments).status == 1
+    site.sweep(*arguments, status=1)
     assert len(site.cells()) == 4
-    assert site.sweep(*arguments, "--retry-failed").status == 1
+    site.sweep(*arguments, "--retry-failed", status=1)
     assert [run.info.status for run in site.cells()] == ["FAILED"] * 8
 
 
@@ -104,31 +98,27 @@ def test_a_cell_that_raises_fails_alone_and_is_tried_again(site: Site, error: st
     """Row 15: 1 as long as it fails."""
     one = error == "ValueError"  # an attempt is enough for the other
     for n_failed in (2, 4)[: 1 + one]:
-        done = site.sweep(*SMALL, *["--debug"] * one, fault=f"cell-raises:{error}:20")
-        assert done.status == 1
+        done = site.sweep(*SMALL, *["--debug"] * one, fault=f"cell-raises:{error}:20", status=1)
         assert f"{error}: planted" in done.out
         assert ("Traceback" in done.out + done.err) == one
         failed = site.cells(status="FAILED")
         assert [run.data.tags["percent"] for run in failed] == ["020"] * n_failed
         assert all(run.data.tags["reason"].startswith(error) for run in failed)
         assert len(site.cells(status="FINISHED")) == 2
-    done = site.sweep(*SMALL)
-    assert done.status == 0, done.err
+    site.sweep(*SMALL)
     assert len(site.digests()) == 4
 
 
 def test_a_deleted_experiment_is_restored_by_the_command_that_is_shown(site: Site) -> None:
     """Row 24; the folder has a space, ü and #."""
-    assert site.sweep(*SMALL).status == 0
+    site.sweep(*SMALL)
     store = site.open()
     store.client.delete_experiment(store.experiment(TRANSFER))
-    done = site.sweep(*SMALL)
-    assert done.status == 4
+    done = site.sweep(*SMALL, status=4)
     (command,) = [line.partition(": ")[2] for line in done.err.split("Restore it")[1:]]
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | path)
-    again = site.sweep(*SMALL)
-    assert again.status == 0, again.err
+    site.sweep(*SMALL)
     assert len(site.cells()) == 4
 
 
@@ -139,15 +129,13 @@ def test_a_cell_that_is_deleted_while_it_trains_is_trained_again(site: Site) -> 
     store = site.open()
     (deleted,) = site.cells(status="RUNNING")
     store.client.delete_run(deleted.info.run_id)
-    done = process.done()
-    assert done.status == 1, done.err
+    done = process.done(1)
     assert deleted.info.run_id in done.err
     (finished,) = site.cells()
     assert finished.info.status == "FINISHED"
     assert finished.data.tags["cell_key"] != deleted.data.tags["cell_key"]
     store.client.delete_run(finished.info.run_id)
-    again = site.sweep(*TWO_CELLS)
-    assert again.status == 0, again.err
+    site.sweep(*TWO_CELLS)
     assert len(site.digests()) == len(site.cells()) == 2
 
 
@@ -158,13 +146,12 @@ def test_equal_cells_have_equal_weights_in_any_order_on_any_worker_and_after_a_k
     """Row 3; and what results depend on is on the run."""
     rest = ["--replicates", "2", "--epochs", "20"]
     one, other = make_site("one"), make_site("other")
-    assert one.sweep("--fractions", "60", "20", "100", *rest).status == 0
+    one.sweep("--fractions", "60", "20", "100", *rest)
     arguments = ["--fractions", *order, *rest, "--workers", "2"]
     process = other.start_sweep(*arguments)
     process.wait_for(lambda: other.n_cells("FINISHED") >= 1 and other.n_cells("RUNNING") >= 1)
     process.kill()
-    done = other.sweep(*arguments)
-    assert done.status == 0, done.err
+    other.sweep(*arguments)
     digests = one.digests()
     assert len(digests) == len(set(digests.values())) == 12
     assert other.digests() == digests
