@@ -1,6 +1,7 @@
 """Every corner of the search space builds, is affordable, and takes a step."""
 
 import itertools
+import re
 from typing import Any
 
 import optuna
@@ -66,7 +67,7 @@ def test_width_is_monotone_in_cost() -> None:
 
 
 def test_a_limit_too_low_for_the_space_is_refused_with_the_smallest() -> None:
-    with pytest.raises(UsageError, match=r"--max-mflops 1: the search space needs 3\.54 or more"):
+    with pytest.raises(UsageError, match=r"--max-mflops 1\b.*\b3\.54\b"):
         check_limit(1)
     check_limit(3.54)
     check_limit(None)
@@ -86,5 +87,5 @@ def test_a_best_point_on_the_edge_is_told() -> None:
     study.enqueue_trial(corners()[3] | {"width": 1.0})
     study.optimize(lambda trial: float(len(suggest(trial, epochs=1, max_mflops=4.0))), n_trials=1)
     edges = on_edge(study.best_trial)
-    assert any(edge.startswith("fc1 = 512 (range 64 to 512)") for edge in edges)
+    assert any(re.search(r"fc1\b.*\b512\b.*\b64\b.*\b512\b", edge) for edge in edges)
     assert not any(edge.startswith(("width", "conv_dropout = 0 ")) for edge in edges)

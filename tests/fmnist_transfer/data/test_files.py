@@ -32,7 +32,7 @@ def test_truncated_file_names_file_and_sizes(data_dir: Path, tmp_path: Path) -> 
     file = raw / "t10k-labels-idx1-ubyte"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=re.escape(f"{file}: expected {len(content)} bytes, found {len(content) - 1}")):
+    with pytest.raises(DataError, match=rf"{re.escape(str(file))}.*\b{len(content)}\b.*\b{len(content) - 1}\b"):
         files.ensure_files(tmp_path)
     assert file.read_bytes() == content[:-1]  # never replaced
 
@@ -43,7 +43,7 @@ def test_altered_file_names_both_digests(data_dir: Path, tmp_path: Path) -> None
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"expected sha256 \w{64}, found \w{64}: altered"):
+    with pytest.raises(DataError, match=rf"{file.name}.*[0-9a-f]{{64}}.*[0-9a-f]{{64}}"):
         files.ensure_files(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_missing_file_is_fetched_from_the_system(
 
 def test_every_source_is_named_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> Path:
-        raise OSError("no way")
+        raise OSError("away")
 
     def deliver_rubbish(folder: Path) -> Path:
         for file in files.FILES:
@@ -74,8 +74,8 @@ def test_every_source_is_named_with_its_reason(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files, "SOURCES", (("first", refuse), ("second", deliver_rubbish)))
     with pytest.raises(DataError) as caught:
         files.ensure_files(tmp_path)
-    assert "first: no way" in str(caught.value)
-    assert re.search(r"second: .* found 7", str(caught.value))
+    assert re.search("first.*away", str(caught.value))
+    assert re.search(r"second.*\b7\b", str(caught.value))  # bytes
     assert list((tmp_path / "FashionMNIST" / "raw").iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_json_has_no_nan_and_leaves_no_temporary_file(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot write .*the runs themselves are in the store"):
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file" / "result.json"))):
         write_json(tmp_path / "file" / "result.json", {})
 
 
@@ -90,9 +91,9 @@ def test_a_terminal_is_styled_unless_it_is_not_to_be(
         assert (out.getvalue(), err.getvalue()) == ("\nResult\nx\n1\n", "note: slow\n")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "a few seconds"), (4.9, "a few seconds"), (65, "about 1 min 05 s")])
-def test_about_how_long(seconds: float, text: str) -> None:
-    assert about(seconds) == text
+@pytest.mark.parametrize(("seconds", "numbers"), [(0, []), (4.9, []), (65, ["1 min", "05 s"]), (3_340, ["56 min"])])
+def test_about_how_long(seconds: float, numbers: list[str]) -> None:
+    assert re.findall(r"\d+ \w+", about(seconds)) == numbers
 
 
 def test_counted() -> None:
@@ -102,8 +103,8 @@ def test_counted() -> None:
 def test_user_information_is_masked() -> None:
     assert masked("postgresql://me:secret@host:5432/db") == "postgresql://***@host:5432/db"
     assert masked("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
-    text = "cannot reach http://me:p@s/s@host/api nor 'postgresql://you:canary@db'"
-    assert masked(text) == "cannot reach http://***@host/api nor 'postgresql://***@db'"
+    text = "http://me:p@s/s@host/api nor 'postgresql://you:canary@db'"
+    assert masked(text) == "http://***@host/api nor 'postgresql://***@db'"
     assert masked("postgresql://db/x?user=me&password=canary&a=1") == "postgresql://db/x?user=me&password=***&a=1"
 
 
@@ -134,4 +135,4 @@ def test_an_at_sign_behind_the_path_makes_no_user_information(address: str) -> N
 )
 def test_nothing_of_a_secret_is_left(uri: str, expected: str) -> None:
     scheme = uri.partition("://")[0]
-    assert masked(f"cannot reach {uri} now") == f"cannot reach {scheme}://***@{expected} now"
+    assert masked(f"of {uri} now") == f"of {scheme}://***@{expected} now"

@@ -34,7 +34,7 @@ def work(shared, task, report, should_stop):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     if task == "fail":
-        raise RuntimeError("as asked")
+        raise RuntimeError("planted")
     if task == "wait":
         report("waiting")
         while not should_stop():
@@ -62,8 +62,8 @@ def test_results_reports_and_failures(n_workers: int) -> None:
     assert sorted(reports) == [(1, 1), (2, 1), (3, 1)]  # one torch thread for each
     assert started == [1, "fail", 2, 3]
     (failed,) = [o for o in outcomes if o.status == "failed"]
-    assert failed.reason == "RuntimeError: as asked"
-    assert "as asked" in failed.details
+    assert failed.reason == "RuntimeError: planted"
+    assert "planted" in failed.details
 
 
 def test_a_worker_lives_from_one_job_to_the_next(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_three_workers_in_a_row_that_die_at_their_start_end_a_run() -> None:
     with StopSignal() as stop:
         workers = Workers(1, stop)
         workers._pool = OneWorker({0: 3})  # type: ignore[assignment]
-        with pytest.raises(UsageError, match="3 workers in a row"):
+        with pytest.raises(UsageError, match="--workers 1"):
             list(workers.run(work, 1, range(10)))
 
 

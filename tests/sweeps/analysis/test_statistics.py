@@ -21,7 +21,7 @@ def test_t_interval_of_known_numbers() -> None:
     band = t_interval(np.array([[1.0], [2.0], [3.0]]))
     assert band.mean == pytest.approx([2.0])
     assert band.high - band.mean == pytest.approx([4.302653 / 3**0.5], rel=1e-6)  # t(0.975, 2) * 1 / sqrt(3)
-    with pytest.raises(ValueError, match="1 replicates have no spread"):
+    with pytest.raises(ValueError, match="1 replicate"):
         t_interval(np.ones((1, 2)))
 
 
@@ -103,7 +103,7 @@ def test_tied_values_leave_the_band_finite() -> None:
 
 @pytest.mark.parametrize("function", [simultaneous_band, flip_test])
 def test_too_few_replicates_are_refused(function: object) -> None:
-    with pytest.raises(ValueError, match="5 replicates; 6 are the floor"):
+    with pytest.raises(ValueError, match=r"\b5\b.*\b6\b"):
         function(np.zeros((5, 2)))  # type: ignore[operator]
 
 

