@@ -2,13 +2,9 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
-import shutil
-import signal
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +16,16 @@ import sweeps.transfer
 import tuning.search
 from fmnist_transfer import identity
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.store.views import VIEWS
 from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS
-from sweeps.report import write
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
 from tuning import without_search
-from tuning.study import task
 from tuning.winner import plan as retraining
 
 SMALL = ["--workers", "1", "--device", "cpu"]
@@ -446,24 +438,6 @@ def test_a_diverged_cell_is_failed_absent_and_not_redone(
     assert again["cells"] == result["cells"]
 
 
-def test_a_cell_that_failed_otherwise_is_run_again(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*arguments: Any, **options: Any) -> Any:
-        raise MemoryError("too little")
-
-    arguments = ["--seed", "5", "--fractions", "20", "--inits", "random", "--replicates", "1"]
-    monkeypatch.setattr(sweep_cells, "train_arm", fail)
-    result = project.sweep(*arguments, status=1)
-    assert [cell["status"] for cell in result["cells"]] == ["failed"]
-    assert re.search(r"1 of 1 .*random 020% r0\b", capsys.readouterr().out)
-    monkeypatch.undo()
-    again = project.sweep(*arguments)
-    assert [cell["status"] for cell in again["cells"]] == ["finished"]
-    runs = project.runs(TRANSFER, role="cell", parent=again["sweep_run_id"])
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
-
-
 def test_every_init_and_an_own_recipe(project: Project) -> None:
     """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
     every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
@@ -533,37 +507,6 @@ def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytes
     result = project.report()
     assert {claim["n_replicates"] for claim in result["claims"].values()} == {0}
     assert len(result["missing"]) == 4
-
-
-@pytest.fixture
-def deaf() -> Iterator[None]:
-    """A signal that a command does not see to does nothing to the tests."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("deaf")
-@pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_report_that_is_stopped_leaves_no_page(
-    project: Project, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_status: int
-) -> None:
-    swept = project.sweep("--fractions", "20", "--replicates", "1", "--seed", "16")["sweep_run_id"]
-    folder = file_path(project.store.client.get_run(swept).info.artifact_uri) / "report"
-    shutil.rmtree(folder)
-    find = write.find
-
-    def find_and_stop(*arguments: Any) -> Any:
-        os.kill(os.getpid(), number)
-        return find(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(write, "find", find_and_stop)
-        assert project.report("--sweep", swept, status=exit_status) == {}
-    assert not (folder / "report.html").exists()
-    project.report("--sweep", swept)
-    assert (folder / "report.html").exists()
 
 
 def test_report_says_what_there_is(
@@ -673,71 +616,3 @@ def test_bad_flags_of_the_search(
 ) -> None:
     project.search(*arguments, status=2)
     assert re.search(message, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("flag", ["--fractions", "--inits", "--nonsense"])
-def test_what_the_parser_refuses_exits_with_2(project: Project, flag: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        project.sweep(flag, "1.5")
-    assert caught.value.code == 2
-
-
-def test_unknown_model_is_told_with_what_there_is(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    project.run(sweeps.transfer.command, "--model-uri", "models:/cnn2/worst", status=3)
-    assert re.search("'worst'.*'cnn2'.*best -> 1", capsys.readouterr().err)
-
-
-def test_altered_data_is_refused_before_any_run(
-    store_path: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(data_dir, tmp_path / "data")
-    (tmp_path / "data/FashionMNIST/raw/train-labels-idx1-ubyte").write_bytes(b"short")
-    project = Project(store_path, tmp_path / "data")
-    project.search("--trials", "1", status=3)
-    assert re.search(r"train-labels-idx1-ubyte.*\b608\b.*\b5\b", capsys.readouterr().err)
-    assert project.runs(TUNING) == []
-
-
-def test_a_second_driver_of_the_same_study_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    with locked(f"sqlite:///{project.path.parent / 'optuna.db'}", "study", "study-cnn2"):
-        project.search("--trials", "5", status=5)
-    assert f"host {os.uname().nodename}, pid {os.getpid()}" in capsys.readouterr().err
-
-
-def test_a_trial_that_raises_fails_and_is_tried_again(
-    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project = Project(store_path, data_dir)
-    fit = task.fit
-    n_fits = 0
-
-    def fail(*arguments: Any, **options: Any) -> Any:
-        nonlocal n_fits
-        n_fits += 1
-        if n_fits == 2:
-            raise ValueError("a bug")
-        return fit(*arguments, **options)
-
-    monkeypatch.setattr(task, "fit", fail)
-    search = ["--trials", "3", "--top", "1", "--retrain-seeds", "1"]
-    result = project.search(*search, "--debug", status=1)
-    assert result["n_trials"] == 3
-    assert "Traceback" in capsys.readouterr().out
-    (failed,) = project.runs(TUNING, role="trial", trial="1")
-    assert (failed.info.status, failed.data.tags["reason"]) == ("FAILED", "ValueError: a bug")
-    again = project.search(*search)
-    assert (again["n_trials"], n_fits) == (3, 4)
-    (retried,) = project.runs(TUNING, role="trial", trial="3")
-    own = {key for key in failed.data.params if key.startswith(("spec.", "recipe."))}
-    assert {key: retried.data.params[key] for key in own} == {key: failed.data.params[key] for key in own}
-
-
-def test_a_dry_run_makes_nothing(data_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "nothing here"
-    where = ["--tracking-uri", str(folder / "mlflow.db"), "--data-dir", str(tmp_path / "no data"), "--dry-run"]
-    for like in ([], ["--reference"]):
-        assert tuning.search.command([*where, *like]) == 0
-    assert tuning.search.command([*where, "--like", "models:/cnn2/best", "--split", "even/odd"]) == 4
-    assert sweeps.transfer.command([*where, "--model-uri", "models:/cnn2/best"]) == 4
-    assert not folder.exists()
-    assert not (tmp_path / "no data").exists()

@@ -1,6 +1,7 @@
 """A store with a registered model, small data, and the real commands in processes of their own, to be broken."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.model_format import SPEC_FILE, WEIGHTS_FILE, TrainedModel
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.register import register
 from fmnist_transfer.store.registry import set_best
@@ -367,6 +368,17 @@ def register_model(store: Store, model: TrainedModel, name: str = "cnn2") -> Non
     run_id = store.start(TUNING, name)
     set_best(store, register(store, run_id, name, model, tags={"split": model.split}, description="small"))
     store.end(run_id)
+
+
+def put_weights(folder: Path, content: bytes) -> None:
+    """Replace the weights of the stored model in this folder of its files, with a fitting sha256."""
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    edit_spec(folder, weights_sha256=hashlib.sha256(content).hexdigest())
+
+
+def edit_spec(folder: Path, **changes: Any) -> None:
+    file = folder / SPEC_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def remount(folder: Path, options: str) -> None:

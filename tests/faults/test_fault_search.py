@@ -116,6 +116,11 @@ def test_a_trial_that_raises_fails_alone_and_is_tried_again(make_site: MakeSite)
     assert all(run.data.tags["reason"].startswith("OutOfMemoryError: planted") for run in failed)
     site.search(*arguments)
     assert [(t.number, t.state.name) for t in site.trials()] == [(n, "COMPLETE") for n in (0, 2, 4)]
+    params = {
+        run.data.tags["trial"]: {k: v for k, v in run.data.params.items() if k.startswith(("spec.", "recipe."))}
+        for run in site.trial_runs()
+    }
+    assert params["1"] == params["3"] == params["4"]
 
 
 def test_a_retraining_that_raises_fails_alone_and_is_tried_again(make_site: MakeSite) -> None:

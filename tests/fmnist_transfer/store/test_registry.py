@@ -1,8 +1,9 @@
 """Save, register, resolve, load; and what is refused."""
 
-import json
+import dataclasses
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ import requests
 import safetensors.torch
 import synthetic
 import torch
+from faults.proving import edit_spec, put_weights
 from pages import addresses
 
 from fmnist_transfer.data.split import DEFAULT_SPLIT
@@ -147,17 +149,8 @@ def test_no_pickle_lies_in_the_store(registered: Store) -> None:
     assert not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
 
 
-def edit_json(folder: Path, **changes: object) -> None:
-    file = folder / SPEC_FILE
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def edit_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    import hashlib
-
-    file = folder / WEIGHTS_FILE
-    safetensors.torch.save_file(state, file)
-    edit_json(folder, weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    put_weights(folder, safetensors.torch.save(state))
 
 
 def edit_bias(folder: Path, state: dict[str, torch.Tensor], act: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -170,12 +163,12 @@ DAMAGE = {  # what is done to a model, and what the message names
     "weights file huge": (lambda folder, state: os.truncate(folder / WEIGHTS_FILE, 2**26 + 1), "67108864"),
     "spec is no JSON": (lambda folder, state: (folder / SPEC_FILE).write_text("{"), SPEC_FILE),
     "spec is a list": (lambda folder, state: (folder / SPEC_FILE).write_text("[]"), SPEC_FILE),
-    "spec of another format": (lambda folder, state: edit_json(folder, format=2), r"format 2\b"),
-    "no split": (lambda folder, state: edit_json(folder, source_classes=None), "TypeError"),
-    "unknown field": (lambda folder, state: edit_json(folder, spec={"layers": 3}), "'layers'"),
-    "network too large": (lambda folder, state: edit_json(folder, spec=SPEC.to_dict() | {"fc1": 10**6}), WEIGHTS_FILE),
+    "spec of another format": (lambda folder, state: edit_spec(folder, format=2), r"format 2\b"),
+    "no split": (lambda folder, state: edit_spec(folder, source_classes=None), "TypeError"),
+    "unknown field": (lambda folder, state: edit_spec(folder, spec={"layers": 3}), "'layers'"),
+    "network too large": (lambda folder, state: edit_spec(folder, spec=SPEC.to_dict() | {"fc1": 10**6}), WEIGHTS_FILE),
     "another trunk": (
-        lambda folder, state: edit_json(folder, spec=SPEC.to_dict() | {"fc1": 17}),
+        lambda folder, state: edit_spec(folder, spec=SPEC.to_dict() | {"fc1": 17}),
         r"- fc1.weight \(17, 392\) torch.float32(?s:.*)\+ fc1.weight \(16, 392\)",
     ),
     "tensor missing": (
@@ -192,9 +185,6 @@ DAMAGE = {  # what is done to a model, and what the message names
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_model_is_refused(registered: Store, trained: TrainedModel, damage: str, tmp_path: Path) -> None:
-    import dataclasses
-    import shutil
-
     reference = resolve(registered, "models:/cnn2/2")
     shutil.copytree(location(registered), tmp_path / "model")
     act, message = DAMAGE[damage]
