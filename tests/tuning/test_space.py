@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import UsageError
 from fmnist_transfer.network.cnn2 import fresh_network
 from fmnist_transfer.network.cost import forward_mflops
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import fit
-from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, on_edge, suggest
+from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, first_trial, on_edge, suggest
 
 LOW = {"fc1": 64, "fc2": 32, "conv_dropout": 0.0, "fc_dropout": 0.0, "label_smoothing": 0.0}
 HIGH = {"fc1": 512, "fc2": 256, "conv_dropout": 0.3, "fc_dropout": 0.6, "label_smoothing": 0.1}
@@ -64,13 +63,6 @@ def test_width_is_monotone_in_cost() -> None:
         costs.append(forward_mflops(spec))
     assert costs == sorted(costs)
     assert costs[0] < costs[-1] <= 8.0
-
-
-def test_a_limit_too_low_for_the_space_is_refused_with_the_smallest() -> None:
-    with pytest.raises(UsageError, match=r"--max-mflops 1\b.*\b3\.54\b"):
-        check_limit(1)
-    check_limit(3.54)
-    check_limit(None)
 
 
 @pytest.mark.parametrize(("limit", "channels"), [(3.54, (8, 20)), (4.0, (8, 20)), (40.0, (28, 70)), (None, (32, 80))])

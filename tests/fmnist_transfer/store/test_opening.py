@@ -15,14 +15,6 @@ def test_environment_names_the_store(store_path: Path, monkeypatch: pytest.Monke
     assert open_store(None).folder == store_path.parent
 
 
-def test_junk_is_no_database(tmp_path: Path) -> None:
-    junk = tmp_path / "junk.db"
-    junk.write_text("this is no database at all")
-    with pytest.raises(StoreError, match=re.escape(str(junk))):
-        open_store(str(junk))
-    assert junk.read_text() == "this is no database at all"
-
-
 def test_a_server_that_is_not_there_is_told_soon() -> None:
     with pytest.raises(StoreError, match=r"http://\*\*\*@127\.0\.0\.1:9\b.*refused"):
         open_store("http://user:canary@127.0.0.1:9")

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import Interrupted, StoreError
+from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 
@@ -83,15 +82,6 @@ def test_orphans_are_ended_and_nothing_of_the_living(store: Store) -> None:
     store.end_orphans(TUNING)
     assert store.client.get_run(dead).info.status == "KILLED"
     assert [store.client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 2
-
-
-def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: Store) -> None:
-    experiment_id = store.experiment(TRANSFER)
-    store.client.delete_experiment(experiment_id)
-    again = open_store(store.uri)
-    with pytest.raises(StoreError, match=f"mlflow .*--experiment-id {experiment_id}") as refused:
-        again.find(TRANSFER)
-    assert refused.value.exit_status == 4
 
 
 def test_a_runs_description_is_refreshed_until_a_user_writes_one(store: Store) -> None:

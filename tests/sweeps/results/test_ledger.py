@@ -74,26 +74,6 @@ def test_nothing_is_written_to_the_parent_per_cell(ledger: Ledger, store: Store)
     assert (after.params, after.tags, after.metrics) == (before.params, before.tags, before.metrics)
 
 
-def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
-    left = log_run(ledger, store, "RUNNING")
-    reopen().open("a sweep", {})
-    assert store.client.get_run(left).info.status == "KILLED"
-    assert store.client.get_run(ledger.run_id).info.status == "RUNNING"
-
-
-@pytest.mark.parametrize(
-    ("reason", "retry_failed", "to_run"),
-    [("MemoryError: 3 GB", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
-)
-def test_which_failures_are_tried_again(
-    ledger: Ledger, reopen: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
-) -> None:
-    ledger.begin(CELL, N)
-    ledger.fail(CELL, N, reason, "Traceback ...")
-    assert ledger.row(CELL, N).status == "failed"
-    assert reopen().to_run({CELL: N}, retry_failed=retry_failed) == to_run
-
-
 def test_a_cell_is_known_by_its_images_and_not_by_their_percent(ledger: Ledger, store: Store, half: Half) -> None:
     key = ledger.cell_key(CELL, N)
     assert key == ledger.cell_key(Cell(21, "random", 0), N)
