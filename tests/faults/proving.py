@@ -152,14 +152,22 @@ class Site:
         self.processes.append(process)
         return process
 
-    def start_sweep(self, *arguments: str, **options: Any) -> Process:
+    def start_sweep(self, *arguments: str, running: int = 0, finished: int = 0, **options: Any) -> Process:
+        """Start a sweep, and wait until so many of its cells are running or finished."""
         workers = () if "--workers" in arguments else ("--workers", "1")
-        return self.start("sweeps.transfer", *MODEL, "--device", "cpu", *workers, *arguments, **options)
+        process = self.start("sweeps.transfer", *MODEL, "--device", "cpu", *workers, *arguments, **options)
+        if running or finished:
+            process.wait_for(lambda: self.n_cells("RUNNING") >= running and self.n_cells("FINISHED") >= finished)
+        return process
 
-    def start_search(self, *arguments: str, **options: Any) -> Process:
+    def start_search(self, *arguments: str, running: int = 0, **options: Any) -> Process:
+        """Start a search, and wait until so many of its trials are running."""
         workers = () if "--workers" in arguments else ("--workers", "1")
         small = ("--top", "1", "--retrain-seeds", "1")
-        return self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
+        process = self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
+        if running:
+            process.wait_for(lambda: self.n_running_trials() >= running)
+        return process
 
     def start_report(self, *arguments: str, **options: Any) -> Process:
         return self.start("sweeps.report", *arguments, **options)
@@ -183,6 +191,9 @@ class Site:
     def cells(self, *, status: str | None = None) -> list[Any]:
         """Runs of cells, in any sweep of this store."""
         return self.open().find(TRANSFER, status=status, role="cell")
+
+    def cell_states(self) -> list[str]:
+        return [run.info.status for run in self.cells()]
 
     def digests(self) -> dict[tuple[str, str, str], str]:
         """(percent, init, replicate) -> digest of the weights, of the finished cells; each is there once."""
@@ -211,14 +222,18 @@ class Site:
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
         return [trial for trial in ended if trial.state.name != "FAIL" or "reason" in trial.user_attrs]
 
+    def trial_states(self) -> dict[int, str]:
+        return {trial.number: trial.state.name for trial in self.trials()}
+
     def trial_runs(self) -> list[Any]:
         return self.open().find(TUNING, role="trial")
 
     def retrained(self, status: str) -> list[Any]:
         return self.open().find(TUNING, status=status, role="retrained")
 
-    def count(self, database: Path, query: str) -> int:
-        """A number from a database that other processes have open."""
+    def count(self, query: str, *, study: bool = False) -> int:
+        """A number from the store's database or the study's, which other processes have open; 0 if it is not there."""
+        database = self.study_database if study else self.database
         if not database.exists():
             return 0
         with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -226,12 +241,12 @@ class Site:
 
     def n_cells(self, status: str) -> int:
         query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
-        return self.count(self.database, f"{query} AND status = '{status}'")
+        return self.count(f"{query} AND status = '{status}' AND lifecycle_stage = 'active'")
 
     def n_running_trials(self) -> int:
         """Running, with all their parameters."""
         query = "SELECT count(*) FROM trials JOIN trial_user_attributes USING (trial_id)"
-        return self.count(self.study_database, f"{query} WHERE state = 'RUNNING' AND key = 'recipe'")
+        return self.count(f"{query} WHERE state = 'RUNNING' AND key = 'recipe'", study=True)
 
     def files(self) -> dict[str, float]:
         """Every file below the store and below the user's state -> when it was changed."""

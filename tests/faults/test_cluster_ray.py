@@ -103,11 +103,6 @@ def test_a_search_survives_a_worker_and_a_node(
     searched = site if study_in_file else shared_site
     n_ended = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
 
-    def ended() -> int:
-        if study_in_file:
-            return site.count(site.study_database, n_ended)
-        return shared_site.count_of(n_ended, study=True)
-
     first, _ = (ray_cluster.add_node(num_cpus=1) for _ in range(2))
     process = searched.start_search("--trials", "24", "--epochs", "4", *RAY, "--workers", "auto", env=ray_cluster.env)
     for n, disturb in [
@@ -116,7 +111,7 @@ def test_a_search_survives_a_worker_and_a_node(
         (9, lambda: None if study_in_file else shared_site.postgres.restart("immediate")),
         (12, lambda: ray_cluster.add_node(num_cpus=1)),
     ]:
-        process.wait_for(lambda n=n: ended() >= n)
+        process.wait_for(lambda n=n: searched.count(n_ended, study=True) >= n)
         disturb()
     assert "died" in process.done().out
     assert len(searched.trials()) == 24
@@ -131,8 +126,7 @@ def test_a_driver_that_dies_leaves_nothing_that_runs_and_nothing_is_lost(
 ) -> None:
     """Rows 3 and 17."""
     ray_cluster.add_node(num_cpus=2)
-    process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env)
-    process.wait_for(lambda: shared_site.n_cells("FINISHED") >= 3)
+    process = shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env, finished=3)
     finished = {run.info.run_id for run in shared_site.cells(status="FINISHED")}
     process.kill()
     shared_site.start_sweep(*CELLS_24, *RAY, "--workers", "auto", env=ray_cluster.env).done()
@@ -144,8 +138,7 @@ def test_a_signal_stops_the_actors_and_the_same_command_goes_on(site: Site, ray_
     """Rows 2 and 17, also on a local store: the driver alone writes to it."""
     ray_cluster.add_node(num_cpus=2)
     arguments = [*CELLS_24, *RAY, "--workers", "auto"]
-    process = site.start_sweep(*arguments, env=ray_cluster.env)
-    process.wait_for(lambda: site.n_cells("FINISHED") >= 2)
+    process = site.start_sweep(*arguments, env=ray_cluster.env, finished=2)
     process.signal_group(signal.SIGTERM)
     stopped = process.done(143)
     assert f"{site.n_cells('FINISHED')} of 24" in stopped.err

@@ -106,8 +106,7 @@ def test_a_search_and_a_sweep_straight_on_postgresql(shared_site: SharedSite, si
 
 def test_a_second_machine_is_refused_until_the_first_is_known_to_be_gone(shared_site: SharedSite, site: Site) -> None:
     """Row 12 for a sweep: machine ids decide, for both have the same host name."""
-    alpha = shared_site.start_sweep(*CELLS_24, fault="machine:alpha")
-    alpha.wait_for(lambda: shared_site.n_cells("FINISHED") >= 2)
+    alpha = shared_site.start_sweep(*CELLS_24, fault="machine:alpha", finished=2)
     shared_site.sweep(*CELLS_24, fault="machine:beta", status=5)
     alpha.wait_for(lambda: shared_site.n_cells("FINISHED") >= 4)  # it was not disturbed
     alpha.kill()

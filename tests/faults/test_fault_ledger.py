@@ -19,8 +19,7 @@ TWO_CELLS = ["--fractions", "100", "--replicates", "1", "--epochs", "60"]
 
 def test_a_second_driver_of_the_same_sweep_is_refused(site: Site) -> None:
     """Row 11; a dry run is let in, for it changes nothing."""
-    process = site.start_sweep(*ENDLESS)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*ENDLESS, running=1)
     second = site.sweep(*ENDLESS, status=5)
     for part in (f"host {os.uname().nodename}", f"pid {process.pid}", "since 2"):
         assert part in second.err
@@ -32,8 +31,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(site: Site) -> None:
 
 def test_a_second_driver_that_sees_no_lock_of_the_first_is_refused(site: Site, server: Server) -> None:
     """Row 11 on a server: another user's locks lie elsewhere, but the process lives."""
-    process = site.start_sweep(*ENDLESS, uri=server.uri)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*ENDLESS, uri=server.uri, running=1)
     elsewhere = {"XDG_STATE_HOME": str(site.scratch / "another user")}
     second = site.sweep(*ENDLESS, "--take-over", uri=server.uri, env=elsewhere, status=5)
     assert f"pid {process.pid}" in second.err
@@ -42,8 +40,7 @@ def test_a_second_driver_that_sees_no_lock_of_the_first_is_refused(site: Site, s
 
 def test_a_driver_on_another_machine_is_left_alone_until_it_is_taken_over(site: Site, server: Server) -> None:
     """Row 12."""
-    process = site.start_sweep(*TWO_CELLS, uri=server.uri)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*TWO_CELLS, uri=server.uri, running=1)
     process.kill()
     store, here = site.open(), Owner.this_process()
     running = store.find(TRANSFER, status="RUNNING")
@@ -58,7 +55,7 @@ def test_a_driver_on_another_machine_is_left_alone_until_it_is_taken_over(site: 
         assert "--take-over" in refused.err
         assert {run.info.run_id for run in store.find(TRANSFER, status="RUNNING")} == {r.info.run_id for r in running}
     site.sweep(*TWO_CELLS, "--take-over", uri=server.uri)
-    assert sorted(run.info.status for run in site.cells()) == ["FINISHED", "FINISHED", "KILLED"]
+    assert sorted(site.cell_states()) == ["FINISHED", "FINISHED", "KILLED"]
     (killed,) = site.cells(status="KILLED")
     assert killed.data.tags["machine"] == another.machine
     (parent,) = store.find(TRANSFER, role="sweep")
@@ -72,7 +69,7 @@ def test_two_different_sweeps_at_once(site: Site) -> None:
     for process in processes:
         process.done()
     assert len(site.open().find(TRANSFER, role="sweep")) == 2
-    assert [run.info.status for run in site.cells()] == ["FINISHED"] * 8
+    assert site.cell_states() == ["FINISHED"] * 8
 
 
 def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(site: Site) -> None:
@@ -90,7 +87,7 @@ def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(sit
     site.sweep(*arguments, status=1)
     assert len(site.cells()) == 4
     site.sweep(*arguments, "--retry-failed", status=1)
-    assert [run.info.status for run in site.cells()] == ["FAILED"] * 8
+    assert site.cell_states() == ["FAILED"] * 8
 
 
 @pytest.mark.parametrize("error", ["ValueError", "OutOfMemoryError"])
@@ -124,8 +121,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_shown(site: Sit
 
 def test_a_cell_that_is_deleted_while_it_trains_is_trained_again(site: Site) -> None:
     """Row 24: the others go on. So is a cell that was deleted when it was finished."""
-    process = site.start_sweep(*TWO_CELLS)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*TWO_CELLS, running=1)
     store = site.open()
     (deleted,) = site.cells(status="RUNNING")
     store.client.delete_run(deleted.info.run_id)

@@ -54,8 +54,7 @@ def test_a_study_database_that_is_locked_for_long(make_site: MakeSite) -> None:
 def test_a_second_driver_of_the_same_study_is_refused(make_site: MakeSite) -> None:
     """Row 11."""
     site = make_site(bare=True)
-    process = site.start_search("--trials", "1", "--epochs", "100000")
-    process.wait_for(site.n_running_trials)
+    process = site.start_search("--trials", "1", "--epochs", "100000", running=1)
     second = site.search("--trials", "1", "--epochs", "100000", status=5)
     for part in (f"host {os.uname().nodename}", f"pid {process.pid}", "since 2"):
         assert part in second.err
@@ -65,8 +64,7 @@ def test_a_second_driver_of_the_same_study_is_refused(make_site: MakeSite) -> No
 def test_a_search_of_another_machine_is_left_alone_until_it_is_taken_over(site: Site, server: Server) -> None:
     """Row 12: the study is in a file that this machine sees, too, its runs on a server."""
     arguments = ["--trials", "2", "--epochs", "20", "--storage", str(site.study_database)]
-    process = site.start_search(*arguments, uri=server.uri)
-    process.wait_for(site.n_running_trials)
+    process = site.start_search(*arguments, uri=server.uri, running=1)
     process.kill()
     store = site.open()
     (parent,) = store.find(TUNING, role="study")
@@ -110,7 +108,7 @@ def test_a_trial_that_raises_fails_alone_and_is_tried_again(make_site: MakeSite)
         done = site.search(*arguments, "--debug", fault=f"trial-raises:OutOfMemoryError:{number}", status=1)
         assert "OutOfMemoryError: planted" in done.out
         assert "Traceback" in done.out
-        assert {t.number: t.state.name for t in site.trials()} == {0: "COMPLETE", number: "FAIL", 2: "COMPLETE"}
+        assert site.trial_states() == {0: "COMPLETE", number: "FAIL", 2: "COMPLETE"}
     failed = [run for run in site.trial_runs() if run.info.status == "FAILED"]
     assert sorted(run.data.tags["trial"] for run in failed) == ["1", "3"]
     assert all(run.data.tags["reason"].startswith("OutOfMemoryError: planted") for run in failed)

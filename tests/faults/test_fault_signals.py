@@ -19,8 +19,7 @@ N_COMPLETE = "SELECT count(*) FROM trials WHERE state = 'COMPLETE'"
 )
 def test_a_signal_ends_a_sweep_in_good_order(site: Site, number: int, status: int) -> None:
     """Rows 1 and 2; the workers get the signal, too, as from a terminal. Only what is open is trained again."""
-    process = site.start_sweep(*SLOW_SWEEP, "--workers", "2")
-    process.wait_for(lambda: site.n_cells("FINISHED") >= 1)
+    process = site.start_sweep(*SLOW_SWEEP, "--workers", "2", finished=1)
     workers = process.workers()
     process.signal_group(number)
     done = process.done(status)
@@ -28,7 +27,7 @@ def test_a_signal_ends_a_sweep_in_good_order(site: Site, number: int, status: in
     for part in (f"{len(finished)} of 8", "python -m sweeps.transfer"):
         assert part in done.err
     assert "Traceback" not in done.err
-    assert {run.info.status for run in site.cells()} <= {"FINISHED", "KILLED"}
+    assert set(site.cell_states()) <= {"FINISHED", "KILLED"}
     assert [run.info.status for run in site.open().find(TRANSFER, role="sweep")] == ["KILLED"]
     assert not any(is_alive(pid) for pid in workers)
     site.sweep(*SLOW_SWEEP, "--workers", "2")
@@ -38,8 +37,7 @@ def test_a_signal_ends_a_sweep_in_good_order(site: Site, number: int, status: in
 
 def test_a_second_signal_leaves_at_once(site: Site) -> None:
     """Row 1."""
-    process = site.start_sweep("--fractions", "100", "--replicates", "1", "--epochs", "100000")
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep("--fractions", "100", "--replicates", "1", "--epochs", "100000", running=1)
     os.kill(process.pid, signal.SIGSTOP)  # so that both are there before it can end in good order
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)
@@ -55,7 +53,7 @@ def test_a_search_after_a_signal_equals_an_undisturbed_one(make_site: MakeSite, 
     arguments = ["--trials", "8", "--epochs", "3"]
     site, undisturbed = make_site(bare=True), make_site("undisturbed", bare=True)
     process = site.start_search(*arguments)
-    process.wait_for(lambda: site.n_running_trials() and site.count(site.study_database, N_COMPLETE) >= 2)
+    process.wait_for(lambda: site.n_running_trials() and site.count(N_COMPLETE, study=True) >= 2)
     process.signal_group(number)
     done = process.done(status)
     assert f"{len(site.trials())} of 8" in done.err
@@ -105,8 +103,7 @@ def test_a_signal_ends_a_report(site: Site, number: int, status: int) -> None:
 def test_kill_9_amid_an_epoch(site: Site, server: Server, is_shared: bool) -> None:
     """Row 3: the run is left RUNNING; the next command ends it KILLED and trains the cell again."""
     uri = server.uri if is_shared else None
-    process = site.start_sweep(*ONE_CELL, uri=uri)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*ONE_CELL, uri=uri, running=1)
     process.kill()
     (killed,) = site.cells()
     assert killed.info.status == "RUNNING"
@@ -119,8 +116,7 @@ def test_kill_9_amid_an_epoch(site: Site, server: Server, is_shared: bool) -> No
 
 def test_the_runs_of_another_boot_are_those_of_the_dead(site: Site, server: Server) -> None:
     """Row 3, after a power cut: a process of that pid may be another one."""
-    process = site.start_sweep(*ONE_CELL, uri=server.uri)
-    process.wait_for(lambda: site.n_cells("RUNNING") == 1)
+    process = site.start_sweep(*ONE_CELL, uri=server.uri, running=1)
     process.kill()
     store = site.open()
     running = store.find(TRANSFER, status="RUNNING")
@@ -128,13 +124,14 @@ def test_the_runs_of_another_boot_are_those_of_the_dead(site: Site, server: Serv
     for run in running:
         store.log(run.info.run_id, tags={"boot": "an earlier one", "pid": os.getpid()})
     site.sweep(*ONE_CELL, uri=server.uri)
-    assert sorted(run.info.status for run in site.cells()) == ["FINISHED", "KILLED"]
+    assert sorted(site.cell_states()) == ["FINISHED", "KILLED"]
 
 
 def test_workers_do_not_outlive_a_driver_that_is_killed(site: Site) -> None:
     """Row 3."""
-    process = site.start_sweep("--fractions", "100", "--replicates", "2", "--epochs", "100000", "--workers", "2")
-    process.wait_for(lambda: site.n_cells("RUNNING") == 2)
+    process = site.start_sweep(
+        "--fractions", "100", "--replicates", "2", "--epochs", "100000", "--workers", "2", running=2
+    )
     workers = process.workers()
     assert len(workers) == 2
     process.kill(group=False)
@@ -144,43 +141,35 @@ def test_workers_do_not_outlive_a_driver_that_is_killed(site: Site) -> None:
         time.sleep(0.1)
 
 
-def test_a_cell_whose_worker_dies_is_trained_on_another(site: Site) -> None:
-    """Row 16, as the kernel does it when memory runs out. It stays the same run."""
-    process = site.start_sweep("--fractions", "100", "--replicates", "2", "--epochs", "150", "--workers", "2")
-    process.wait_for(lambda: site.n_cells("RUNNING") == 2)
+@pytest.mark.parametrize("work", ["cells", "trials"])
+def test_what_a_worker_leaves_is_done_by_another(make_site: MakeSite, work: str) -> None:
+    """Row 16, as the kernel does it when memory runs out. A cell stays the same run."""
+    site = make_site()
+    if work == "cells":
+        arguments = ["--fractions", "100", "--replicates", "2", "--epochs", "150", "--workers", "2"]
+        process = site.start_sweep(*arguments, running=2)
+    else:
+        process = site.start_search("--trials", "4", "--epochs", "20", "--workers", "2", running=2)
     os.kill(process.workers()[0], signal.SIGKILL)
     assert process.done().out.count("signal 9") == 1
-    assert [run.info.status for run in site.cells()] == ["FINISHED"] * 4
-    assert len(site.digests()) == 4
+    if work == "cells":
+        assert site.cell_states() == ["FINISHED"] * 4
+        assert len(site.digests()) == 4
+    else:
+        assert list(site.trial_states()) == [0, 1, 2, 3]
+        assert len(site.trial_runs()) == 4
 
 
-def test_a_trial_whose_worker_dies_is_run_on_another(make_site: MakeSite) -> None:
-    """Row 16."""
-    site = make_site(bare=True)
-    process = site.start_search("--trials", "4", "--epochs", "20", "--workers", "2")
-    process.wait_for(lambda: site.n_running_trials() == 2)
-    os.kill(process.workers()[0], signal.SIGKILL)
-    assert process.done().out.count("signal 9") == 1
-    assert [trial.number for trial in site.trials()] == [0, 1, 2, 3]
-    assert len(site.trial_runs()) == 4
-
-
-def test_a_cell_that_kills_its_worker_twice_fails_alone(site: Site) -> None:
-    """Row 16; the same command tries it again."""
-    arguments = ["--fractions", "20", "100", "--inits", "random", "--replicates", "1", "--epochs", "1"]
-    arguments += ["--workers", "2"]
-    site.sweep(*arguments, fault="cell-dies:20", status=1)
+def test_what_kills_its_worker_twice_fails_alone(site: Site) -> None:
+    """Row 16, for a cell and a trial; the same command tries it again."""
+    sweep = ["--fractions", "20", "100", "--inits", "random", "--replicates", "1", "--epochs", "1", "--workers", "2"]
+    site.sweep(*sweep, fault="cell-dies:20", status=1)
     assert {run.data.tags["percent"]: run.info.status for run in site.cells()} == {"020": "FAILED", "100": "FINISHED"}
-    site.sweep(*arguments)
-    assert sorted(run.info.status for run in site.cells()) == ["FAILED", "FINISHED", "FINISHED"]
-
-
-def test_a_trial_that_kills_its_worker_twice_fails_alone(make_site: MakeSite) -> None:
-    """Row 16; the same command tries it again."""
-    site = make_site(bare=True)
-    arguments = ["--trials", "3", "--epochs", "1", "--workers", "2"]
-    site.search(*arguments, fault="trial-dies:0", status=1)
-    assert {trial.number: trial.state.name for trial in site.trials()} == {0: "FAIL", 1: "COMPLETE", 2: "COMPLETE"}
+    site.sweep(*sweep)
+    assert sorted(site.cell_states()) == ["FAILED", "FINISHED", "FINISHED"]
+    search = ["--trials", "3", "--epochs", "1", "--workers", "2"]
+    site.search(*search, fault="trial-dies:0", status=1)
+    assert site.trial_states() == {0: "FAIL", 1: "COMPLETE", 2: "COMPLETE"}
     assert len(site.trial_runs()) == 3
-    site.search(*arguments)
-    assert {trial.number: trial.state.name for trial in site.trials()} == dict.fromkeys([1, 2, 3], "COMPLETE")
+    site.search(*search)
+    assert site.trial_states() == dict.fromkeys([1, 2, 3], "COMPLETE")

@@ -98,8 +98,7 @@ def test_a_disk_that_fills_up_amid_a_sweep(make_site: MakeSite, template: Path, 
     remount(small_disk, "size=60m")
     site.folder = small_disk / "store"
     synthetic.copy_store(template, site.folder)
-    process = site.start_sweep(*SLOW, "--store-timeout", "120" if freed else "1")
-    process.wait_for(lambda: site.n_cells("FINISHED") >= 2)
+    process = site.start_sweep(*SLOW, "--store-timeout", "120" if freed else "1", finished=2)
     ballast = small_disk / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as stream:
         while True:
@@ -140,8 +139,7 @@ def test_a_server_that_is_down_at_the_start_is_told_soon(site: Site) -> None:
 
 def test_a_server_that_is_restarted_amid_a_sweep_costs_nothing(site: Site, server: Server) -> None:
     """Row 8."""
-    process = site.start_sweep(*SLOW, uri=server.uri)
-    process.wait_for(lambda: site.n_cells("FINISHED") >= 2)
+    process = site.start_sweep(*SLOW, uri=server.uri, finished=2)
     server.kill()
     process.wait_for(lambda: "note:" in process.err)
     server.start()
@@ -155,8 +153,7 @@ def test_what_a_lost_server_did_not_take_is_trained_again_alike(
 ) -> None:
     """Row 8: retries until --store-timeout, or for some seconds after a signal."""
     seconds = "600" if stopped else "4"
-    process = site.start_sweep(*SLOW, "--workers", "2", "--store-timeout", seconds, uri=server.uri)
-    process.wait_for(lambda: site.n_cells("FINISHED") >= 2)
+    process = site.start_sweep(*SLOW, "--workers", "2", "--store-timeout", seconds, uri=server.uri, finished=2)
     server.kill()
     process.wait_for(lambda: "note:" in process.err)
     if stopped:

@@ -53,8 +53,7 @@ def test_a_deleted_sweep_has_no_report_and_is_begun_anew(site: Site) -> None:
 
 def test_a_sweep_that_is_deleted_while_it_runs_ends(site: Site) -> None:
     """Row 24: its cells cannot be shown any more."""
-    process = site.start_sweep(*SWEEP[:5], "--epochs", "300")
-    process.wait_for(lambda: site.n_cells("RUNNING"))
+    process = site.start_sweep(*SWEEP[:5], "--epochs", "300", running=1)
     (parent,) = site.open().find(TRANSFER, role="sweep")
     site.open().client.delete_run(parent.info.run_id)
     done = process.done(4)
@@ -158,8 +157,7 @@ def test_a_home_that_cannot_be_written_is_not_needed(site: Site, server: Server)
     arguments = [*SEARCH, "--promote", "--storage", str(site.study_database)]
     site.search(*arguments, uri=server.uri, env=homeless)
     assert resolve(site.open(), "models:/cnn2/best").pinned == "models:/cnn2/2"
-    process = site.start_sweep(*ENDLESS, uri=server.uri, env=homeless)
-    process.wait_for(lambda: site.n_cells("RUNNING"))
+    process = site.start_sweep(*ENDLESS, uri=server.uri, env=homeless, running=1)
     locks = list((Path(tempfile.gettempdir()) / f"fmnist-transfer-{os.getuid()}").rglob("sweep-*.owner"))
     assert any(f'"pid": {process.pid},' in file.read_text() for file in locks)
     site.sweep(*ENDLESS, uri=server.uri, env=homeless, status=5)
@@ -247,8 +245,7 @@ def test_workers_that_hang_at_their_start_end_by_one_signal(site: Site, tmp_path
         "import sys, time\nif 'multiprocessing.spawn' in ' '.join(sys.orig_argv): time.sleep(3600)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    process = site.start_sweep(*SWEEP, "--workers", "2", env={"PYTHONPATH": path})
-    process.wait_for(lambda: site.n_cells("RUNNING") == 2)
+    process = site.start_sweep(*SWEEP, "--workers", "2", env={"PYTHONPATH": path}, running=2)
     process.popen.terminate()
     process.done(143, seconds=60)
     assert site.open().find(TRANSFER, status="RUNNING") == []

@@ -83,7 +83,7 @@ def test_a_sweep_that_is_killed_anywhere(make_site: MakeSite, request: pytest.Fi
         digests = site.digests()
         assert len(digests) == 12
         assert digests == undisturbed.digests()
-        assert {run.info.status for run in site.cells()} <= {"FINISHED", "KILLED"}
+        assert set(site.cell_states()) <= {"FINISHED", "KILLED"}
         assert site.open().find(TRANSFER, status="RUNNING") == []
         return kills, len(digests)
 
@@ -131,7 +131,7 @@ def n_runs(site: Site, role: str, pid: int) -> int:
     """RUNNING runs of this role and this process."""
     query = "SELECT count(*) FROM runs JOIN tags r USING (run_uuid) JOIN tags p USING (run_uuid)"
     what = f"r.key = 'role' AND r.value = '{role}' AND p.key = 'pid' AND p.value = '{pid}'"
-    return site.count(site.database, f"{query} WHERE status = 'RUNNING' AND {what}")
+    return site.count(f"{query} WHERE status = 'RUNNING' AND {what}")
 
 
 def best_digest(site: Site) -> str:
