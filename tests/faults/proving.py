@@ -43,6 +43,10 @@ class Done(NamedTuple):
     out: str
     err: str
 
+    def names(self, *objects: str) -> None:
+        """Assert that its messages name these: flags, files, runs, numbers, commands."""
+        assert [name for name in objects if name not in self.err] == [], self.err
+
 
 class Process:
     """A running command; its output goes to files, so that it can be read while it runs."""

@@ -20,9 +20,7 @@ TWO_CELLS = ["--fractions", "100", "--replicates", "1", "--epochs", "60"]
 def test_a_second_driver_of_the_same_sweep_is_refused(site: Site) -> None:
     """Row 11; a dry run is let in, for it changes nothing."""
     process = site.start_sweep(*ENDLESS, running=1)
-    second = site.sweep(*ENDLESS, status=5)
-    for part in (f"host {os.uname().nodename}", f"pid {process.pid}", "since 2"):
-        assert part in second.err
+    site.sweep(*ENDLESS, status=5).names(f"host {os.uname().nodename}", f"pid {process.pid}", "since 2")
     assert site.n_cells("RUNNING") == 1
     site.sweep(*ENDLESS, "--dry-run", "--json", str(site.json))
     assert site.result()["n_to_run"] == 2
@@ -33,8 +31,7 @@ def test_a_second_driver_that_sees_no_lock_of_the_first_is_refused(site: Site, s
     """Row 11 on a server: another user's locks lie elsewhere, but the process lives."""
     process = site.start_sweep(*ENDLESS, uri=server.uri, running=1)
     elsewhere = {"XDG_STATE_HOME": str(site.scratch / "another user")}
-    second = site.sweep(*ENDLESS, "--take-over", uri=server.uri, env=elsewhere, status=5)
-    assert f"pid {process.pid}" in second.err
+    site.sweep(*ENDLESS, "--take-over", uri=server.uri, env=elsewhere, status=5).names(f"pid {process.pid}")
     assert site.n_cells("RUNNING") == 1
 
 
@@ -50,9 +47,7 @@ def test_a_driver_on_another_machine_is_left_alone_until_it_is_taken_over(site: 
     for owner in (another, unknown, of_the_same_name):
         for run in running:
             store.log(run.info.run_id, tags=owner.to_tags())
-        refused = site.sweep(*TWO_CELLS, uri=server.uri, status=5)
-        assert f"host {owner.host}, pid 4711" in refused.err
-        assert "--take-over" in refused.err
+        site.sweep(*TWO_CELLS, uri=server.uri, status=5).names(f"host {owner.host}, pid 4711", "--take-over")
         assert {run.info.run_id for run in store.find(TRANSFER, status="RUNNING")} == {r.info.run_id for r in running}
     site.sweep(*TWO_CELLS, "--take-over", uri=server.uri)
     assert sorted(site.cell_states()) == ["FINISHED", "FINISHED", "KILLED"]
@@ -125,8 +120,7 @@ def test_a_cell_that_is_deleted_while_it_trains_is_trained_again(site: Site) -> 
     store = site.open()
     (deleted,) = site.cells(status="RUNNING")
     store.client.delete_run(deleted.info.run_id)
-    done = process.done(1)
-    assert deleted.info.run_id in done.err
+    process.done(1).names(deleted.info.run_id)
     (finished,) = site.cells()
     assert finished.info.status == "FINISHED"
     assert finished.data.tags["cell_key"] != deleted.data.tags["cell_key"]

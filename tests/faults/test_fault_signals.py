@@ -55,8 +55,7 @@ def test_a_search_after_a_signal_equals_an_undisturbed_one(make_site: MakeSite, 
     process = site.start_search(*arguments)
     process.wait_for(lambda: site.n_running_trials() and site.count(N_COMPLETE, study=True) >= 2)
     process.signal_group(number)
-    done = process.done(status)
-    assert f"{len(site.trials())} of 8" in done.err
+    process.done(status).names(f"{len(site.trials())} of 8")
     assert site.n_running_trials() == 0
     assert [run.info.status for run in site.open().find(TUNING, role="study")] == ["KILLED"]
     site.search(*arguments)
@@ -92,8 +91,7 @@ def test_a_signal_ends_a_report(site: Site, number: int, status: int) -> None:
     process = site.start_report()
     process.wait_for(lambda: any(report.iterdir()))
     process.signal_group(number)
-    done = process.done(status)
-    assert "python -m sweeps.report" in done.err
+    process.done(status).names("python -m sweeps.report")
     assert "report.html" not in {file.name for file in report.iterdir()}
     site.start_report().done()
     assert {file.name for file in report.iterdir()} == names

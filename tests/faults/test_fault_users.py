@@ -56,8 +56,7 @@ def test_a_sweep_that_is_deleted_while_it_runs_ends(site: Site) -> None:
     process = site.start_sweep(*SWEEP[:5], "--epochs", "300", running=1)
     (parent,) = site.open().find(TRANSFER, role="sweep")
     site.open().client.delete_run(parent.info.run_id)
-    done = process.done(4)
-    assert parent.info.run_id in done.err
+    process.done(4).names(parent.info.run_id)
 
 
 @pytest.mark.parametrize("experiment", [TUNING, TRANSFER])
@@ -140,8 +139,7 @@ def test_artifacts_that_cannot_be_written_are_told_before_work_starts(make_site:
     server = Server(site.folder, flags=("--no-serve-artifacts", "--default-artifact-root", root))
     server.start()
     try:
-        done = site.search(*SEARCH, uri=server.uri, status=4)
-        assert root in done.err
+        site.search(*SEARCH, uri=server.uri, status=4).names(root)
         assert site.open().find(TUNING) == []
         assert not site.study_database.exists()
     finally:
@@ -174,8 +172,7 @@ def test_workers_that_cannot_start_end_the_command(site: Site, tmp_path: Path, m
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     start, arguments = (site.search, SEARCH) if module == "tuning.search" else (site.sweep, SWEEP)
-    done = start(*arguments, "--workers", "2", env={"PYTHONPATH": path}, status=2)
-    assert "--workers 1" in done.err
+    start(*arguments, "--workers", "2", env={"PYTHONPATH": path}, status=2).names("--workers 1")
     for experiment in (TUNING, TRANSFER):
         assert site.open().find(experiment, status="RUNNING") == []
     start(*arguments, "--workers", "2")
@@ -205,8 +202,9 @@ def test_a_narrow_terminal_gets_help(site: Site) -> None:
 
 def test_a_proxy_that_leads_nowhere_is_told(site: Site, server: Server) -> None:
     """Row 7: the server is there, but the environment's proxy is asked for it."""
-    done = site.sweep(*SWEEP, uri=server.uri, env={"http_proxy": f"http://127.0.0.1:{free_port()}"}, status=4)
-    assert "NO_PROXY" in done.err
+    site.sweep(*SWEEP, uri=server.uri, env={"http_proxy": f"http://127.0.0.1:{free_port()}"}, status=4).names(
+        "NO_PROXY"
+    )
 
 
 def test_a_path_that_is_no_text_is_refused(site: Site) -> None:
@@ -223,8 +221,7 @@ def test_little_shared_memory_is_told(site: Site) -> None:
     if not is_able and not os.environ.get("CI"):
         pytest.skip("cannot have mounts of its own")
     little = ("unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=200k none /dev/shm && exec "$@"', "bash")
-    done = site.sweep(*SWEEP, "--workers", "2", prefix=little, status=2)
-    assert "--workers 1" in done.err
+    site.sweep(*SWEEP, "--workers", "2", prefix=little, status=2).names("--workers 1")
     assert site.open().find(TRANSFER) == []
     site.sweep(*SWEEP, "--workers", "1", prefix=little)
 
@@ -232,8 +229,7 @@ def test_little_shared_memory_is_told(site: Site) -> None:
 def test_the_limit_of_open_files_is_raised_or_told(site: Site) -> None:
     """Row 36: for two workers."""
     soft, hard = (("bash", "-c", f'ulimit {flag} 64; exec "$@"', "bash") for flag in ("-Sn", "-n"))
-    refused = site.sweep(*SWEEP, "--workers", "2", prefix=hard, status=2)
-    assert "ulimit -n 128" in refused.err
+    site.sweep(*SWEEP, "--workers", "2", prefix=hard, status=2).names("ulimit -n 128")
     assert site.open().find(TRANSFER) == []
     site.sweep(*SWEEP, "--workers", "2", prefix=soft)
     site.sweep(*SWEEP, "--workers", "1", "--seed", "1", prefix=hard)
