@@ -23,15 +23,11 @@ from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.registry import resolve
 from fmnist_transfer.store.roles import TRANSFER, TUNING
 from fmnist_transfer.store.runs import Store
-from sweeps.grid import INITS, coarse_to_fine, plan_cells
 from sweeps.settings import TransferSettings
 from tuning.settings import SearchSettings
 
 SMALL = ["--fractions", "20", "--replicates", "1", "--epochs", "1"]
 LABELS, IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
-
-
-# Rows 6, 18 and 19
 
 
 def truncated(raw: Path) -> None:
@@ -103,8 +99,6 @@ def test_without_a_network_nothing_is_missed_if_the_data_is_there(site: Site, tm
     )
 
 
-# Rows 20 and 21
-
 BAD_FLAGS = [  # flags, and what the message names: those of a value alone are in `test_commands.py`
     (["--fractions", "1.5"], ["--fractions"]),
     (["--fractions", "101"], ["--fractions 101", "1 to 100"]),
@@ -158,14 +152,6 @@ def test_flags_of_a_search_are_in_range_or_refused(trials: int, epochs: int, mfl
         assert message.startswith("--study-name" if in_range else "--")
 
 
-@given(st.sets(st.integers(1, 100), min_size=1), st.integers(1, 4))
-def test_every_cell_of_a_grid_is_planned_once(percents: set[int], n_replicates: int) -> None:
-    cells = plan_cells(sorted(percents), INITS, n_replicates)
-    assert len(cells) == len(set(cells)) == len(percents) * len(INITS) * n_replicates
-    assert {cell.percent for cell in cells} == percents
-    assert sorted(coarse_to_fine(percents)) == sorted(percents)
-
-
 @given(st.text(alphabet=string.digits + "/-:evnodra ", max_size=14))
 def test_a_split_is_two_halves_or_refused(text: str) -> None:
     if (message := refusal(lambda: parse_split(text))) is not None:
@@ -200,9 +186,6 @@ def test_a_fraction_without_an_image_for_each_class_is_refused(site: Site) -> No
     done = site.sweep("--fractions", "1", status=2)
     assert re.search(r"--fractions 1\b.*\b2\b", done.err)
     assert site.open().find(TRANSFER) == []
-
-
-# Rows 22 and 23
 
 
 @pytest.mark.parametrize(
@@ -294,9 +277,6 @@ def test_a_deleted_version_or_alias_is_an_unknown_model(site: Site) -> None:
     client.delete_model_version("cnn2", "1")
     site.start("sweeps.transfer", "--model-uri", "models:/cnn2/1", "--device", "cpu", *SMALL).done(3).names("cnn2")
     assert site.open().find(TRANSFER) == []
-
-
-# Rows 28 and 29
 
 
 @pytest.mark.parametrize(

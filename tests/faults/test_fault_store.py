@@ -19,9 +19,6 @@ SLOW = ["--fractions", "100", "--replicates", "5", "--epochs", "50"]  # 10 cells
 CANARY = "canary-7f3a"
 
 
-# Row 5
-
-
 def test_four_commands_at_once_on_a_fresh_store(make_site: MakeSite) -> None:
     """Rows 5 and 13: searches of different studies do not disturb each other."""
     site = make_site(bare=True)
@@ -60,9 +57,6 @@ def size_of(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return -1
-
-
-# Row 6
 
 
 def test_a_full_disk_is_told_before_work_starts(make_site: MakeSite, small_disk: Path) -> None:
@@ -112,9 +106,6 @@ def test_a_disk_that_fills_up_amid_a_sweep(make_site: MakeSite, template: Path, 
         site.sweep(*SLOW)
         assert finished <= {run.info.run_id for run in site.cells(status="FINISHED")}
     assert len(site.digests()) == 10
-
-
-# Rows 7 and 8
 
 
 def test_a_server_that_is_down_at_the_start_is_told_soon(site: Site) -> None:
@@ -183,9 +174,6 @@ def test_a_server_that_goes_away_amid_a_search(site: Site, server: Server) -> No
     assert sorted(int(run.data.tags["trial"]) for run in complete) == [trial.number for trial in site.trials()]
 
 
-# Row 9
-
-
 @pytest.mark.parametrize("path_end", ["/runs/create", "/runs/log-batch", "/model-versions/create", "/logged-models"])
 def test_a_lost_response_makes_nothing_twice(site: Site, server: Server, path_end: str) -> None:
     """Row 9."""
@@ -202,9 +190,6 @@ def test_a_lost_response_makes_nothing_twice(site: Site, server: Server, path_en
     assert len(site.cells()) == 4
     assert len(site.digests()) == 4
     assert len(site.open().find(TRANSFER, role="sweep")) == 1
-
-
-# Row 25
 
 
 def foreign(database: Path) -> None:
@@ -273,9 +258,6 @@ def test_each_database_refuses_to_be_the_other(site: Site) -> None:
     assert tables == before
 
 
-# Rows 26 and 27
-
-
 @pytest.mark.parametrize("character", ["?", "%"])
 def test_a_path_that_sqlite_uris_cannot_hold_is_refused(make_site: MakeSite, character: str) -> None:
     """Row 26; all other tests have a space, ü and # in their paths."""
@@ -319,9 +301,6 @@ def test_a_copied_store_is_used_only_if_it_is_to_be_mended(site: Site) -> None:
     assert left == in_original
 
 
-# Row 30
-
-
 def test_a_model_that_may_only_be_read_is_swept(site: Site, server: Server) -> None:
     """Row 30: what cannot be noted on the version is said once."""
     with proxy(server.port, forbids="/model-versions/") as (uri, refused):
@@ -331,9 +310,6 @@ def test_a_model_that_may_only_be_read_is_swept(site: Site, server: Server) -> N
     assert len(site.digests()) == 4
     version = site.open().client.get_model_version("cnn2", "1")
     assert not [key for key in version.tags if key.startswith("sweep.")]
-
-
-# Passwords
 
 
 def test_a_password_is_written_nowhere(site: Site, server: Server) -> None:

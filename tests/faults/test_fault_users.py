@@ -19,9 +19,6 @@ SEARCH = ["--trials", "4", "--epochs", "1"]
 ENDLESS = ["--fractions", "100", "--replicates", "1", "--epochs", "100000"]
 
 
-# Row 24
-
-
 def test_a_version_without_its_model_is_registered_anew(make_site: MakeSite) -> None:
     """Row 24: its logged model is deleted, then the files of the next one."""
     site = make_site(bare=True)
@@ -72,9 +69,6 @@ def test_a_deleted_experiment_is_told_at_the_start_and_by_a_dry_run(site: Site, 
     client.restore_experiment(number)
 
 
-# Row 31
-
-
 def test_figures_are_the_same_whatever_the_user_has_set(make_site: MakeSite, tmp_path: Path) -> None:
     """Row 31: a backend that is not installed, as notebooks export it, and a matplotlibrc that wants LaTeX."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\nsavefig.format: pdf\n")
@@ -107,9 +101,6 @@ def test_other_settings_of_mlflow_reach_nothing(site: Site, tmp_path: Path) -> N
     assert resolve(site.open(), "models:/cnn2/best").pinned == "models:/cnn2/2"
     assert not (tmp_path / "elsewhere.db").exists()
     assert {experiment.name for experiment in site.open().client.search_experiments()} == {"Default", TUNING, TRANSFER}
-
-
-# Row 32
 
 
 def test_an_old_server_is_told_before_work_starts(site: Site) -> None:
@@ -146,9 +137,6 @@ def test_artifacts_that_cannot_be_written_are_told_before_work_starts(make_site:
         server.close()
 
 
-# Row 33
-
-
 def test_a_home_that_cannot_be_written_is_not_needed(site: Site, server: Server) -> None:
     """Row 33: as in a container whose user has none."""
     homeless = {"HOME": "/proc/none", "XDG_STATE_HOME": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
@@ -159,9 +147,6 @@ def test_a_home_that_cannot_be_written_is_not_needed(site: Site, server: Server)
     locks = list((Path(tempfile.gettempdir()) / f"fmnist-transfer-{os.getuid()}").rglob("sweep-*.owner"))
     assert any(f'"pid": {process.pid},' in file.read_text() for file in locks)
     site.sweep(*ENDLESS, uri=server.uri, env=homeless, status=5)
-
-
-# Row 34
 
 
 @pytest.mark.parametrize("module", ["tuning.search", "sweeps.transfer"])
@@ -176,9 +161,6 @@ def test_workers_that_cannot_start_end_the_command(site: Site, tmp_path: Path, m
     for experiment in (TUNING, TRANSFER):
         assert site.open().find(experiment, status="RUNNING") == []
     start(*arguments, "--workers", "2")
-
-
-# Row 35
 
 
 @pytest.mark.parametrize("redirection", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -n 1"])
@@ -197,9 +179,6 @@ def test_a_narrow_terminal_gets_help(site: Site) -> None:
         site.start_report("--help", env={"COLUMNS": columns}).done(seconds=60)
 
 
-# Rows 7 and 26
-
-
 def test_a_proxy_that_leads_nowhere_is_told(site: Site, server: Server) -> None:
     """Row 7: the server is there, but the environment's proxy is asked for it."""
     site.sweep(*SWEEP, uri=server.uri, env={"http_proxy": f"http://127.0.0.1:{free_port()}"}, status=4).names(
@@ -210,9 +189,6 @@ def test_a_proxy_that_leads_nowhere_is_told(site: Site, server: Server) -> None:
 def test_a_path_that_is_no_text_is_refused(site: Site) -> None:
     """Row 26: bytes that are not UTF-8."""
     site.sweep(*SWEEP, uri=os.fsdecode(b"/tmp/b\xff/mlflow.db"), status=4)
-
-
-# Rows 36 and 37
 
 
 def test_little_shared_memory_is_told(site: Site) -> None:

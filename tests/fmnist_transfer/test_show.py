@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults.proving import is_alive
+from faults.proving import free_port, is_alive
 
 from fmnist_transfer import show
 from fmnist_transfer.show import ShowSettings, main, pages
@@ -24,7 +24,7 @@ from fmnist_transfer.store.roles import TRANSFER, TUNING
 from fmnist_transfer.store.runs import Store
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120.0  # of the tests; a slow machine is no failure
+LONGEST_SECONDS = 120.0  # that a test waits; a slow machine is no failure
 # `python -m fmnist_transfer.show` with SIGINT as a terminal has it: a shell's `&` would have it ignored
 MODULE = """
 import runpy, signal
@@ -35,13 +35,6 @@ runpy.run_module("fmnist_transfer.show", run_name="__main__", alter_sys=True)
 
 def command(*arguments: str) -> int:
     return show.command(["--no-browser", *arguments])
-
-
-def any_port() -> int:
-    """One that is free now, with free ones after it, it is hoped."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -200,7 +193,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
     is_whole = number == signal.SIGINT
     run_id = sweep(store)
     store.log_text(run_id, "report/report.md", "The answer")
-    arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := any_port())]
+    arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := free_port())]
     if has_dashboard := is_whole and show.importlib.util.find_spec("optuna_dashboard") is not None:
         import optuna
 
@@ -219,7 +212,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
+            deadline = time.monotonic() + LONGEST_SECONDS
             while "Ctrl-C" not in (said := (tmp_path / "out").read_text()):
                 pids |= family(process.pid)
                 assert process.poll() is None, said
@@ -247,7 +240,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             assert len(pids) >= (4 if has_dashboard else 3)
             process.send_signal(number)
             process.send_signal(number)  # impatient
-            assert process.wait(PATIENCE_SECONDS) == 0, (tmp_path / "out").read_text()
+            assert process.wait(LONGEST_SECONDS) == 0, (tmp_path / "out").read_text()
             assert [pid for pid in pids if is_alive(pid)] == []
         finally:
             for pid in pids:
