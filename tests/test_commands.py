@@ -88,11 +88,8 @@ def test_search_leaves_study_trials_and_a_registered_best(
         *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
         *("test_accuracy", "n_trials", "n_pruned", "seconds", "stages"),
     }
-    assert (result["study"], result["model_uri"], result["version"], result["promoted"]) == (
-        *("cnn2", "models:/cnn2/1", 1),
-        True,
-    )
-    assert result["n_trials"] == 5
+    expected = {"study": "cnn2", "model_uri": "models:/cnn2/1", "version": 1, "promoted": True, "n_trials": 5}
+    assert {key: result[key] for key in expected} == expected
     assert 0 <= result["test_accuracy"] <= 1
     (parent,) = project.runs(TUNING, role="study")
     assert parent.info.status == "FINISHED"
@@ -112,9 +109,8 @@ def test_search_leaves_study_trials_and_a_registered_best(
     assert len(retrained) == 4
     assert {run.info.status for run in retrained} == {"FINISHED"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {
-        f"figures/{name}.png" for name in ("history", "importances", "slices", "expected_best", "inline")
-    }
+    names = ("history", "importances", "slices", "expected_best", "inline")
+    assert figures == {f"figures/{name}.png" for name in names}
     version = project.store.client.get_model_version("cnn2", "1")
     assert version.tags["split"] == "01234/56789"
     assert float(version.tags["retrained_mean"]) == result["retrained_mean"]
@@ -272,6 +268,13 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     assert "python -m fmnist_transfer.show --tracking-uri" in printed
 
 
+def check_links(store: Store, markdown: str) -> int:
+    """Check that the links and pictures of a description lead somewhere; return their number."""
+    for address in pages.addresses(markdown):
+        pages.check(store, address)
+    return len(pages.addresses(markdown))
+
+
 def test_the_ui_is_told_what_there_is(project: Project) -> None:
     """Descriptions whose links lead somewhere, views whose columns are filled, and names that say what a run is."""
     swept = project.sweep("--fractions", "20", "100", "--replicates", "2", "--seed", "13")["sweep_run_id"]
@@ -283,9 +286,7 @@ def test_the_ui_is_told_what_there_is(project: Project) -> None:
     texts |= {name: client.get_experiment(project.store.experiment(name)).tags[NOTE] for name in (TUNING, TRANSFER)}
     for what, text in texts.items():
         assert 100 < len(text) < TAG_LENGTH, what
-        assert pages.addresses(text), what
-        for address in pages.addresses(text):
-            pages.check(project.store, address)
+        assert check_links(project.store, text) > 0, what
     assert "#/models/cnn2/versions/1" in texts[studied]
     assert texts[swept].count("**cannot be told**") == 8  # in the first lines, and again with the reasons
     best = project.runs(TUNING, role="trial", trial=version.tags["trial"], parent=studied)[0].info
@@ -300,17 +301,14 @@ def test_a_search_too_small_for_figures_shows_none(store_path: Path, data_dir: P
     project.search("--trials", "2", "--top", "1")
     (study,) = project.runs(TUNING, role="study")
     assert "get-artifact" not in study.data.tags[NOTE]
-    for address in pages.addresses(study.data.tags[NOTE]):
-        pages.check(project.store, address)
+    check_links(project.store, study.data.tags[NOTE])
 
 
 def test_a_sweep_without_a_pair_shows_no_picture(project: Project) -> None:
     sweep = ["--inits", "pretrained", "--fractions", "20", "--replicates", "1", "--seed", "15"]
     swept = project.sweep(*sweep)["sweep_run_id"]
     text = project.store.client.get_run(swept).data.tags[NOTE]
-    assert len(pages.addresses(text)) == 4  # curves, report, and two tables
-    for address in pages.addresses(text):
-        pages.check(project.store, address)
+    assert check_links(project.store, text) == 4  # curves, report, and two tables
 
 
 def test_every_column_of_a_view_is_filled(project: Project) -> None:
@@ -352,9 +350,8 @@ def test_percent_sorts_as_a_number(project: Project) -> None:
     )
     cells = [run for run in found if run.data.tags["role"] == "cell" and run.data.tags["init"] == "random"]
     assert [run.data.params["percent"] for run in cells][:2] == ["005", "020"]
-    assert sorted({run.data.tags["percent"] for run in cells}, key=int) == sorted(
-        {run.data.tags["percent"] for run in cells}
-    )
+    percents = {run.data.tags["percent"] for run in cells}
+    assert sorted(percents, key=int) == sorted(percents)
 
 
 def test_the_suggested_sweep_can_be_run(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from constructed import rows, sweep
 
-from fmnist_transfer import show
 from fmnist_transfer.data import files
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.errors import SAME_COMMAND
@@ -23,7 +22,7 @@ from fmnist_transfer.store.registry import resolve
 from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import run_command
-from fmnist_transfer.terminal.output import warn_of_password, write_json
+from fmnist_transfer.terminal.output import write_json
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
@@ -78,11 +77,6 @@ def test_a_model_that_is_unknown(store: Store, err: Said) -> None:
     )
 
 
-def test_a_store_that_is_not_there(tmp_path: Path, err: Said) -> None:
-    assert show.command(["--tracking-uri", str(tmp_path / "mlflow.db")]) == 4
-    assert err() == f"error: there is no store {tmp_path}/mlflow.db yet; python -m tuning.search makes one\n"
-
-
 def test_a_file_that_cannot_be_written(tmp_path: Path, err: Said) -> None:
     (tmp_path / "file").touch()
     assert status_of(lambda: write_json(tmp_path / "file" / "a.json", {})) == 4
@@ -127,13 +121,6 @@ def test_notes_of_a_store_that_was_away(monkeypatch: pytest.MonkeyPatch, err: Sa
     assert err() == (
         "note: the store does not answer (No space left on device); trying again for up to 5 min 00 s\n"
         "note: the store answers again, after 0 s\n"
-    )
-
-
-def test_a_note_about_a_password(err: Said) -> None:
-    warn_of_password("postgresql://me:secret@host/db", "a .pgpass file")
-    assert err() == (
-        "note: every user of this machine can see a password on a command line; use a .pgpass file instead\n"
     )
 
 

@@ -1,6 +1,7 @@
 """Rows 11 to 15 and 24, for sweeps: who drives one, which cells are done, and what is trained again."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,8 +77,7 @@ def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(sit
     cells = site.cells()
     assert [run.info.status for run in cells] == ["FAILED"] * 4
     for run in cells:
-        assert run.data.tags["reason"].startswith("Diverged: ")
-        assert "epoch 1, step " in run.data.tags["reason"]
+        assert re.match(r"Diverged: .*epoch 1\b.*step \d", run.data.tags["reason"])
         assert "final/val_loss" not in run.data.metrics
     site.sweep(*arguments, status=1)
     assert len(site.cells()) == 4
@@ -106,8 +106,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_shown(site: Sit
     site.sweep(*SMALL)
     store = site.open()
     store.client.delete_experiment(store.experiment(TRANSFER))
-    done = site.sweep(*SMALL, status=4)
-    (command,) = [line.partition(": ")[2] for line in done.err.split("Restore it")[1:]]
+    (command,) = re.findall("MLFLOW_TRACKING_URI=.* mlflow .*", site.sweep(*SMALL, status=4).err)
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | path)
     site.sweep(*SMALL)
