@@ -15,18 +15,14 @@ import synthetic
 import sweeps.transfer
 import tuning.search
 from fmnist_transfer import identity
-from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.store.views import VIEWS
-from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS
 from sweeps.results.ledger import Ledger
-from sweeps.training import cells as sweep_cells
 from tuning import without_search
-from tuning.winner import plan as retraining
 
 SMALL = ["--workers", "1", "--device", "cpu"]
 
@@ -171,38 +167,6 @@ def test_work_of_other_numerics_is_not_reused(
     monkeypatch.setattr(identity, "NUMERICS_VERSION", identity.NUMERICS_VERSION + 1)
     assert search("one", status=2) is None
     assert search("third") == 2
-
-
-def test_a_re_training_that_failed_is_tried_again(
-    store_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = Project(store_path, data_dir)
-    tried: list[int] = []
-    train = retraining.train_on_half
-
-    def fail(spec: Any, half: Any, recipe: Any, streams: Streams, *arguments: Any, **options: Any) -> Any:
-        tried.append(streams.replicate)
-        if streams.replicate == 2:
-            raise MemoryError("too little")
-        return train(spec, half, recipe, streams, *arguments, **options)
-
-    search = ["--trials", "2", "--epochs", "1", "--top", "1", "--retrain-seeds", "2"]
-    with monkeypatch.context() as patched:
-        patched.setattr(retraining, "train_on_half", fail)
-        first = project.search(*search, status=1)
-        assert (first["retrained_sd"], tried) == (None, [1, 2])
-        again = project.search(*search, status=1)
-        assert (again["version"], tried) == (first["version"], [1, 2, 2])
-    result = project.search(*search)
-    assert result["version"] == first["version"] + 1
-    runs = project.runs(TUNING, role="retrained")
-    assert sorted((run.data.params["replicate"], run.info.status) for run in runs) == [
-        *(("1", "FINISHED"), ("2", "FAILED"), ("2", "FAILED"), ("2", "FINISHED")),
-    ]
-    accuracies = [run.data.metrics["final/val_accuracy"] for run in runs if run.info.status == "FINISHED"]
-    version = project.store.client.get_model_version("cnn2", str(result["version"]))
-    assert float(version.tags["retrained_mean"]) == pytest.approx(statistics.mean(accuracies))
-    assert version.tags["n_seeds"] == "2"
 
 
 def test_reference_is_registered_under_its_own_name(
@@ -407,32 +371,6 @@ def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:
 def test_tf32_needs_cuda(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project.sweep("--precision", "tf32", status=2)
     assert re.search(r"--precision tf32\b.*\bcpu\b.*\bbf16\b", capsys.readouterr().err)
-
-
-def test_a_diverged_cell_is_failed_absent_and_not_redone(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_arm = sweep_cells.train_arm
-
-    def diverge(draw: Any, train: Any, *arguments: Any, **options: Any) -> Any:
-        if len(train) == 50:
-            raise Diverged("nan at step 3")
-        return train_arm(draw, train, *arguments, **options)
-
-    monkeypatch.setattr(sweep_cells, "train_arm", diverge)
-    arguments = ["--seed", "4", "--fractions", "20", "100", "--replicates", "1"]
-    result = project.sweep(*arguments, status=1)
-    by_percent = {cell["percent"]: cell for cell in result["cells"]}
-    assert (by_percent[20]["status"], by_percent[20]["final"]) == ("failed", {})
-    assert by_percent[100]["status"] == "finished"
-    run = project.store.client.get_run(by_percent[20]["run_id"])
-    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "Diverged: nan at step 3")
-    assert re.search("pretrained 020% r0.* nan at step 3", capsys.readouterr().out)
-    assert len(result["missing"]) == 2
-    assert "2 of 4" in project.store.client.get_run(result["sweep_run_id"]).data.tags[NOTE]
-    monkeypatch.undo()
-    again = project.sweep(*arguments, status=1)
-    assert again["cells"] == result["cells"]
 
 
 def test_every_init_and_an_own_recipe(project: Project) -> None:

@@ -11,7 +11,7 @@ import pytest
 from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
 
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.roles import NOTE, TRANSFER
 
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]  # 4 cells
 ENDLESS = ["--fractions", "100", "--replicates", "1", "--epochs", "100000"]
@@ -73,7 +73,10 @@ def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(sit
     recipe = replace(RECIPE, optimizer="sgd", learning_rate=1e38, weight_decay=0.0)
     register_model(site.open(), small_model(recipe=recipe), "hot")
     arguments = ["--model-uri", "models:/hot/best", *SMALL]
-    site.sweep(*arguments, status=1)
+    site.sweep(*arguments, "--json", str(site.json), status=1)
+    assert [(cell["status"], cell["final"]) for cell in site.result()["cells"]] == [("failed", {})] * 4
+    (parent,) = site.open().find(TRANSFER, role="sweep")
+    assert "4 of 4" in parent.data.tags[NOTE]
     cells = site.cells()
     assert [run.info.status for run in cells] == ["FAILED"] * 4
     for run in cells:

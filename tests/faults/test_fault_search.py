@@ -125,11 +125,15 @@ def test_a_retraining_that_raises_fails_alone_and_is_tried_again(make_site: Make
     site = make_site(bare=True)
     arguments = ["--trials", "1", "--epochs", "1", "--retrain-seeds", "2"]
     for n_failed in (1, 2):
-        done = site.search(*arguments, fault="retraining-raises:ValueError:2", status=1)
+        done = site.search(*arguments, "--json", str(site.json), fault="retraining-raises:ValueError:2", status=1)
         assert "ValueError: planted" in done.out
         assert (len(site.retrained("FAILED")), len(site.retrained("FINISHED"))) == (n_failed, 1)
+        assert (site.result()["version"], site.result()["retrained_sd"]) == (1, None)
     site.search(*arguments)
-    assert len(site.retrained("FINISHED")) == 2
+    accuracies = [run.data.metrics["final/val_accuracy"] for run in site.retrained("FINISHED")]
+    version = site.open().client.get_model_version("cnn2", "2")
+    assert version.tags["n_seeds"] == "2"
+    assert float(version.tags["retrained_mean"]) == pytest.approx(sum(accuracies) / 2)
 
 
 def test_a_deleted_study_is_begun_anew(make_site: MakeSite) -> None:
