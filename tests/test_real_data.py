@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), check=False
-    )
+def run(*arguments: str, **environment: str) -> str:
+    """Output of a command that succeeds."""
+    command, env = [sys.executable, "-m", *arguments], os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(store: Path) -> dict[str, object]:
     result = store.parent / "search.json"
     flags = ["--trials", "2", "--epochs", "2", "--top", "1", "--retrain-seeds", "1", "--json", str(result)]
-    done = run("tuning.search", "--tracking-uri", str(store), *flags)
-    assert done.returncode == 0, done.stderr
+    run("tuning.search", "--tracking-uri", str(store), *flags)
     return json.loads(result.read_text())
 
 
@@ -46,17 +47,14 @@ def test_two_epochs_learn_the_source_half(searched: dict[str, float]) -> None:
 def test_a_sweep_learns_from_a_twentieth_of_the_target(store: Path) -> None:
     result = store.parent / "sweep.json"
     flags = ["--fractions", "5", "10", "--epochs", "4", "--replicates", "1", "--json", str(result)]
-    done = run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
-    assert done.returncode == 0, done.stderr
+    out = run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
     cells = json.loads(result.read_text())["cells"]
     assert [(cell["percent"], cell["init"], cell["n_train"]) for cell in cells] == [
-        (10, "pretrained", 2_500),
-        (10, "random", 2_500),
-        (5, "pretrained", 1_250),
-        (5, "random", 1_250),
+        *((10, "pretrained", 2_500), (10, "random", 2_500)),
+        *((5, "pretrained", 1_250), (5, "random", 1_250)),
     ]
     assert all(cell["final"]["val_accuracy"] > 0.7 for cell in cells)
-    assert "cannot be told" in done.stdout
+    assert "cannot be told" in out
 
 
 @pytest.mark.usefixtures("searched")
@@ -64,10 +62,8 @@ def test_six_replicates_make_a_verdict(store: Path) -> None:
     """What it is after one epoch of a thousand images or less is of no interest; that it is one, is."""
     swept, reported = store.parent / "swept.json", store.parent / "report.json"
     flags = ["--fractions", "2", "4", "--epochs", "1", "--replicates", "6", "--json", str(swept)]
-    done = run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
-    assert done.returncode == 0, done.stderr
-    done = run("sweeps.report", "--tracking-uri", str(store), "--json", str(reported))
-    assert done.returncode == 0, done.stderr
+    run("sweeps.transfer", "--model-uri", "models:/cnn2/best", "--tracking-uri", str(store), *flags)
+    run("sweeps.report", "--tracking-uri", str(store), "--json", str(reported))
     found = json.loads(reported.read_text())
     assert found["claims"] == json.loads(swept.read_text())["claims"]
     for claim in found["claims"].values():
@@ -81,8 +77,7 @@ def test_six_replicates_make_a_verdict(store: Path) -> None:
 def test_the_quick_benchmark_measures_everything(store: Path) -> None:
     """Its parts and their arithmetic; how fast things are is for the benchmark to say, not for a test."""
     file = store.parent / "benchmark.json"
-    done = run("fmnist_transfer.benchmark", "--quick", "--tracking-uri", str(store), "--json", str(file))
-    assert done.returncode == 0, done.stderr
+    run("fmnist_transfer.benchmark", "--quick", "--tracking-uri", str(store), "--json", str(file))
     result = json.loads(file.read_text())
     names = ("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling")
     for name in (*names, "time_to_reference_ratio", "outside_training_percent", "resume_seconds"):
@@ -99,16 +94,9 @@ def test_the_quick_benchmark_measures_everything(store: Path) -> None:
 def test_mlflow_predicts_with_the_registered_model(store: Path, tmp_path: Path) -> None:
     (tmp_path / "images.json").write_text(json.dumps({"inputs": torch.zeros(3, 1, 28, 28).tolist()}))
     flags = ["-m", "models:/cnn2@best", "--env-manager", "local", "-i", str(tmp_path / "images.json"), "-t", "json"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "models", "predict", *flags, "-o", str(tmp_path / "logits.json")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    flags += ["-o", str(tmp_path / "logits.json")]
+    run("mlflow", "models", "predict", *flags, MLFLOW_TRACKING_URI=f"sqlite:///{store}", PATH=path)
     logits = json.loads((tmp_path / "logits.json").read_text())["predictions"]
     assert len(logits) == 3
     assert len(logits[0]) == 5

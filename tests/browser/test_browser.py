@@ -59,23 +59,14 @@ def visit(browser: "tour.Visit") -> Iterator["tour.Visit"]:
     assert browser.errors == []
 
 
-def test_experiments_list_the_sweep_and_its_cells_in_order(visit: "tour.Visit", store: Store) -> None:
+def test_every_page_shows_what_it_should(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
     tour.the_lists(visit, store)
-
-
-def test_the_search_names_its_model_and_its_best_trials(visit: "tour.Visit", store: Store) -> None:
     tour.the_search(visit, store)
-
-
-def test_the_sweep_shows_its_answer_its_picture_and_its_report(
-    visit: "tour.Visit", store: Store, sweep_run_id: str
-) -> None:
     tour.the_sweep(visit, store, sweep_run_id)
+    tour.the_model(visit, store, "cnn2", sweep_run_id)
 
 
-def test_comparing_the_curve_runs_draws_the_reports_graphs(
-    visit: "tour.Visit", store: Store, sweep_run_id: str
-) -> None:
+def test_comparing_the_curves_draws_the_reports_graphs(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
     """Every chart has both lines, with a point for each of the twenty fractions: those that were logged."""
     charts = tour.the_curves(visit, store, sweep_run_id)
     assert len(charts) >= 2
@@ -85,17 +76,8 @@ def test_comparing_the_curve_runs_draws_the_reports_graphs(
             assert [x for x, _ in points] == list(range(5, 101, 5))
     runs = {run.info.run_name: run.info.run_id for run in store.find(TRANSFER, role="curve", parent=sweep_run_id)}
     for key in ("curve/train_loss", "curve/val_loss"):
-        logged = {
-            name: [
-                (metric.step, pytest.approx(metric.value)) for metric in store.client.get_metric_history(run_id, key)
-            ]
-            for name, run_id in runs.items()
-        }
-        assert logged in charts
-
-
-def test_the_model_has_its_alias_and_links_both_ways(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
-    tour.the_model(visit, store, "cnn2", sweep_run_id)
+        histories = {name: store.client.get_metric_history(run_id, key) for name, run_id in runs.items()}
+        assert {name: [(m.step, pytest.approx(m.value)) for m in of] for name, of in histories.items()} in charts
 
 
 def test_what_is_missing_is_not_overlooked(browser: "tour.Visit", store: Store) -> None:

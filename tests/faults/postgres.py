@@ -103,22 +103,14 @@ class SharedSite(Site):
             options["env"] = state | (options.get("env") or {})
         return super().start(module, *arguments, uri=uri or self.server.uri, **options)
 
-    def count_of(self, query: str, *, study: bool = False) -> int:
-        """A number from the store's database, or the study's; 0 while the server is away."""
+    def count(self, query: str, *, study: bool = False) -> int:
+        """A number from the store's database or the study's; 0 while the server is away."""
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
             return int(self.postgres.execute(f"{self.name}-study" if study else self.name, query)[0][0])
         return 0
 
-    def n_cells(self, status: str) -> int:
-        query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
-        return self.count_of(f"{query} AND status = '{status}' AND lifecycle_stage = 'active'")
-
     def n_trials(self, state: str) -> int:
-        return self.count_of(f"SELECT count(*) FROM trials WHERE state = '{state}'", study=True)
-
-    def n_running_trials(self) -> int:
-        query = "SELECT count(*) FROM trials JOIN trial_user_attributes USING (trial_id)"
-        return self.count_of(f"{query} WHERE state = 'RUNNING' AND key = 'recipe'", study=True)
+        return self.count(f"SELECT count(*) FROM trials WHERE state = '{state}'", study=True)
 
     @property
     def study_uri(self) -> str:

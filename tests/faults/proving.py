@@ -1,6 +1,7 @@
 """A store with a registered model, small data, and the real commands in processes of their own, to be broken."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.model_format import SPEC_FILE, WEIGHTS_FILE, TrainedModel
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.register import register
 from fmnist_transfer.store.registry import set_best
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ["--model-uri", "models:/cnn2/best"]
 SPEC = CNN2Spec(channels=(4, 8), fc1=16, fc2=16)
 RECIPE = Recipe(learning_rate=5e-3, batch_size=64, epochs=2)
-PATIENCE_SECONDS = 400.0  # of the tests; a slow machine is no failure
+LONGEST_SECONDS = 400.0  # that a test waits; a slow machine is no failure
 
 
 class Done(NamedTuple):
@@ -41,6 +42,10 @@ class Done(NamedTuple):
     status: int
     out: str
     err: str
+
+    def names(self, *objects: str) -> None:
+        """Assert that its messages name these: flags, files, runs, numbers, commands."""
+        assert [name for name in objects if name not in self.err] == [], self.err
 
 
 class Process:
@@ -67,14 +72,16 @@ class Process:
     def err(self) -> str:
         return self._err.read_text()
 
-    def done(self, seconds: float = PATIENCE_SECONDS) -> Done:
-        """Wait for its end."""
+    def done(self, *statuses: int, seconds: float = LONGEST_SECONDS) -> Done:
+        """Wait for its end, which has to be with one of these exit statuses; default: 0."""
         try:
             self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"did not end within {seconds} s:\n{self.out}\n{self.err}") from None
-        return Done(self.popen.returncode, self.out, self.err)
+        status = self.popen.returncode
+        assert status in (statuses or (0,)), f"ended with {status}:\n{self.out}\n{self.err}"
+        return Done(status, self.out, self.err)
 
     def ended_within(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -82,7 +89,7 @@ class Process:
             return True
         return False
 
-    def wait_for(self, condition: Any, seconds: float = PATIENCE_SECONDS) -> None:
+    def wait_for(self, condition: Any, seconds: float = LONGEST_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.out}\n{self.err}"
@@ -149,23 +156,33 @@ class Site:
         self.processes.append(process)
         return process
 
-    def start_sweep(self, *arguments: str, **options: Any) -> Process:
+    def start_sweep(self, *arguments: str, running: int = 0, finished: int = 0, **options: Any) -> Process:
+        """Start a sweep, and wait until so many of its cells are running or finished."""
         workers = () if "--workers" in arguments else ("--workers", "1")
-        return self.start("sweeps.transfer", *MODEL, "--device", "cpu", *workers, *arguments, **options)
+        process = self.start("sweeps.transfer", *MODEL, "--device", "cpu", *workers, *arguments, **options)
+        if running or finished:
+            process.wait_for(lambda: self.n_cells("RUNNING") >= running and self.n_cells("FINISHED") >= finished)
+        return process
 
-    def start_search(self, *arguments: str, **options: Any) -> Process:
+    def start_search(self, *arguments: str, running: int = 0, **options: Any) -> Process:
+        """Start a search, and wait until so many of its trials are running."""
         workers = () if "--workers" in arguments else ("--workers", "1")
         small = ("--top", "1", "--retrain-seeds", "1")
-        return self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
+        process = self.start("tuning.search", "--device", "cpu", *small, *workers, *arguments, **options)
+        if running:
+            process.wait_for(lambda: self.n_running_trials() >= running)
+        return process
 
     def start_report(self, *arguments: str, **options: Any) -> Process:
         return self.start("sweeps.report", *arguments, **options)
 
-    def sweep(self, *arguments: str, **options: Any) -> Done:
-        return self.start_sweep(*arguments, **options).done()
+    def sweep(self, *arguments: str, status: int = 0, **options: Any) -> Done:
+        """Run a sweep to its end, which has to be with this exit status."""
+        return self.start_sweep(*arguments, **options).done(status)
 
-    def search(self, *arguments: str, **options: Any) -> Done:
-        return self.start_search(*arguments, **options).done()
+    def search(self, *arguments: str, status: int = 0, **options: Any) -> Done:
+        """Run a search to its end, which has to be with this exit status."""
+        return self.start_search(*arguments, **options).done(status)
 
     def result(self) -> dict[str, Any]:
         """What `--json` of the last command wrote."""
@@ -178,6 +195,9 @@ class Site:
     def cells(self, *, status: str | None = None) -> list[Any]:
         """Runs of cells, in any sweep of this store."""
         return self.open().find(TRANSFER, status=status, role="cell")
+
+    def cell_states(self) -> list[str]:
+        return [run.info.status for run in self.cells()]
 
     def digests(self) -> dict[tuple[str, str, str], str]:
         """(percent, init, replicate) -> digest of the weights, of the finished cells; each is there once."""
@@ -206,14 +226,18 @@ class Site:
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
         return [trial for trial in ended if trial.state.name != "FAIL" or "reason" in trial.user_attrs]
 
+    def trial_states(self) -> dict[int, str]:
+        return {trial.number: trial.state.name for trial in self.trials()}
+
     def trial_runs(self) -> list[Any]:
         return self.open().find(TUNING, role="trial")
 
     def retrained(self, status: str) -> list[Any]:
         return self.open().find(TUNING, status=status, role="retrained")
 
-    def count(self, database: Path, query: str) -> int:
-        """A number from a database that other processes have open."""
+    def count(self, query: str, *, study: bool = False) -> int:
+        """A number from the store's database or the study's, which other processes have open; 0 if it is not there."""
+        database = self.study_database if study else self.database
         if not database.exists():
             return 0
         with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -221,12 +245,12 @@ class Site:
 
     def n_cells(self, status: str) -> int:
         query = "SELECT count(*) FROM runs JOIN tags USING (run_uuid) WHERE key = 'role' AND value = 'cell'"
-        return self.count(self.database, f"{query} AND status = '{status}'")
+        return self.count(f"{query} AND status = '{status}' AND lifecycle_stage = 'active'")
 
     def n_running_trials(self) -> int:
         """Running, with all their parameters."""
         query = "SELECT count(*) FROM trials JOIN trial_user_attributes USING (trial_id)"
-        return self.count(self.study_database, f"{query} WHERE state = 'RUNNING' AND key = 'recipe'")
+        return self.count(f"{query} WHERE state = 'RUNNING' AND key = 'recipe'", study=True)
 
     def files(self) -> dict[str, float]:
         """Every file below the store and below the user's state -> when it was changed."""
@@ -263,7 +287,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + LONGEST_SECONDS
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                 return
@@ -363,6 +387,17 @@ def register_model(store: Store, model: TrainedModel, name: str = "cnn2") -> Non
     run_id = store.start(TUNING, name)
     set_best(store, register(store, run_id, name, model, tags={"split": model.split}, description="small"))
     store.end(run_id)
+
+
+def put_weights(folder: Path, content: bytes) -> None:
+    """Replace the weights of the stored model in this folder of its files, with a fitting sha256."""
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    edit_spec(folder, weights_sha256=hashlib.sha256(content).hexdigest())
+
+
+def edit_spec(folder: Path, **changes: Any) -> None:
+    file = folder / SPEC_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def remount(folder: Path, options: str) -> None:

@@ -49,7 +49,7 @@ def soak(folder: Path, n_cells: int, workers: str) -> tuple[dict[str, Any], list
         driver = psutil.Process(process.pid).memory_full_info().pss / MEGABYTE
         samples.append({"finished": site.n_cells("FINISHED"), "driver_mb": round(driver)})
         print(samples[-1], flush=True)
-    done = process.done()
+    done = process.done(0, 1, 4)
     finished = site.cells(status="FINISHED")
     keys = {run.data.tags["cell_key"] for run in finished}
     ends = sorted(run.info.end_time for run in finished)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults.proving import is_alive
+from faults.proving import free_port, is_alive
 
 from fmnist_transfer import show
 from fmnist_transfer.show import ShowSettings, main, pages
@@ -25,7 +25,7 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.workers.stop import SIGNALS
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120.0  # of the tests; a slow machine is no failure
+LONGEST_SECONDS = 120.0  # that a test waits; a slow machine is no failure
 # `python -m fmnist_transfer.show` with SIGINT as a terminal has it: a shell's `&` would have it ignored
 MODULE = """
 import runpy, signal
@@ -36,13 +36,6 @@ runpy.run_module("fmnist_transfer.show", run_name="__main__", alter_sys=True)
 
 def command(*arguments: str) -> int:
     return show.command(["--no-browser", *arguments])
-
-
-def any_port() -> int:
-    """One that is free now, with free ones after it, it is hoped."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -67,49 +60,50 @@ def sweep(store: Store, *, curves: bool = True) -> str:
 
 
 def test_pages_of_an_empty_store(store: Store) -> None:
-    assert pages(store, "latest") == {"an empty store": ""}
+    assert list(pages(store, "latest").values()) == [""]
     assert store.client.get_experiment_by_name(TRANSFER) is None  # looking makes nothing
 
 
 def test_pages_of_a_store_with_a_search_alone(store: Store) -> None:
     study(store)
-    expected = {"searches": experiment_page(store.experiment(TUNING)), "models": "#/models"}
-    assert pages(store, "latest") == expected
+    assert list(pages(store, "latest").values()) == [experiment_page(store.experiment(TUNING)), "#/models"]
 
 
 def test_pages_of_a_sweep(store: Store) -> None:
     older, newer = sweep(store), sweep(store, curves=False)
     study(store)
     experiment_id = store.experiment(TRANSFER)
-    assert list(pages(store, older).items())[:3] == [
-        ("the curves, compared", curves_page(experiment_id, older)),
-        ("the sweep, its answer", run_page(experiment_id, older)),
-        ("all sweeps", experiment_page(experiment_id)),
+    rest = [experiment_page(experiment_id), experiment_page(store.experiment(TUNING)), "#/models"]
+    assert list(pages(store, older).values()) == [
+        curves_page(experiment_id, older),
+        run_page(experiment_id, older),
+        *rest,
     ]
-    assert list(pages(store, "latest")) == ["the sweep, its answer", "all sweeps", "searches", "models"]
-    assert pages(store, "latest")["the sweep, its answer"] == run_page(experiment_id, newer)
+    assert list(pages(store, "latest").values()) == [run_page(experiment_id, newer), *rest]
 
 
 def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none" / "mlflow.db"
     assert command("--tracking-uri", str(path)) == 4
-    assert capsys.readouterr() == ("", f"error: there is no store {path} yet; python -m tuning.search makes one\n")
+    err = capsys.readouterr().err
+    assert str(path) in err
+    assert "python -m tuning.search" in err
     assert not path.parent.exists()
 
 
 def test_an_unknown_sweep(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(store)
     assert command("--tracking-uri", store.uri, "--sweep", "abc") == 2
-    assert "error: --sweep abc: " in capsys.readouterr().err
+    assert "--sweep abc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "0"], "--port 0: must be 1 to 65535"),
-        (["--port", "70000"], "--port 70000: must be 1 to 65535"),
-        (["--storage", "optuna.db"], "--storage is for --dashboard: give both, or neither"),
-        (["--dashboard"], "--dashboard needs: pip install 'fmnist-transfer[dashboard]'"),
+        (["--port", "0"], "--port 0.*65535"),
+        (["--port", "70000"], "--port 70000.*65535"),
+        (["--storage", "optuna.db"], "--storage.*--dashboard"),
+        (["--dashboard"], r"--dashboard.*pip install 'fmnist-transfer\[dashboard\]'"),
     ],
 )
 def test_bad_flags(
@@ -117,7 +111,9 @@ def test_bad_flags(
 ) -> None:
     monkeypatch.setattr(show.importlib.util, "find_spec", lambda name: None)
     assert command(*arguments) == 2
-    assert capsys.readouterr() == ("", f"error: {message}\n")
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.search(message, err)
 
 
 def test_of_a_store_with_a_server_only_the_addresses_are_said(
@@ -130,8 +126,8 @@ def test_of_a_store_with_a_server_only_the_addresses_are_said(
     assert main(ShowSettings(tracking_uri=store.uri, browser=False)) == 0
     out = capsys.readouterr().out
     experiment_id = store.experiment(TRANSFER)
-    assert f"  the sweep, its answer  https://example.org/mlflow/{run_page(experiment_id, run_id)}\n" in out
-    assert "https://***@example.org/mlflow/ in a browser\n" in out
+    assert f"  https://example.org/mlflow/{run_page(experiment_id, run_id)}\n" in out
+    assert "https://***@example.org/mlflow/" in out
     assert "Ctrl-C" not in out
     assert "secret" not in out
 
@@ -207,7 +203,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
     is_whole = number == signal.SIGINT
     run_id = sweep(store)
     store.log_text(run_id, "report/report.md", "The answer")
-    arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := any_port())]
+    arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := free_port())]
     if has_dashboard := is_whole and show.importlib.util.find_spec("optuna_dashboard") is not None:
         import optuna
 
@@ -226,13 +222,13 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while "Ctrl-C ends it." not in (said := (tmp_path / "out").read_text()):
+            deadline = time.monotonic() + LONGEST_SECONDS
+            while "Ctrl-C" not in (said := (tmp_path / "out").read_text()):
                 pids |= family(process.pid)
                 assert process.poll() is None, said
                 assert time.monotonic() < deadline, said
                 time.sleep(0.1)
-            found = re.search(r"the curves, compared +http://127.0.0.1:(\d+)/#/experiments/", said)
+            found = re.search(r"http://127.0.0.1:(\d+)/#/experiments/", said)
             assert found, said
             assert (int(found[1]) > port) == is_whole
             port = int(found[1])
@@ -244,7 +240,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             assert get(port, "/health", f"localhost:{port}")[0] == 200
             assert get(port, "/api/2.0/mlflow/experiments/search?max_results=1", "attacker.example")[0] == 403
             if has_dashboard:
-                other = re.search(r"Optuna's dashboard +http://127.0.0.1:(\d+)\n", said)
+                other = re.search(r"http://127.0.0.1:(\d+)\n", said)
                 assert other, said
                 while answer(int(other[1])) is None:
                     assert time.monotonic() < deadline
@@ -254,7 +250,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
             assert len(pids) >= (4 if has_dashboard else 3)
             process.send_signal(number)
             process.send_signal(number)  # impatient
-            assert process.wait(PATIENCE_SECONDS) == 0, (tmp_path / "out").read_text()
+            assert process.wait(LONGEST_SECONDS) == 0, (tmp_path / "out").read_text()
             assert [pid for pid in pids if is_alive(pid)] == []
         finally:
             for pid in pids:

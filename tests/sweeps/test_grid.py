@@ -1,6 +1,6 @@
 """The plan of a sweep."""
 
-from sweeps.grid import Cell, by_fraction, coarse_to_fine, plan_cells
+from sweeps.grid import INITS, Cell, by_fraction, coarse_to_fine, plan_cells
 
 
 def test_coarse_to_fine_starts_at_both_ends() -> None:
@@ -17,6 +17,8 @@ def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> No
     assert cells[:2] == [Cell(100, "pretrained", 0), Cell(100, "random", 0)]
     assert len(set(cells)) == 12
     assert cells[0].name == "pretrained 100% r0"
+    many = plan_cells(range(1, 101, 7), INITS, 3)
+    assert len(set(many)) == len(many) == 15 * len(INITS) * 3
 
 
 def test_the_last_replicate_starts_with_the_longest_cells() -> None:
@@ -34,7 +36,5 @@ def test_a_single_replicate_starts_at_both_ends_and_goes_on_with_the_longest() -
 def test_cells_of_a_fraction_are_grouped_replicate_by_replicate() -> None:
     groups = by_fraction(plan_cells([5, 50, 100], ["pretrained", "random"], 2))
     assert [group[0].percent for group in groups] == [100, 5, 50]
-    assert [(cell.replicate, cell.init) for cell in groups[0]] == [
-        *((0, "pretrained"), (0, "random")),
-        *((1, "pretrained"), (1, "random")),
-    ]
+    assert [cell.replicate for cell in groups[0]] == [0, 0, 1, 1]
+    assert [cell.init for cell in groups[0]] == ["pretrained", "random"] * 2

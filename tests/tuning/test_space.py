@@ -1,6 +1,7 @@
 """Every corner of the search space builds, is affordable, and takes a step."""
 
 import itertools
+import re
 from typing import Any
 
 import optuna
@@ -8,11 +9,10 @@ import pytest
 import torch
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import UsageError
 from fmnist_transfer.network.cnn2 import forward_mflops, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import fit
-from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, check_limit, first_trial, on_edge, suggest
+from tuning.space import AUGMENTATIONS, FIRST_TRIAL, GROWTHS, first_trial, on_edge, suggest
 
 LOW = {"fc1": 64, "fc2": 32, "conv_dropout": 0.0, "fc_dropout": 0.0, "label_smoothing": 0.0}
 HIGH = {"fc1": 512, "fc2": 256, "conv_dropout": 0.3, "fc_dropout": 0.6, "label_smoothing": 0.1}
@@ -64,13 +64,6 @@ def test_width_is_monotone_in_cost() -> None:
     assert costs[0] < costs[-1] <= 8.0
 
 
-def test_a_limit_too_low_for_the_space_is_refused_with_the_smallest() -> None:
-    with pytest.raises(UsageError, match=r"--max-mflops 1: the search space needs 3\.54 or more"):
-        check_limit(1)
-    check_limit(3.54)
-    check_limit(None)
-
-
 @pytest.mark.parametrize(("limit", "channels"), [(3.54, (8, 20)), (4.0, (8, 20)), (40.0, (28, 70)), (None, (32, 80))])
 def test_the_hand_made_configuration_is_as_wide_as_the_limit_allows(
     limit: float | None, channels: tuple[int, int]
@@ -85,5 +78,5 @@ def test_a_best_point_on_the_edge_is_told() -> None:
     study.enqueue_trial(corners()[3] | {"width": 1.0})
     study.optimize(lambda trial: float(len(suggest(trial, epochs=1, max_mflops=4.0))), n_trials=1)
     edges = on_edge(study.best_trial)
-    assert any(edge.startswith("fc1 = 512 (range 64 to 512)") for edge in edges)
+    assert any(re.search(r"fc1\b.*\b512\b.*\b64\b.*\b512\b", edge) for edge in edges)
     assert not any(edge.startswith(("width", "conv_dropout = 0 ")) for edge in edges)

@@ -47,7 +47,7 @@ def test_fractions_are_nested_and_balanced(half: Half) -> None:
 
 
 def test_fraction_without_an_image_per_class_names_the_smallest(half: Half) -> None:
-    with pytest.raises(UsageError, match="use 2 or more"):
+    with pytest.raises(UsageError, match=r"\b2\b"):
         n_train(half.train, 1)
     assert n_train(half.train, 2) == 5
 
@@ -80,19 +80,17 @@ def test_every_fraction_holds_its_share_of_unbalanced_classes(counts: tuple[int,
 
 def test_the_rarest_class_decides_what_is_too_little() -> None:
     train = Examples(torch.zeros(33), torch.tensor([0] * 30 + [1] * 3))
-    with pytest.raises(UsageError, match=r"33: leaves no image per class of 3; use 34 or more"):
+    with pytest.raises(UsageError, match=r"\b33\b.*\b34\b"):
         n_train(train, 33)
     assert n_train(train, 34) == 11
 
 
 def test_a_class_without_an_image_is_refused() -> None:
     labels = torch.tensor([0, 2])
-    for ask in (
-        lambda: nested_order(labels, torch.Generator()),
-        lambda: n_train(Examples(labels, labels), 9),
-    ):
-        with pytest.raises(DataError, match=re.escape("[1, 0, 1]")):
-            ask()
+    with pytest.raises(DataError, match=re.escape("[1, 0, 1]")):
+        nested_order(labels, torch.Generator())
+    with pytest.raises(DataError, match=re.escape("[1, 0, 1]")):
+        n_train(Examples(labels, labels), 9)
 
 
 def test_a_half_of_an_unbalanced_set_holds_out_a_sixth_of_each_class() -> None:
@@ -108,7 +106,7 @@ def test_a_half_of_an_unbalanced_set_holds_out_a_sixth_of_each_class() -> None:
     assert sorted(half.train.images.tolist() + half.val.images.tolist()) == half.test.images.tolist()
     alone = half_of(whole, whole, (3,))
     assert torch.equal(alone.val.images, half.val.images[half.val.labels == 0])
-    with pytest.raises(DataError, match="class 4 has 0 training and 0 test images"):
+    with pytest.raises(DataError, match="class 4"):
         half_of(whole, whole, (3, 4))
 
 

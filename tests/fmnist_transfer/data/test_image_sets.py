@@ -72,16 +72,16 @@ def test_a_channel_without_contrast_is_zero() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], "has no images"),
-        ([(PIXELS[0], 0), (PIXELS[0, 1:], 0)], "image 1 is 3 x 5 x 5, .* 3 x 6 x 5"),
-        ([(PIXELS[0], 0.5)], "label 0.5 of image 0"),
-        ([(PIXELS[0], "cat")], "label 'cat' of image 0"),
-        ([(PIXELS[0], -1)], "label -1 of image 0"),
-        ([(PIXELS[0, :, :, :2], 0)], "image 0 is 2 x 6 x 5 of torch.uint8"),
-        ([(PIXELS[0].astype(np.int32), 0)], "of torch.int32, mode RGB"),
-        ([(np.full((2, 2), np.nan), 0)], "of torch.float64, mode RGB"),
-        ([(Image.new("P", (4, 4)), 0)], "mode P"),
-        ([(Image.new("RGBA", (4, 4)), 0)], "image 0 is 4 x 4 x 4 of torch.uint8, mode RGBA"),
+        ([], "images"),
+        ([(PIXELS[0], 0), (PIXELS[0, 1:], 0)], "image 1.*3 x 5 x 5.*3 x 6 x 5"),
+        ([(PIXELS[0], 0.5)], r"0\.5.*image 0"),
+        ([(PIXELS[0], "cat")], "'cat'.*image 0"),
+        ([(PIXELS[0], -1)], "-1.*image 0"),
+        ([(PIXELS[0, :, :, :2], 0)], "image 0.*2 x 6 x 5.*uint8"),
+        ([(PIXELS[0].astype(np.int32), 0)], "int32"),
+        ([(np.full((2, 2), np.nan), 0)], "float64"),
+        ([(Image.new("P", (4, 4)), 0)], r"\bP\b"),
+        ([(Image.new("RGBA", (4, 4)), 0)], "image 0.*4 x 4 x 4.*RGBA"),
     ],
 )
 def test_what_cannot_be_read_is_refused(pairs: list[tuple[Any, Any]], message: str) -> None:

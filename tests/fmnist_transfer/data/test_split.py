@@ -33,10 +33,10 @@ def test_suffix_is_empty_for_the_default_alone() -> None:
 
 @pytest.mark.parametrize("text", ["", "0-4", "0-4/0-4", "0-4/5-8", "random:", "random:x", "012345/6789", "a/b"])
 def test_bad_split_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(UsageError, match="write SOURCE/TARGET"):
+    with pytest.raises(UsageError, match="SOURCE/TARGET"):
         parse_split(text)
 
 
 def test_half_needs_five_different_classes() -> None:
-    with pytest.raises(UsageError, match="five different classes"):
+    with pytest.raises(UsageError, match="five"):
         Split((0, 0, 1, 2, 3))

@@ -69,5 +69,5 @@ def test_spec_survives_json() -> None:
     "field", [{"channels": ()}, {"kernel_size": 4}, {"fc_dropout": 1.0}, {"normalisation": "layer"}]
 )
 def test_impossible_spec_is_refused(field: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(field))} = .* is out of range"):
+    with pytest.raises(ValueError, match=next(iter(field))):
         CNN2Spec(**field)

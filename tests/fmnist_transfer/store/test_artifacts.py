@@ -23,9 +23,9 @@ def test_a_good_place_keeps_nothing_of_the_check(store: Store) -> None:
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (PermissionError(13, "Permission denied", "/srv/artifacts"), "Give this user access"),
-        (ModuleNotFoundError("No module named 'boto3'"), "Install"),
-        (requests.exceptions.RetryError("too many 500 error responses"), "Give this user access"),
+        (PermissionError(13, "no", "/srv/artifacts"), "access"),
+        (ModuleNotFoundError("boto3"), "Install"),
+        (requests.exceptions.RetryError("500"), "access"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_named_with_a_remedy(

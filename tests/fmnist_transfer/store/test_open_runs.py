@@ -42,13 +42,3 @@ def test_each_run_ends_in_its_own_way_and_the_rest_is_killed(store: Store, paren
     assert by_name["cell 0"].data.tags["mlflow.parentRunId"] == parent
     files = [[file.path for file in store.client.list_artifacts(run_id)] for run_id in (finished, failed)]
     assert files == [["a.txt"], ["traceback.txt"]]
-
-
-def test_a_run_that_was_deleted_meanwhile_is_a_note(
-    store: Store, parent: str, runs: OpenRuns[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_id = found(store, parent)["cell 0"].info.run_id
-    store.client.delete_run(run_id)
-    assert runs.end(0, "FINISHED", metrics=[("final/val_loss", 0.25, 0)]) == ""
-    assert run_id in capsys.readouterr().err
-    assert runs.end(1, "FINISHED") != ""

@@ -1,11 +1,8 @@
 """The parent run of a sweep or a search has one driver, also where several machines share the store."""
 
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
-import psutil
 import pytest
 
 from fmnist_transfer.errors import BusyError
@@ -34,17 +31,6 @@ def test_another_machine_is_refused_while_the_parent_is_running(store: Store, pa
     check_owner(False, parent, "sweep", take_over=False)  # a store of this machine alone, whose lock says enough
     store.end(parent.info.run_id)
     check_owner(True, store.client.get_run(parent.info.run_id), "sweep", take_over=False)
-
-
-def test_a_process_of_this_machine_holds_its_run_while_it_lives(store: Store, parent: Run) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        started = psutil.Process(process.pid).create_time() - psutil.boot_time()
-        store.log(parent.info.run_id, tags=replace(HERE, pid=process.pid, started=started).to_tags())
-        run = store.client.get_run(parent.info.run_id)
-        for take_over in (False, True):
-            with pytest.raises(BusyError):
-                check_owner(True, run, "sweep", take_over=take_over)
-    check_owner(True, run, "sweep", take_over=False)
 
 
 def parents(store: Store) -> list[Run]:

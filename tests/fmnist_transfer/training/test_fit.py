@@ -95,7 +95,7 @@ def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
 
 
 def test_divergence_stops_and_says_where(half: Half) -> None:
-    with pytest.raises(Diverged, match=r"loss is (nan|inf).* (epoch 1, step|after epoch)"):
+    with pytest.raises(Diverged, match=r"(nan|inf).*epoch 1\b"):
         train(half, Recipe(epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e30))
 
 

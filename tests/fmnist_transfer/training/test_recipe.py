@@ -60,5 +60,5 @@ def test_round_trip_and_unknown_field() -> None:
 
 @pytest.mark.parametrize("field", [{"learning_rate": 0.0}, {"epochs": 0}, {"batch_size": 1}, {"erase": 1.5}])
 def test_impossible_recipe_is_refused(field: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="is out of range"):
+    with pytest.raises(ValueError, match=next(iter(field))):
         Recipe(**field)

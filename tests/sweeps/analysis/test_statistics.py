@@ -103,7 +103,7 @@ def test_tied_values_leave_the_band_finite() -> None:
 
 @pytest.mark.parametrize("function", [simultaneous_band, flip_test])
 def test_too_few_replicates_are_refused(function: object) -> None:
-    with pytest.raises(ValueError, match="5 replicates; 6 are the floor"):
+    with pytest.raises(ValueError, match=r"\b5\b.*\b6\b"):
         function(np.zeros((5, 2)))  # type: ignore[operator]
 
 
@@ -162,12 +162,9 @@ def test_twice_the_data_is_a_multiplier_of_two() -> None:
     assert data.low[:3] == pytest.approx([2.0] * 3)
     assert data.at_least.tolist() == [False, False, False, False, True]
     assert (data.multiplier[4], data.high[4]) == (1.0, np.inf)  # 80 % or more
-    judged = np.array([True, True, False, False, False])
-    assert (data.exceeds(1.9, judged), data.exceeds(2.1, judged), data.exceeds(1.9, ~judged & judged)) == (
-        True,
-        False,
-        False,
-    )
+    judged, none = np.array([True, True, False, False, False]), np.zeros(5, bool)
+    exceeds = (data.exceeds(1.9, judged), data.exceeds(2.1, judged), data.exceeds(1.9, none))
+    assert exceeds == (True, False, False)
 
 
 def test_pretraining_that_costs_data_is_negative() -> None:

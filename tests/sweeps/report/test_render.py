@@ -1,10 +1,12 @@
 """The page on constructed sweeps: what it says, and that it says something wherever little is known."""
 
 import dataclasses
+import re
 
 import pytest
 from constructed import rows, sweep
 
+from sweeps.analysis.claims import CLAIMS
 from sweeps.grid import Cell, RecipeChange
 from sweeps.report.figures import report_figures
 from sweeps.report.findings import csv_of, find
@@ -22,28 +24,26 @@ def page(of: LoggedSweep, *others: LoggedSweep) -> str:
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6])
 def test_any_number_of_replicates_makes_a_page(n: int) -> None:
     text = page(sweep(rows(n, {"final/val_loss": CROSSING})))
-    assert text.startswith("# Transfer from classes 01234 to classes 56789")
+    assert re.match("# .*01234.*56789", text)
     for absent in ("nan", "inf ", "None", "at  %"):
         assert absent not in text
-    assert ("Nothing is claimed" in text) == (n < 6)
-    assert ("simultaneous 95 % bands over all fractions" in text) == (n >= 6)
+    assert (text.count("**cannot be told**") == 4) == (n < 6)
+    assert bool(re.search(r"p = 0\.\d{4}", text)) == (n >= 6)
 
 
 def test_the_verdict_stands_with_its_numbers() -> None:
     text = page(sweep(rows(8, {"final/train_loss": 0.1, "final/val_loss": CROSSING})))
-    claims = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert "**holds**" in claims["| training loss: pretrained is lower at every fraction"]
-    assert "+0.1" in claims["| training loss: pretrained is lower at every fraction"]
-    assert "one in this range can be claimed" in text
-    assert "No difference at any fraction: p = 0.0078" in text  # 2 / 2^8
-    assert "0 of 80 cells are missing" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {CLAIMS['train_loss']} |")]
+    assert re.search(r"\*\*holds\*\* \| \+0\.1", line)
+    assert "p = 0.0078" in text  # 2 / 2^8
+    assert "0 of 80" in text
 
 
 def test_one_fraction_and_one_init_are_no_error() -> None:
     table = rows(6, {"final/val_loss": 0.1})
-    assert "no fraction" in page(sweep([row for row in table if row.cell.percent == 100])).lower()
+    assert "| 100 % |" in page(sweep([row for row in table if row.cell.percent == 100]))
     alone = page(sweep([row for row in table if row.cell.init == "random"]))
-    assert "no complete replicate of pretrained and random" in alone
+    assert alone.count("**cannot be told**") == 4
     assert "| random | 5 % | 6 |" in alone
 
 
@@ -64,10 +64,9 @@ def test_failed_and_open_cells_are_named() -> None:
     table = rows(7, {})
     table[3] = Row(table[3].cell, 2_500, "id", "failed", {})
     text = page(sweep(table))
-    assert "1 of 70 cells are missing" in text
-    assert f"{table[3].cell.name} (failed)" in text
-    assert "Replicates 0 are left out" in text
-    assert "1 of 70 cells are missing" in claims_text(sweep(table), find(sweep(table)))
+    for words in (text, claims_text(sweep(table), find(sweep(table)))):
+        assert re.search(rf"1 of 70\b.*\n?.*{table[3].cell.name} \(failed\)", words)
+    assert "Replicates 0 " in text
 
 
 def test_controls_are_compared_to_random() -> None:
@@ -87,7 +86,7 @@ def test_sweeps_side_by_side() -> None:
     text = page(one, other)
     assert "|  | `01234567` | `fedcba98` |" in text
     assert "| replicates | 8 | 3 |" in text
-    assert "budget steps" in text
+    assert re.search(r"\bsteps\b", text)
     assert "sweeps" in report_figures(one, findings)
     assert findings["compared_with"][0]["run_id"] == "fedcba9876543210"
     assert "fedcba9876543210" in csv_of(findings)
@@ -100,7 +99,7 @@ def test_tuned_recipes_and_their_edges() -> None:
         n_tuning=(108, 3, 108),
     )
     text = page(tuned)
-    assert "108 of 108 of these cells are done, 3 of them failed" in text
+    assert re.search(r"\b108 of 108\b.*\n?.*\b3\b", text)
     assert "| random | 5 % | 0.003 | 1 | 0.25 |  |" in text
     assert "| random | 100 % | 0.009 | 1 | 0.25 | yes |" in text
 

@@ -72,26 +72,6 @@ def test_nothing_is_written_to_the_parent_per_cell(ledger: Ledger, store: Store)
     assert (after.params, after.tags, after.metrics) == (before.params, before.tags, before.metrics)
 
 
-def test_what_a_dead_driver_left_running_is_killed(ledger: Ledger, store: Store, half: Half) -> None:
-    left = log_run(ledger, store, "RUNNING")
-    open_ledger(store, WORK, half, "a sweep", {})
-    assert store.client.get_run(left).info.status == "KILLED"
-    assert store.client.get_run(ledger.run_id).info.status == "RUNNING"
-
-
-@pytest.mark.parametrize(
-    ("reason", "retry_failed", "to_run"),
-    [("MemoryError: too little", False, [CELL]), ("Diverged: nan", False, []), ("Diverged: nan", True, [CELL])],
-)
-def test_which_failures_are_tried_again(
-    ledger: Ledger, reopen: Callable[[], Ledger], reason: str, retry_failed: bool, to_run: list[Cell]
-) -> None:
-    ledger.begin(CELL)
-    ledger.fail(CELL, reason, "Traceback ...")
-    assert ledger.rows([CELL])[0].status == "failed"
-    assert reopen().to_run([CELL], retry_failed=retry_failed) == to_run
-
-
 def test_a_cell_is_known_by_its_images_and_not_by_their_percent(ledger: Ledger, store: Store, half: Half) -> None:
     key = ledger.cell_key(CELL)
     assert ledger.n_train(20) == ledger.n_train(21) == N

@@ -23,6 +23,11 @@ def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
 
 
 @pytest.fixture
+def plan(half: Half, registered: dict[str, torch.Tensor]) -> CellPlan:
+    return CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+
+
+@pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
     """The augmented batches that training sees."""
     batches: list[torch.Tensor] = []
@@ -62,28 +67,22 @@ def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered
     assert random.weights_digest != train_cell(plan, cell).weights_digest
 
 
-def test_each_replicate_may_have_its_own_source(half: Half, registered: dict[str, torch.Tensor]) -> None:
+def test_each_replicate_may_have_its_own_source(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
     other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in registered.items()}
-    one, two = (
-        CellPlan(half, SPEC, RECIPE, sources, "epochs", 0, "cpu") for sources in ((registered,), (registered, other))
-    )
+    one, two = plan, dataclasses.replace(plan, sources=(registered, other))
     zero, first = Cell(40, "pretrained", 0), Cell(40, "pretrained", 1)
     assert train_cell(one, zero).weights_digest == train_cell(two, zero).weights_digest
     assert train_cell(one, first).weights_digest != train_cell(two, first).weights_digest
 
 
-def test_a_cell_trains_by_its_change(half: Half, registered: dict[str, torch.Tensor]) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+def test_a_cell_trains_by_its_change(plan: CellPlan) -> None:
     change = RecipeChange(RECIPE.learning_rate / 10, 0.1, 0.0)
     plain, tuned = (train_cell(plan, Cell(40, "pretrained", 0, one)).result for one in (None, change))
     assert tuned.distances["fc3"] < 0.5 * plain.distances["fc3"]
     assert tuned.distances["fc1"] < 0.1 * plain.distances["fc1"]
 
 
-def test_inits_see_the_same_augmented_batches(
-    half: Half, registered: dict[str, torch.Tensor], seen: list[torch.Tensor]
-) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+def test_inits_see_the_same_augmented_batches(plan: CellPlan, seen: list[torch.Tensor]) -> None:
     for cell in (Cell(20, "pretrained", 1), Cell(20, "random", 1), Cell(20, "random", 2)):
         train_cell(plan, cell)
     assert len(seen) == 9  # 50 images, batches of 16
@@ -91,8 +90,7 @@ def test_inits_see_the_same_augmented_batches(
     assert not torch.equal(seen[0], seen[6])
 
 
-def test_a_cell_does_not_depend_on_what_ran_before(half: Half, registered: dict[str, torch.Tensor]) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+def test_a_cell_does_not_depend_on_what_ran_before(plan: CellPlan) -> None:
     cells = [Cell(20, "pretrained", 0), Cell(100, "random", 1)]
     one = {cell: train_cell(plan, cell) for cell in cells}
     other = {cell: train_cell(plan, cell) for cell in reversed(cells)}
@@ -101,15 +99,13 @@ def test_a_cell_does_not_depend_on_what_ran_before(half: Half, registered: dict[
         assert one[cell].result.to_dict() == other[cell].result.to_dict()
 
 
-def test_budgets_differ_in_steps_and_not_in_evaluations(half: Half, registered: dict[str, torch.Tensor]) -> None:
+def test_budgets_differ_in_steps_and_not_in_evaluations(plan: CellPlan) -> None:
     for budget, steps in (("epochs", 3), ("steps", 15)):
-        plan = CellPlan(half, SPEC, RECIPE, (registered,), budget, 0, "cpu")
-        result = train_cell(plan, Cell(20, "random", 0)).result
+        result = train_cell(dataclasses.replace(plan, budget=budget), Cell(20, "random", 0)).result
         assert [epoch.step for epoch in result.epochs] == [steps]
 
 
-def test_cells_trained_together_score_as_if_alone(half: Half, registered: dict[str, torch.Tensor]) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+def test_cells_trained_together_score_as_if_alone(plan: CellPlan) -> None:
     cells = tuple(Cell(40, init, replicate) for replicate in (0, 2) for init in ("pretrained", "random"))
     stacked = dataclasses.replace(plan, stack=True)
     epochs: list[int] = []
