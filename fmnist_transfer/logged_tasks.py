@@ -18,16 +18,14 @@ Task_contra = TypeVar("Task_contra", contravariant=True)
 
 
 class TaskLog(Protocol[Task_contra]):
-    """Interface of `run_logged` to one kind of task."""
+    """Log of one kind of task."""
 
-    def name(self, task: Task_contra) -> str:
-        """A short name of the task for messages."""
+    def name(self, task: Task_contra) -> str: ...
 
-    def begin(self, task: Task_contra) -> None:
-        """Handle the start of the task."""
+    def begin(self, task: Task_contra) -> None: ...
 
     def report(self, task: Task_contra, news: Any) -> tuple[float, str]:
-        """Handle a report. Returns the finished share of the task, in [0, 1], and a note for the progress."""
+        """Return the finished share of the task, in [0, 1], and a note for the progress."""
 
     def end(self, outcome: Outcome[Any, Any]) -> str | None:
         """Log the outcome. Returns a note for the progress; None if a later command must do the task again."""
@@ -48,10 +46,7 @@ def run_logged(
 ) -> None:
     """Run `function(shared, task, report, should_stop)` for each task. Raises StoreError if the store is lost.
 
-    After a signal, return as soon as the running tasks have ended.
-
-    Args:
-        debug: print the tracebacks of failed tasks.
+    After a signal, return as soon as the running tasks have ended. With `debug`, print tracebacks of failed tasks.
     """
     outage = Outage(workers.stop)
 

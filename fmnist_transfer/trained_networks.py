@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.store.model_format import finish_with_weights
+from fmnist_transfer.network.weights import weights_digest
+from fmnist_transfer.store.metric_rows import result_rows
+from fmnist_transfer.store.model_format import WEIGHTS_FILE, pack_weights
 from fmnist_transfer.store.open_runs import Key, OpenRuns
 from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role
 from fmnist_transfer.store.runs import Store
+from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.score import Epoch, Result
 from fmnist_transfer.workers.task import Outcome
 
@@ -15,12 +18,11 @@ WORK_KEY = "work_key"  # tag: equal for trainings with equal settings
 
 
 class Training(NamedTuple):
-    """Description of a task as a run."""
+    """Description of a task as a run; `key` is its tag `work_key`."""
 
     name: str
     params: dict[str, Any]
     key: str
-    """Value of tag `work_key`."""
     epochs: int
 
 
@@ -34,23 +36,13 @@ class Trained(NamedTuple):
 
 
 class TrainedNetworks(Generic[Key]):
-    """A `TaskLog` for the networks of one role below a parent run.
+    """A `TaskLog` for the networks of one role below a parent run, whose lock the caller holds.
 
-    The caller holds the parent's lock, so RUNNING runs are a dead process's.
-
-    Args:
-        training: describes a task as a run.
+    `training` describes a task as a run.
     """
 
     def __init__(
-        self,
-        store: Store,
-        experiment: str,
-        parent: str,
-        role: Role,
-        *,
-        half: Half,
-        training: Callable[[Key], Training],
+        self, store: Store, experiment: str, parent: str, role: Role, *, half: Half, training: Callable[[Key], Training]
     ):
         self._runs = OpenRuns[Key](store, experiment, parent, role, half=half, half_role="source")
         self._training = training
@@ -79,14 +71,17 @@ class TrainedNetworks(Generic[Key]):
         return news.epoch / training.epochs, note
 
     def end(self, outcome: Outcome[Key, Result]) -> str | None:
-        """Log the result with its weights, or the failure, or the interruption."""
+        """Log the result with its weights (for `load_weights`), or the failure, or the interruption."""
         task, result = outcome.task, outcome.result
         if outcome.status == "interrupted":
             self._runs.kill(task, outcome.reason)
             return None
         if result is None:
             self._runs.fail(task, outcome.reason, outcome.details)
-        elif run_id := finish_with_weights(self._runs, task, result):
+            return ""
+        tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
+        files = {WEIGHTS_FILE: pack_weights(result.final_state)}
+        if run_id := self._runs.end(task, "FINISHED", metrics=result_rows(result), tags=tags, files=files):
             accuracies = result.final.val.accuracy, result.test.accuracy
             self._trained[self._training(task).key] = Trained(run_id, *accuracies, result.seconds)
         return ""

@@ -13,10 +13,9 @@ from fmnist_transfer.errors import SAME_COMMAND, UsageError
 from fmnist_transfer.identity import Identity
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel
-from fmnist_transfer.store.registry import PinnedModel
+from fmnist_transfer.store.registry import PinnedModel, note_sweep
 from fmnist_transfer.store.roles import NOTE
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.output import about, counted, print_pairs, say, say_heading
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.forecast import seconds_per_pass

@@ -60,8 +60,7 @@ def _sweep(
 ) -> dict[str, Any]:
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
-    from fmnist_transfer.store.artifacts import check_artifacts
-    from fmnist_transfer.store.opening import open_store
+    from fmnist_transfer.store.opening import open_for_work, open_store
     from fmnist_transfer.store.registry import load, resolve
     from fmnist_transfer.store.roles import TRANSFER
     from sweeps.analysis.statistics import MIN_REPLICATES
@@ -70,15 +69,14 @@ def _sweep(
     from sweeps.training.cells import plan_for
 
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
-    may_write = not settings.dry_run
-    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=may_write)
+    if settings.dry_run:
+        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
+    else:
+        store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
     pinned_model = resolve(store, settings.model_uri)
-    if not settings.dry_run:
-        check_artifacts(store, TRANSFER)
-        store.end_orphans(TRANSFER)
     model = load(store, pinned_model)
     data_dir = settings.data_dir or default_data_dir()
-    half = workers.share(load_half(data_dir, model.split.target, fetch=may_write))
+    half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
     plan = plan_for(
         model,
         half,

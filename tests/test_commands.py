@@ -20,13 +20,13 @@ import sweeps.transfer
 import tuning.search
 from fmnist_transfer import identity
 from fmnist_transfer.seeding import Streams
+from fmnist_transfer.store.links import VIEWS
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
-from fmnist_transfer.store.views import VIEWS
 from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS
 from sweeps.report import write
@@ -332,7 +332,7 @@ def test_a_sweep_without_a_pair_shows_no_picture(project: Project) -> None:
 def test_every_column_of_a_view_is_filled(project: Project) -> None:
     project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
     for experiment, views in VIEWS.items():
-        for title, state in views.values():
+        for title, state in ((view.title, view.state) for view in views.values()):
             role = re.fullmatch("tags.role = '(.+)'", state["searchFilter"])
             assert role, title
             runs = [run for run in project.runs(experiment, role=role[1]) if run.info.status == "FINISHED"]

@@ -3,15 +3,12 @@
 import warnings
 from collections.abc import Sequence
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna.visualization.matplotlib as optuna_figures
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import TrialState
-
-matplotlib.use("Agg")
 
 FEWEST_TRIALS = 4  # completed trials needed for figures
 

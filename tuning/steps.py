@@ -17,7 +17,6 @@ from fmnist_transfer.data.split import Split, digits, parse_split
 from fmnist_transfer.errors import SAME_COMMAND, NoStoreError, UserError
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.logged_tasks import run_logged
-from fmnist_transfer.store.links import INLINE_DPI
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
@@ -197,18 +196,11 @@ def _run_trials(context: SearchContext, study: optuna.Study, log: StudyLog) -> l
 
 def _log_figures(context: SearchContext, study: optuna.Study, log: StudyLog) -> str:
     """Log the search's figures. Returns the id of their run; empty if there were too few trials."""
-    import matplotlib.style  # imported late, so as not to delay the first trial
+    from tuning.figures import search_figures  # imported late, so as not to delay the first trial
 
-    from tuning.figures import search_figures
-
-    with matplotlib.style.context("default"):  # not the user's own matplotlibrc
-        figures = search_figures(study)
-        for path, figure in figures.items():
-            context.store.log_figure(log.run_id, path, figure)
-        if INLINE in figures:
-            context.store.log_figure(log.run_id, INLINE_COPY, figures[INLINE], INLINE_DPI)
+    is_pictured = context.store.log_figures(log.run_id, lambda: search_figures(study), (INLINE, INLINE_COPY))
     context.stopwatch.lap("figures")
-    return log.run_id if INLINE in figures else ""
+    return log.run_id if is_pictured else ""
 
 
 def dry_run(settings: SearchSettings) -> dict[str, Any]:

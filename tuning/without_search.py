@@ -7,9 +7,8 @@ from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
-from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.lock import locked, open_parent
 from fmnist_transfer.store.metric_rows import settings_params
-from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
@@ -52,9 +51,7 @@ def registered_configuration(store: Store, uri: str, split: Split) -> FixedConfi
         raise UsageError(
             f"--like {uri}: it was already trained on classes {model.split.source}; give another half with --split"
         )
-    if pinned_model.version is None:
-        raise UsageError(f"--like {uri}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
-    name = pinned_model.version[0].removesuffix(model.split.suffix) + split.suffix
+    name = pinned_model.name.removesuffix(model.split.suffix) + split.suffix
     spec = replace(model.spec, n_classes=len(split.source))
     candidate = Candidate(spec, model.recipe, origin=f"like {pinned_model.pinned.removeprefix('models:/')}")
     return FixedConfiguration(candidate, f"{name}-like", name, pinned_model.pinned)

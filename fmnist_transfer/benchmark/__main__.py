@@ -64,8 +64,7 @@ def main(settings: BenchmarkSettings) -> int:
     from fmnist_transfer.benchmark.commands import ScratchStore, measure_commands
     from fmnist_transfer.benchmark.measurements import Measurements
     from fmnist_transfer.data.files import default_data_dir
-    from fmnist_transfer.store.artifacts import check_artifacts
-    from fmnist_transfer.store.opening import open_store
+    from fmnist_transfer.store.opening import open_for_work
     from fmnist_transfer.store.roles import BENCHMARK
     from fmnist_transfer.training.device import choose_device
 
@@ -78,8 +77,7 @@ def main(settings: BenchmarkSettings) -> int:
     check_open_files(n_workers)
     with StopSignal() as stop:
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
-        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
-        check_artifacts(store, BENCHMARK)
+        store = open_for_work(settings.tracking_uri, BENCHMARK, retry, mend_copy=settings.mend_copy)
         if parts & {"loop", "stack", "goal"}:
             from fmnist_transfer.benchmark.loop import Contenders
             from fmnist_transfer.data.examples import load_half

@@ -1,6 +1,7 @@
-"""Create the databases of MLflow and Optuna atomically, and refuse foreign ones.
+"""Create the databases of MLflow and Optuna atomically, refuse foreign ones, and repair the paths of a moved store.
 
-MLflow and Optuna would add their tables to a foreign database. They report outdated schemas themselves.
+MLflow and Optuna would add their tables to a foreign database. They report outdated schemas themselves. Imports no
+mlflow.
 """
 
 import contextlib
@@ -10,36 +11,46 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fmnist_transfer.errors import NoStoreError, StoreError, write_problem
-from fmnist_transfer.store.places import sqlite_path, sqlite_uri
-from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.store.places import ARTIFACTS, file_path, sqlite_path, sqlite_uri
+from fmnist_transfer.store.roles import EXPERIMENTS
+from fmnist_transfer.terminal.output import masked, warn
 
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
 PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
+LOCATIONS = (  # tables and columns of MLflow that hold absolute artifact paths
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
 
 
-@dataclass(frozen=True)
-class Schema:
+class Schema(NamedTuple):
     """The table by which a product's database is recognised."""
 
     product: str
     table: str
 
     def is_in(self, tables: set[str]) -> bool:
-        """Return whether a database with these tables is the product's."""
         return {self.table, "alembic_version"} <= tables
+
+    def foreign(self, name: str, tables: set[str]) -> StoreError:
+        some = ", ".join(sorted(tables)[:3])
+        return StoreError(
+            f"{name} is not {self.product}'s: it holds other tables ({some} ...). It was not changed; use another one"
+        )
 
 
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
     """Check that the database is the product's, and create a missing file or missing tables by `create(uri)`.
 
-    Raises StoreError, or the driver's error, and then leaves the database unchanged.
-
-    Args:
-        may_write: if False, create nothing and write no probe; raise NoStoreError if there is no database yet.
+    Raises StoreError, or the driver's error, and then leaves the database unchanged. If not `may_write`, creates
+    nothing and writes no probe, but raises NoStoreError if there is no database yet.
     """
     if (file := sqlite_path(uri)) is None:
         _open_on_server(uri, schema, create, may_write=may_write)
@@ -49,7 +60,7 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
     try:
         if may_write:
             file.parent.mkdir(parents=True, exist_ok=True)
-            probe(file.parent)
+            _probe(file.parent)
             create_once(file, create)
         tables = table_names(uri)
     except OSError as error:
@@ -61,7 +72,7 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
     if not tables:
         raise StoreError(f"{file} is an empty database; delete it and run the same command to create a new one")
     if not schema.is_in(tables):
-        raise _foreign(str(file), schema, tables)
+        raise schema.foreign(str(file), tables)
 
 
 def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool) -> None:
@@ -72,7 +83,7 @@ def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, 
     while not schema.is_in(tables := table_names(uri)):
         is_late = time.monotonic() > deadline
         if tables and (is_late or schema.table not in tables):
-            raise _foreign(masked(uri), schema, tables)
+            raise schema.foreign(masked(uri), tables)
         if not may_write:
             raise NoStoreError(f"{masked(uri)} has no tables yet")
         try:
@@ -84,19 +95,11 @@ def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, 
         time.sleep(CREATION_POLL_SECONDS)
 
 
-def _foreign(name: str, schema: Schema, tables: set[str]) -> StoreError:
-    some = ", ".join(sorted(tables)[:3])
-    return StoreError(
-        f"{name} is not {schema.product}'s: it holds other tables ({some} ...). It was not changed; use another one"
-    )
-
-
 def table_names(uri: str) -> set[str]:
     if (file := sqlite_path(uri)) is not None:
         # Opened only through sqlite: closing a plain file handle would drop the locks of this process's connections.
         with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            return {str(name) for (name,) in rows}
+            return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
@@ -106,7 +109,7 @@ def table_names(uri: str) -> set[str]:
         engine.dispose()
 
 
-def probe(folder: Path) -> None:
+def _probe(folder: Path) -> None:
     """Raise OSError unless the folder's disk has room for `PROBE_BYTES`."""
     with tempfile.TemporaryFile(dir=folder) as stream:
         stream.write(bytes(PROBE_BYTES))
@@ -137,3 +140,47 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, database)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
+    """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
+
+    Raises StoreError if the store is a copy (the original's artifacts still exist), unless `mend_copy`; and if a
+    repair is needed but `may_write` is False.
+    """
+    here = database.parent / ARTIFACTS
+    for former in _former_places(database):
+        original = file_path(former)
+        if original.exists() and not mend_copy:
+            raise StoreError(
+                f"{database.parent} is a copy: its runs look for their artifacts in {original}. Use the original, or "
+                "add --mend-copy to make the copy independent"
+            )
+        if original.exists() and not here.exists():
+            raise StoreError(f"copy {original} to {here} first: the runs will look for their artifacts there")
+        if not may_write:
+            raise StoreError(
+                f"{database.parent} was moved from {original.parent}; run a command without --dry-run to repair it"
+            )
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            n_changed = sum(
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (here.as_uri(), len(former) + 1, len(former) + 1, f"{former}/"),
+                ).rowcount
+                for table, column in LOCATIONS
+            )
+        warn(f"this store was moved from {original.parent}: {n_changed} artifact paths now point to {here}")
+
+
+def _former_places(database: Path) -> list[str]:
+    """URIs of former artifact folders: `artifacts/NAME` elsewhere than beside the database; others are a user's."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+    folders = {
+        location.removesuffix(f"/{name}")
+        for name, location in rows
+        if name in EXPERIMENTS and str(location).startswith("file:") and location.endswith(f"/{ARTIFACTS}/{name}")
+    }
+    here = (database.parent / ARTIFACTS).resolve()
+    return sorted(folder for folder in folders if file_path(folder).resolve() != here)  # a link to it is the same place

@@ -1,131 +1,31 @@
-"""Allow one driver per sweep or study on this machine, by an operating-system lock that ends with its process.
+"""Allow one driver per sweep or study: by `locked` on this machine, by its parent run where machines share a store.
 
-`Owner` identifies the driver, also to other machines (see `parents`).
+The lock ends with its process. Limit: two machines that reopen a stopped parent in the same second both succeed.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
-import socket
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any
 
 from fmnist_transfer.errors import BusyError, StoreError, write_problem
 from fmnist_transfer.store.places import short_name, sqlite_path
+from fmnist_transfer.store.provenance import Owner
+from fmnist_transfer.store.runs import Run, Store
 
-if TYPE_CHECKING:
-    import psutil
-
-SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
-MACHINE_ID = Path("/etc/machine-id")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER], the PID namespace
-MULTICAST = 1 << 40  # uuid.getnode() sets this bit if it found no network address and drew a random one
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process, identified by its PID and, since PIDs are reused, its start time."""
-
-    host: str
-    machine: str
-    """Id of the machine, since host names are not unique; empty if unknown."""
-    pid: int
-    boot: str
-    """Boot id and PID namespace (each container has its own); empty if unknown."""
-    started: float
-    """Start in seconds after the boot, which does not change if the clock is set; 0 if unknown."""
-
-    @classmethod
-    @functools.cache
-    def this_process(cls) -> Self:
-        import psutil
-
-        return cls(socket.gethostname(), _machine(), os.getpid(), _boot(), _started(psutil.Process()))
-
-    @classmethod
-    def from_tags(cls, tags: Mapping[str, str]) -> Self:
-        return cls(
-            tags.get("host", "unknown"),
-            tags.get("machine", ""),
-            int(tags.get("pid", 0)),
-            tags.get("boot", ""),
-            float(tags.get("process_started", 0)),
-        )
-
-    def to_tags(self) -> dict[str, str]:
-        started = str(self.started)
-        return {
-            "host": self.host,
-            "machine": self.machine,
-            "pid": str(self.pid),
-            "boot": self.boot,
-            "process_started": started,
-        }
-
-    def is_of_this_machine(self) -> bool:
-        return bool(self.machine) and self.machine == _machine()
-
-    def is_dead(self) -> bool:
-        """Return whether the process has certainly ended; always False for another machine."""
-        import psutil
-
-        if not self.is_of_this_machine():
-            return False
-        if self.boot != _boot():
-            return True
-        try:
-            process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            return bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
-        except psutil.NoSuchProcess:
-            return True
-
-    def __str__(self) -> str:
-        return f"host {self.host}, pid {self.pid}"
-
-
-@functools.cache
-def _machine() -> str:
-    """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
-    with contextlib.suppress(OSError):
-        return _digest(MACHINE_ID.read_text().strip())
-    address = uuid.getnode()
-    return "" if address & MULTICAST else _digest(str(address))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(f"{text} {socket.gethostname()}".encode()).hexdigest()[:16]
-
-
-def _boot() -> str:
-    if not BOOT_ID.exists():
-        return ""
-    return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}"
-
-
-def _started(process: "psutil.Process") -> float:
-    import psutil
-
-    return round(process.create_time() - psutil.boot_time(), 2)
+GIVE_WAY_SECONDS = 10.0  # within this time a later starter has seen this run and withdrawn
 
 
 @contextlib.contextmanager
 def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold this machine's lock for `key` in the store at `uri` until the block ends or this process dies.
 
-    Raises BusyError, which names the other process, if that still holds the lock after `wait_seconds`.
-
-    Args:
-        noun: names in the message what is locked.
+    Raises BusyError, which names the `noun` and the other process, if that keeps the lock for `wait_seconds`.
     """
     import filelock
 
@@ -157,44 +57,85 @@ def _read(file: Path) -> str:
     """Describe the process that holds the lock."""
     try:
         fields = json.loads(file.read_text())
-        since = fields.pop("since")
-        return f"{Owner(**fields)}, since {since}"
+        return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
     except (OSError, ValueError, TypeError, KeyError):  # not yet written, or written by another version
         return "its owner is not recorded yet"
 
 
 def locks_folder(uri: str) -> Path:
-    """The folder of locks: beside a sqlite file; for a server among the user's files, else the temporary ones.
+    """The folder of locks, made if missing: beside a sqlite file; for a server in the user's state or temporary files.
 
     Raises StoreError if it cannot be written.
     """
-    if (database := sqlite_path(uri)) is not None:
-        folder = database.parent / "locks"
-        if not _is_writable(folder):
-            raise StoreError(
-                f"cannot write {folder}, where locks are kept; give this user access, or use another store"
-            )
-        return folder
-    for place in (_state_folder, _temporary_folder):
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: this user has no home
-            folder = place() / "locks" / short_name(uri)
-            if _is_writable(folder):
-                return folder
-    raise StoreError("no folder for locks can be written; set XDG_STATE_HOME to one")
-
-
-def _state_folder() -> Path:
     import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer")
+    if (database := sqlite_path(uri)) is not None:
+        places = [database.parent / "locks"]
+        remedy = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"
+    else:
+        places = [Path(tempfile.gettempdir(), f"fmnist-transfer-{os.getuid()}", "locks", short_name(uri))]
+        with contextlib.suppress(RuntimeError):  # this user has no home
+            places.insert(0, platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri))
+        remedy = "no folder for locks can be written; set XDG_STATE_HOME to one"
+    for folder in places:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    raise StoreError(remedy)
 
 
-def _temporary_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"fmnist-transfer-{os.getuid()}"
+def open_parent(
+    store: Store,
+    noun: str,
+    *,
+    find: Callable[[], Sequence[Run]],
+    start: Callable[[], str],
+    params: Mapping[str, Any],
+    take_over: bool,
+) -> Run:
+    """Make the parent run RUNNING with this process as its driver, and return it. The caller holds `locked`.
+
+    Raises BusyError if a driver on another machine has it or starts it at the same moment.
+
+    Args:
+        find: returns the active parents of this work; the earliest counts.
+        start: starts a parent, which `find` then returns, and returns its id.
+        params: logged if an interrupted driver has not logged them.
+        take_over: the other machine's driver is known to be gone.
+    """
+    if parents := _earliest_first(find()):
+        check_owner(store.is_shared, parents[0], noun, take_over=take_over)
+        store.reopen(parents[0], params)
+        return parents[0]
+    run_id = start()
+    deadline = time.monotonic() + GIVE_WAY_SECONDS
+    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
+    while len(parents := _earliest_first(find())) > 1:
+        if parents[0].info.run_id != run_id or time.monotonic() > deadline:
+            store.client.delete_run(run_id)
+            theirs = next(run.info.run_id for run in parents if run.info.run_id != run_id)
+            raise BusyError(f"another machine started this {noun} at the same moment: run {theirs}")
+        time.sleep(0.5)
+    return store.client.get_run(run_id)
 
 
-def _is_writable(folder: Path) -> bool:
-    """Create the folder if it is missing."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
+def _earliest_first(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
+    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`.
+
+    If only this machine uses the store, that suffices: a RUNNING run belongs to a dead driver.
+    """
+    owner = Owner.from_tags(run.data.tags)
+    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
+        return
+    if owner.is_of_this_machine():
+        raise busy(noun, str(owner))
+    if not take_over:
+        raise BusyError(
+            f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
+            "that machine is gone for good, add --take-over"
+        )

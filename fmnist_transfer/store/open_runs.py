@@ -1,7 +1,9 @@
 """Track a command's open runs below a parent. If the store is lost, the next command ends them."""
 
 import contextlib
+import tempfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mlflow.exceptions import MlflowException
@@ -16,12 +18,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class OpenRuns(Generic[Key]):
-    """Runs of one role below the run `parent`, each identified by a `Key`.
-
-    Args:
-        half: logged as every run's data.
-        half_role: `source` or `target`.
-    """
+    """Runs of one role below the run `parent`, each identified by a `Key` and with `half` as its data."""
 
     def __init__(self, store: Store, experiment: str, parent: str, role: Role, *, half: Half, half_role: str):
         self._store, self._experiment, self._parent, self._role = store, experiment, parent, role
@@ -50,13 +47,19 @@ class OpenRuns(Generic[Key]):
         tags: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> str:
-        """Log the rest, end the run and return its id; empty if it never began or was deleted meanwhile."""
+        """Log the rest, `files` by name, then end the run; return its id, empty if it never began or was deleted."""
         if (run_id := self._open.pop(key, "")) == "":
             return ""
         try:
-            self._store.finish(run_id, status, metrics=metrics, tags=tags, files=files)
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in (files or {}).items():
+                    file = Path(folder) / name
+                    file.write_bytes(content)
+                    self._store.client.log_artifact(run_id, str(file))
+            self._store.log(run_id, metrics=metrics, tags=tags)
+            self._store.end(run_id, status)
         except MlflowException:
-            if self._store.is_active(run_id):
+            if (run := self._store.get(run_id)) and run.info.lifecycle_stage == "active":
                 raise
             warn(f"run {run_id} was deleted during its training; run the same command to train it again")
             return ""

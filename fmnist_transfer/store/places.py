@@ -17,7 +17,12 @@ POSTGRESQL = "postgresql"  # followed by :// or +driver://
 
 def short_name(uri: str) -> str:
     """A file name for the store at `uri`, equal for all users."""
-    return hashlib.sha256(masked(uri).replace("***@", "").rstrip("/").encode()).hexdigest()[:16]
+    return hashlib.sha256(without_user(uri).encode()).hexdigest()[:16]
+
+
+def without_user(uri: str) -> str:
+    """The URI without user information and a slash at its end."""
+    return masked(uri).replace("***@", "").rstrip("/")
 
 
 def sqlite_uri(path: Path) -> str:
@@ -50,10 +55,7 @@ def study_uri(given: str | None, folder: Path) -> str:
 
 
 def store_uri(given: str | None) -> str:
-    """The tracking store's URI: `given`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`.
-
-    A plain path that ends in `.db` becomes a sqlite URI. The path of a sqlite URI becomes absolute.
-    """
+    """The tracking store's URI, a file's path made absolute: `given`, else `MLFLOW_TRACKING_URI`, else the default."""
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
     if "://" not in uri and uri.endswith(".db"):
         uri = f"{SQLITE}{uri}"

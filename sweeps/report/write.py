@@ -3,10 +3,9 @@
 import io
 from collections.abc import Sequence
 
-import matplotlib.style
+from matplotlib.figure import Figure
 
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.store.links import INLINE_DPI
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps.report.figures import report_figures
@@ -29,15 +28,18 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     check_stop()
     findings = find(sweep, others)
     images, captions = {}, {}
-    with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
+
+    def draw() -> dict[str, Figure]:
+        figures = {}
         for name, (figure, caption) in report_figures(findings).items():
             check_stop()
             content = io.BytesIO()
             figure.savefig(content, format="png", dpi=PAGE_DPI)
             images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
-            store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
-            if name == INLINE:
-                store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
+            figures[f"{FOLDER}/{name}.png"] = figure
+        return figures
+
+    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/{INLINE}.png", INLINE_COPY))
     markdown = markdown_of(findings, captions)
     for path, text in {
         f"{FOLDER}/report.md": markdown,

@@ -60,14 +60,10 @@ class SweepFigures:
 
     def draw(self) -> list[Row]:
         """Draw now; return the rows drawn."""
-        import matplotlib.style
-
-        from sweeps.results.figures import sweep_figures
+        from sweeps.results.figures import sweep_figures  # imported late, so as not to delay the first cell
 
         rows = self._read_rows()
-        with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
-            for path, figure in sweep_figures(rows, self._title).items():
-                self._store.log_figure(self._run_id, path, figure)
+        self._store.log_figures(self._run_id, lambda: sweep_figures(rows, self._title))
         self._store.log_text(self._run_id, "results.csv", to_csv(rows))
         return rows
 

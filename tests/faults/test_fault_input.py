@@ -302,7 +302,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (pickled, "is not a CNN2 model as this package writes it"),
     "code": (only_code, f"has no {FILES_FOLDER}/{SPEC_FILE}"),
     "link": (link, "is a link; only a plain file is read"),
-    "deep": (lambda files: (files / SPEC_FILE).write_text("[" * 100_000), f"{SPEC_FILE} is not JSON"),
+    "deep": (
+        lambda files: (files / SPEC_FILE).write_text("[" * 100_000),
+        "is not a CNN2 model as this package writes it",
+    ),
     "huge": (lambda files: os.truncate(files / WEIGHTS_FILE, 2**30), "has 1073741824 bytes, more than"),
     "wide": (lambda files: edit(files, {"spec": SPEC.to_dict() | {"fc1": 10**9}}), "would not fit"),
     "no split": (lambda files: edit(files, {"source_classes": None}), "is not a CNN2 model as this package writes it"),

@@ -7,8 +7,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import StoreError
+from fmnist_transfer.store.lock import open_parent
 from fmnist_transfer.store.metric_rows import curve_rows, settings_params
-from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
@@ -98,7 +98,7 @@ class StudyLog:
         times = (trial.datetime_start, trial.datetime_complete)
         start_ms, end_ms = (int(at.timestamp() * 1_000) if at else None for at in times)
         name = f"trial {trial.number:03d}"
-        run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags, start_ms=start_ms)
+        run_id = self._store.start(TUNING, name, parent=self.run_id, params=params, tags=tags, start_ms=start_ms or 0)
         self._store.log_data(run_id, self._half, "source")
         metrics = curve_rows(epochs)
         if trial.state == TrialState.COMPLETE:

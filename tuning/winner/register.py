@@ -11,8 +11,7 @@ from fmnist_transfer.identity import identity
 from fmnist_transfer.store.links import run_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
-from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, set_best, versions_of
+from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, register, set_best, versions_of
 from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, say
