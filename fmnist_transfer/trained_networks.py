@@ -5,10 +5,9 @@ from typing import Any, Generic, NamedTuple
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.network.weights import weights_digest
-from fmnist_transfer.store.metric_rows import result_rows
 from fmnist_transfer.store.model_format import WEIGHTS_FILE, pack_weights
 from fmnist_transfer.store.open_runs import Key, OpenRuns
-from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role
+from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role, result_rows
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.score import Epoch, Result

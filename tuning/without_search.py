@@ -7,10 +7,10 @@ from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
-from fmnist_transfer.store.lock import locked, open_parent
-from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.lock import locked
+from fmnist_transfer.store.open_runs import open_parent
 from fmnist_transfer.store.registry import load, resolve
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.stopwatch import Stopwatch
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE

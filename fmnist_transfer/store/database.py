@@ -21,13 +21,12 @@ from fmnist_transfer.terminal.output import masked, warn
 
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
 PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
-LOCATIONS = (  # tables and columns of MLflow that hold absolute artifact paths
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-    ("model_versions", "source"),
-)
+LOCATIONS = {  # table -> columns of MLflow that hold absolute artifact paths
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("storage_location", "source"),
+}
 
 
 class Schema(NamedTuple):
@@ -36,14 +35,11 @@ class Schema(NamedTuple):
     product: str
     table: str
 
-    def is_in(self, tables: set[str]) -> bool:
-        return {self.table, "alembic_version"} <= tables
-
-    def foreign(self, name: str, tables: set[str]) -> StoreError:
-        some = ", ".join(sorted(tables)[:3])
-        return StoreError(
-            f"{name} is not {self.product}'s: it holds other tables ({some} ...). It was not changed; use another one"
-        )
+    def check(self, name: str, tables: set[str]) -> None:
+        """Raise StoreError if a database with these tables is not the product's."""
+        if not {self.table, "alembic_version"} <= tables:
+            some = ", ".join(sorted(tables)[:3])
+            raise StoreError(f"{name} is not {self.product}'s, but holds {some} ...; it is unchanged. Use another one")
 
 
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
@@ -60,7 +56,10 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
     try:
         if may_write:
             file.parent.mkdir(parents=True, exist_ok=True)
-            _probe(file.parent)
+            with tempfile.TemporaryFile(dir=file.parent) as probe:  # fails on a full disk
+                probe.write(bytes(PROBE_BYTES))
+                probe.flush()
+                os.fsync(probe.fileno())
             create_once(file, create)
         tables = table_names(uri)
     except OSError as error:
@@ -71,28 +70,27 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
         raise StoreError(f"{file}: {error}; move it away, or use another store") from error
     if not tables:
         raise StoreError(f"{file} is an empty database; delete it and run the same command to create a new one")
-    if not schema.is_in(tables):
-        raise schema.foreign(str(file), tables)
+    schema.check(str(file), tables)
 
 
 def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool) -> None:
-    """Create the tables of an empty database. If several commands do so, all but one fail and check again."""
+    """Create the tables of an empty database. If several commands do so, all but one fail, and wait for its tables."""
     import sqlalchemy.exc
 
     deadline = time.monotonic() + CREATION_SECONDS
-    while not schema.is_in(tables := table_names(uri)):
-        is_late = time.monotonic() > deadline
-        if tables and (is_late or schema.table not in tables):
-            raise schema.foreign(masked(uri), tables)
+    while "alembic_version" not in (tables := table_names(uri)) and time.monotonic() < deadline:
+        if tables and schema.table not in tables:
+            break
         if not may_write:
             raise NoStoreError(f"{masked(uri)} has no tables yet")
         try:
             if not tables:
                 create(uri)
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # a table is there already
-            if is_late or not table_names(uri):  # a missing right, say
+            if not table_names(uri):  # a missing right, say
                 raise
         time.sleep(CREATION_POLL_SECONDS)
+    schema.check(masked(uri), tables)
 
 
 def table_names(uri: str) -> set[str]:
@@ -107,14 +105,6 @@ def table_names(uri: str) -> set[str]:
         return set(sqlalchemy.inspect(engine).get_table_names())
     finally:
         engine.dispose()
-
-
-def _probe(folder: Path) -> None:
-    """Raise OSError unless the folder's disk has room for `PROBE_BYTES`."""
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        stream.write(bytes(PROBE_BYTES))
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def create_once(database: Path, create: Callable[[str], None]) -> None:
@@ -145,8 +135,8 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
 def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
     """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
 
-    Raises StoreError if the store is a copy (the original's artifacts still exist), unless `mend_copy`; and if a
-    repair is needed but `may_write` is False.
+    Raises StoreError if a repair is needed, but not `may_write`, or the store is a copy (the original's artifacts still
+    exist), but not `mend_copy`.
     """
     here = database.parent / ARTIFACTS
     for former in _former_places(database):
@@ -159,18 +149,14 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
         if original.exists() and not here.exists():
             raise StoreError(f"copy {original} to {here} first: the runs will look for their artifacts there")
         if not may_write:
-            raise StoreError(
-                f"{database.parent} was moved from {original.parent}; run a command without --dry-run to repair it"
-            )
+            raise StoreError(f"{database.parent} was moved from {original.parent}; repair it without --dry-run")
+        n, prefix = 0, f"{former}/"
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-            n_changed = sum(
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (here.as_uri(), len(former) + 1, len(former) + 1, f"{former}/"),
-                ).rowcount
-                for table, column in LOCATIONS
-            )
-        warn(f"this store was moved from {original.parent}: {n_changed} artifact paths now point to {here}")
+            for table, columns in LOCATIONS.items():
+                for column in columns:
+                    change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                    n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
+        warn(f"this store was moved from {original.parent}: {n} artifact paths now point to {here}")
 
 
 def _former_places(database: Path) -> list[str]:

@@ -28,8 +28,7 @@ def curves_page(experiment_id: str, sweep_run_id: str) -> str:
     condition = quote(f"tags.role = '{Role.CURVE}' and tags.parent = '{sweep_run_id}'")
     # The UI lists child runs without their parent only if they are not sorted by date.
     order = f"orderByKey={quote('params.`init`')}&orderByAsc=true"
-    shown = f"searchFilter={condition}&{order}&startTime=ALL&compareRunsMode=CHART"
-    return f"#/experiments/{experiment_id}/runs?{TRAINING_PAGES}&{shown}"
+    return f"{experiment_page(experiment_id)}&searchFilter={condition}&{order}&startTime=ALL&compareRunsMode=CHART"
 
 
 def model_page(name: str, version: str | int = "") -> str:
@@ -42,12 +41,12 @@ def picture(run_id: str, artifact: str, caption: str) -> str:
 
 
 class SavedView(NamedTuple):
-    """A table of the runs of one role."""
+    """A table of the runs of one role: its columns, and the one that sorts it."""
 
     title: str
     role: Role
     columns: str
-    order: str
+    order: str = "attributes.start_time"
     is_ascending: bool = False
     groups: tuple[str, ...] = ()
     """Params by which the UI groups the runs, showing means."""
@@ -55,25 +54,19 @@ class SavedView(NamedTuple):
     @property
     def state(self) -> dict[str, Any]:
         """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
-        state: dict[str, Any] = {
-            "selectedColumns": [_key(column) for column in self.columns.split()],
-            "searchFilter": f"tags.role = '{self.role}'",
-            "orderByKey": self.order if self.order == START else _key(self.order),
-            "orderByAsc": self.is_ascending,
-        }
-        if self.groups:
-            keys = [{"mode": "param", "groupByData": name} for name in self.groups]
-            state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
-        return state
+        keys = [{"mode": "param", "groupByData": name} for name in self.groups]
+        grouped = {"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {}
+        columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
+        order = {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
+        return {"selectedColumns": columns, "searchFilter": condition} | order | grouped
 
 
-def _key(column: str) -> str:
-    """`params.init` as the UI writes it, with backticks around the name."""
+def _quoted(column: str) -> str:
+    """The column as the UI writes it: params.`init`."""
     kind, _, name = column.partition(".")
-    return f"{kind}.`{name}`"
+    return column if kind == "attributes" else f"{kind}.`{name}`"
 
 
-START = "attributes.start_time"
 CELL_COLUMNS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
     "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy"
@@ -83,21 +76,19 @@ TRIAL_COLUMNS = (
     "params.recipe.schedule params.spec.channels params.spec.convs_per_block params.spec.kernel_size "
     "params.spec.normalisation"
 )
-RETRAINED_COLUMNS = "params.replicate metrics.final/val_accuracy metrics.test/accuracy metrics.cost/seconds"
+RETRAINED_ORDER = "metrics.final/val_accuracy"
+RETRAINED_COLUMNS = f"params.replicate {RETRAINED_ORDER} metrics.test/accuracy metrics.cost/seconds"
 SWEEP_COLUMNS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
+MEANS, GROUPS = "Means by init and percent", ("init", "percent")
 VIEWS: dict[str, dict[str, SavedView]] = {
     TUNING: {
         View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIAL_COLUMNS, "metrics.val_accuracy"),
-        View.RETRAINED: SavedView(
-            "The best, trained again", Role.RETRAINED, RETRAINED_COLUMNS, "metrics.final/val_accuracy"
-        ),
+        View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED_COLUMNS, RETRAINED_ORDER),
     },
     TRANSFER: {
-        View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEP_COLUMNS, START),
+        View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEP_COLUMNS),
         View.CELLS: SavedView("Cells by percent", Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True),
-        View.MEANS: SavedView(
-            "Means by init and percent", Role.CELL, CELL_COLUMNS, "params.percent", True, ("init", "percent")
-        ),
+        View.MEANS: SavedView(MEANS, Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True, groups=GROUPS),
     },
 }
 NOTES = {

@@ -1,24 +1,135 @@
-"""Allow one driver per sweep or study: by `locked` on this machine, by its parent run where machines share a store.
-
-The lock ends with its process. Limit: two machines that reopen a stopped parent in the same second both succeed.
-"""
+"""The process that made a run; and one driver per sweep or study on this machine, by a lock that ends with it."""
 
 import contextlib
+import functools
+import hashlib
+import importlib.metadata
 import json
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 from fmnist_transfer.errors import BusyError, StoreError, write_problem
-from fmnist_transfer.store.places import short_name, sqlite_path
-from fmnist_transfer.store.provenance import Owner
-from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.store.places import PROJECT, short_name, sqlite_path
 
-GIVE_WAY_SECONDS = 10.0  # within this time a later starter has seen this run and withdrawn
+if TYPE_CHECKING:
+    import psutil
+
+SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
+MACHINE_ID, BOOT_ID = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")
+PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER], the PID namespace
+MULTICAST = 1 << 40  # uuid.getnode() sets this bit if it found no network address and drew a random one
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, identified by its PID and, since PIDs are reused, its start. Empty and 0 mean unknown."""
+
+    host: str
+    machine: str
+    """Id of the machine, since host names are not unique."""
+    pid: int
+    boot: str
+    """Boot id and PID namespace (each container has its own)."""
+    started: float
+    """Seconds after the boot, which do not change if the clock is set."""
+
+    @classmethod
+    @functools.cache
+    def this_process(cls) -> Self:
+        import psutil
+
+        return cls(socket.gethostname(), _machine(), os.getpid(), _boot(), _started(psutil.Process()))
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Self:
+        host, machine, boot = tags.get("host", "unknown"), tags.get("machine", ""), tags.get("boot", "")
+        return cls(host, machine, int(tags.get("pid", 0)), boot, float(tags.get("process_started", 0)))
+
+    def to_tags(self) -> dict[str, str]:
+        values = asdict(self)
+        values["process_started"] = values.pop("started")
+        return {key: str(value) for key, value in values.items()}
+
+    def is_of_this_machine(self) -> bool:
+        return bool(self.machine) and self.machine == _machine()
+
+    def is_dead(self) -> bool:
+        """Return whether the process has certainly ended; always False for another machine."""
+        import psutil
+
+        if not self.is_of_this_machine():
+            return False
+        if self.boot != _boot():
+            return True
+        try:
+            process = psutil.Process(self.pid)
+            is_another = bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
+            return is_another or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def __str__(self) -> str:
+        return f"host {self.host}, pid {self.pid}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
+    try:
+        machine = MACHINE_ID.read_text().strip()
+    except OSError:
+        if (address := uuid.getnode()) & MULTICAST:
+            return ""
+        machine = str(address)
+    return hashlib.sha256(f"{machine} {socket.gethostname()}".encode()).hexdigest()[:16]
+
+
+def _boot() -> str:
+    return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}" if BOOT_ID.exists() else ""
+
+
+def _started(process: "psutil.Process") -> float:
+    import psutil
+
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Tags of every run: package version, git commit, command, and the process that owns it."""
+    try:
+        package = importlib.metadata.version("fmnist-transfer")
+    except importlib.metadata.PackageNotFoundError:
+        package = "not installed"
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    command = main.name if main else Path(sys.argv[0]).name
+    tags = {"package_version": package, "mlflow.source.type": "LOCAL", "mlflow.source.name": command}
+    return tags | Owner.this_process().to_tags() | git_tags(PROJECT)
+
+
+def git_tags(checkout: Path) -> dict[str, str]:
+    """Commit and dirty flag; empty if `checkout` is not the root of a repository, as an installed package's folder."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
+            return {}
+        is_dirty = bool(git("status", "--porcelain"))
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git_dirty": str(is_dirty).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
 
 
 @contextlib.contextmanager
@@ -47,10 +158,8 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
 
 
 def busy(noun: str, driver: str) -> BusyError:
-    """The error for a second driver; `driver` names the first."""
-    return BusyError(
-        f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
-    )
+    text = f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
+    return BusyError(text)
 
 
 def _read(file: Path) -> str:
@@ -62,80 +171,25 @@ def _read(file: Path) -> str:
         return "its owner is not recorded yet"
 
 
+@functools.cache
 def locks_folder(uri: str) -> Path:
-    """The folder of locks, made if missing: beside a sqlite file; for a server in the user's state or temporary files.
+    """The folder of locks: beside a sqlite file; for a server, in the user's state or else in the temporary files.
 
-    Raises StoreError if it cannot be written.
+    Creates it. Raises StoreError if it cannot be written.
     """
     import platformdirs
 
     if (database := sqlite_path(uri)) is not None:
         places = [database.parent / "locks"]
-        remedy = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"
+        problem = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"
     else:
         places = [Path(tempfile.gettempdir(), f"fmnist-transfer-{os.getuid()}", "locks", short_name(uri))]
         with contextlib.suppress(RuntimeError):  # this user has no home
             places.insert(0, platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri))
-        remedy = "no folder for locks can be written; set XDG_STATE_HOME to one"
+        problem = "no folder for locks can be written; set XDG_STATE_HOME to one"
     for folder in places:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    raise StoreError(remedy)
-
-
-def open_parent(
-    store: Store,
-    noun: str,
-    *,
-    find: Callable[[], Sequence[Run]],
-    start: Callable[[], str],
-    params: Mapping[str, Any],
-    take_over: bool,
-) -> Run:
-    """Make the parent run RUNNING with this process as its driver, and return it. The caller holds `locked`.
-
-    Raises BusyError if a driver on another machine has it or starts it at the same moment.
-
-    Args:
-        find: returns the active parents of this work; the earliest counts.
-        start: starts a parent, which `find` then returns, and returns its id.
-        params: logged if an interrupted driver has not logged them.
-        take_over: the other machine's driver is known to be gone.
-    """
-    if parents := _earliest_first(find()):
-        check_owner(store.is_shared, parents[0], noun, take_over=take_over)
-        store.reopen(parents[0], params)
-        return parents[0]
-    run_id = start()
-    deadline = time.monotonic() + GIVE_WAY_SECONDS
-    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
-    while len(parents := _earliest_first(find())) > 1:
-        if parents[0].info.run_id != run_id or time.monotonic() > deadline:
-            store.client.delete_run(run_id)
-            theirs = next(run.info.run_id for run in parents if run.info.run_id != run_id)
-            raise BusyError(f"another machine started this {noun} at the same moment: run {theirs}")
-        time.sleep(0.5)
-    return store.client.get_run(run_id)
-
-
-def _earliest_first(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
-
-
-def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
-    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`.
-
-    If only this machine uses the store, that suffices: a RUNNING run belongs to a dead driver.
-    """
-    owner = Owner.from_tags(run.data.tags)
-    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
-        return
-    if owner.is_of_this_machine():
-        raise busy(noun, str(owner))
-    if not take_over:
-        raise BusyError(
-            f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
-            "that machine is gone for good, add --take-over"
-        )
+    raise StoreError(problem)

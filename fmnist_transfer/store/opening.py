@@ -1,8 +1,7 @@
 """Open a tracking store: a sqlite file (created if missing), a server or a database.
 
-Opening changes no setting of the process. Commands set MLflow up in `terminal.process`: no log lines, no telemetry,
-and no repeated requests, for a repeated request can make a second run. A program that uses a server and wants the same
-sets `MLFLOW_HTTP_REQUEST_MAX_RETRIES=0`, since MLflow reads that from the environment alone.
+Opening changes no setting of the process. MLflow's HTTP client repeats requests, which can make a second run; commands
+turn that off (`terminal.process`), and another program does so by `MLFLOW_HTTP_REQUEST_MAX_RETRIES=0`.
 """
 
 import contextlib
@@ -42,11 +41,8 @@ def open_store(
 ) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`, created if missing.
 
-    A sqlite store keeps its artifacts in `artifacts/` beside the file, also when moved. Raises StoreError; if not
-    `may_write`, creates and repairs nothing, and raises NoStoreError if there is no store yet.
-
-    Args:
-        mend_copy: point a copied store to its own artifacts instead of the original's.
+    A sqlite store keeps its artifacts in `artifacts/` beside the file, also when moved; with `mend_copy`, a copy is
+    pointed to its own. Raises StoreError; if not `may_write`, creates and repairs nothing, and raises NoStoreError.
     """
     retry = retry or RetryPolicy()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
@@ -57,7 +53,7 @@ def open_store(
         _wait_for_server(uri)
     elif not uri.startswith((POSTGRESQL, "mysql", "mssql")):
         raise StoreError(
-            f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, a database URI or http://"
+            f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, postgresql:// or http://"
         )
     artifacts = (folder / ARTIFACTS).as_uri()
     try:
@@ -85,15 +81,14 @@ def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy,
 
 
 def _client(uri: str, artifacts: str) -> MlflowClient:
-    before = os.environ.get(ARTIFACT_ROOT)
+    before = {key: value for key, value in os.environ.items() if key == ARTIFACT_ROOT}
     if not uri.startswith("http"):
         os.environ[ARTIFACT_ROOT] = artifacts
     try:
         return MlflowClient(uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI: models stay with their runs
     finally:
         os.environ.pop(ARTIFACT_ROOT, None)
-        if before is not None:
-            os.environ[ARTIFACT_ROOT] = before
+        os.environ |= before
 
 
 def _create_tables(uri: str, artifacts: str) -> None:
@@ -120,16 +115,12 @@ def _wait_for_server(uri: str) -> None:
             address = without_user(uri)
             proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
             by_proxy = " by way of your environment's proxy, which NO_PROXY bypasses" if proxy else ""
-            raise StoreError(
-                f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the same command "
-                "again"
-            ) from error
+            text = f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the command again"
+            raise StoreError(text) from error
     number = version.text.strip()  # a server may hide it
     if version.ok and re.fullmatch(r"\d+\.\d+[\w.]*", number) and int(number.split(".")[0]) < OLDEST_SERVER:
-        raise StoreError(
-            f"the server at {masked(uri)} runs MLflow {number}, this command MLflow {mlflow.__version__}. Logged "
-            f"models need a server of version {OLDEST_SERVER} or newer"
-        )
+        versions = f"MLflow {number}, this command MLflow {mlflow.__version__}"
+        raise StoreError(f"the server at {masked(uri)} runs {versions}; it must run {OLDEST_SERVER} or newer")
 
 
 def check_artifacts(store: Store, experiment: str) -> None:
@@ -138,15 +129,15 @@ def check_artifacts(store: Store, experiment: str) -> None:
     With a server's `--no-serve-artifacts`, this machine must reach the location itself.
     """
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
-    content, probe = secrets.token_hex(8), f"probe-{secrets.token_hex(4)}"
+    probe = f"probe-{secrets.token_hex(4)}"
     retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.txt"
-        file.write_text(content)
+        file.write_text(probe)
         try:
             repository = get_artifact_repository(location, store.uri)
             retry.call(repository.log_artifact, str(file), probe)
-            read = Path(retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)).read_text()
+            retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)
             with contextlib.suppress(Exception):  # not every kind of place can
                 repository.delete_artifacts(probe)
         except Exception as error:  # of any storage's client library, or for want of one
@@ -156,5 +147,3 @@ def check_artifacts(store: Store, experiment: str) -> None:
             elif isinstance(error, ImportError):
                 remedy = "Install that storage's client library, or let the tracking server keep artifacts"
             raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
-    if read != content:
-        raise StoreError(f"{masked(location)} returned different content than was written to it; check that storage")

@@ -15,20 +15,19 @@ ARTIFACTS = "artifacts"  # the folder beside the database
 POSTGRESQL = "postgresql"  # followed by :// or +driver://
 
 
-def short_name(uri: str) -> str:
-    """A file name for the store at `uri`, equal for all users."""
-    return hashlib.sha256(without_user(uri).encode()).hexdigest()[:16]
-
-
 def without_user(uri: str) -> str:
     """The URI without user information and a slash at its end."""
     return masked(uri).replace("***@", "").rstrip("/")
 
 
+def short_name(uri: str) -> str:
+    """A file name for the store at `uri`, equal for all users."""
+    return hashlib.sha256(without_user(uri).encode()).hexdigest()[:16]
+
+
 def sqlite_uri(path: Path) -> str:
     """The sqlite URI of an absolute path. Raises StoreError if the path holds characters that no sqlite URI can."""
-    text = str(path)
-    if any(character in text for character in "?%") or text != text.encode("utf-8", "replace").decode():
+    if {"?", "%"} & set(str(path)) or str(path) != str(path).encode("utf-8", "replace").decode():
         raise StoreError(f"{path} cannot be written as a sqlite URI (no ?, no %, only UTF-8); use another folder")
     return f"{SQLITE}{path}"  # not sqlalchemy.URL.create: it quotes # and ü, which not every reader unquotes
 

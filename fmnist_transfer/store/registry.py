@@ -21,14 +21,12 @@ import torch
 from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.models import infer_signature
 
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.cnn2 import CNN2, IMAGE_SIZE
 from fmnist_transfer.store.links import experiment_page, run_page
-from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.model_format import (
     FILES_FOLDER,
     SPEC_FILE,
@@ -41,7 +39,7 @@ from fmnist_transfer.store.model_format import (
 )
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.retry import reason
-from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING, settings_params
 from fmnist_transfer.store.runs import Store, already_there
 from fmnist_transfer.terminal.output import masked, warn
 
@@ -59,20 +57,17 @@ def register(
     network = CNN2(model.spec).to(memory_format=torch.contiguous_format)  # torch.export warns about others
     network.load_state_dict(model.state)
     network.eval()  # a module exported in training mode would always apply its dropout
-    shape = (1, IMAGE_SIZE, IMAGE_SIZE)
-    sizes = ((-1, *shape), (-1, model.spec.n_classes))
-    images, logits = (Schema([TensorSpec(np.dtype("float32"), size)]) for size in sizes)
+    images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    logits = np.zeros((2, model.spec.n_classes), np.float32)
     packed = pack_weights(model.state)
     content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
-    params = settings_params(model.spec, model.recipe) | {"split": model.split}
+    params = _texts(settings_params(model.spec, model.recipe) | {"split": model.split})
     experiment_id = store.client.get_run(run_id).info.experiment_id
     for half_made in _half_made(store, experiment_id, run_id, name):
         store.client.delete_logged_model(half_made.model_id)
     logged = store.retry.create(  # log_model alone would log to the experiment `Default`
         lambda: next(iter(_half_made(store, experiment_id, run_id, name)), None),
-        lambda: store.once.create_logged_model(
-            experiment_id, name, source_run_id=run_id, params={key: str(value) for key, value in params.items()}
-        ),
+        lambda: store.once.create_logged_model(experiment_id, name, source_run_id=run_id, params=params),
     )
     with tempfile.TemporaryDirectory() as folder, as_default(store.uri):
         weights, spec = Path(folder) / WEIGHTS_FILE, Path(folder) / SPEC_FILE
@@ -84,8 +79,8 @@ def register(
             name=name,
             model_id=logged.model_id,
             run_id=run_id,
-            signature=ModelSignature(images, logits),
-            input_example=np.zeros((2, *shape), np.float32),
+            signature=infer_signature(images, logits),
+            input_example=images,
             serialization_format="pt2",
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
             extra_files=[str(weights), str(spec)],
@@ -95,17 +90,17 @@ def register(
             text = _description(store, name, model)
             with already_there():
                 store.client.create_registered_model(name, description=text)
+        source, model_id = f"models:/{logged.model_id}", logged.model_id
         return store.retry.create(
-            lambda: next((v for v in versions_of(store, name) if model_id_of(v) == logged.model_id), None),
+            lambda: next((v for v in versions_of(store, name) if model_id_of(v) == model_id), None),
             lambda: store.once.create_model_version(
-                name,
-                f"models:/{logged.model_id}",
-                run_id,
-                tags={key: str(value) for key, value in tags.items()},
-                description=description,
-                model_id=logged.model_id,
+                name, source, run_id, _texts(tags), description=description, model_id=model_id
             ),
         )
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class RetryPolicy:
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `function` until it succeeds. Raises StoreError when it gives up or the store's error is permanent."""
-        start, longest_wait, n_failed = time.monotonic(), FIRST_WAIT_SECONDS, 0
+        start, longest_wait, has_failed = time.monotonic(), FIRST_WAIT_SECONDS, False
         while True:
             try:
                 result = function(*args, **kwargs)
@@ -47,18 +47,17 @@ class RetryPolicy:
                     raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
                 if self._is_over(start):
                     self.gave_up = True
-                    raise StoreError(
-                        f"the store did not answer for {duration(time.monotonic() - start)} ({reason(error)}). "
-                        f"Finished work is kept; {SAME_COMMAND}"
-                    ) from error
-                if not n_failed:
+                    away = f"{duration(time.monotonic() - start)} ({reason(error)})"
+                    text = f"the store did not answer for {away}. Finished work is kept; {SAME_COMMAND}"
+                    raise StoreError(text) from error
+                if not has_failed:
                     most = duration(self.timeout_seconds)
                     warn(f"the store does not answer ({reason(error)}); trying again for up to {most}")
-                n_failed += 1
+                has_failed = True
                 self._sleep(random.uniform(0, longest_wait))
                 longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
             else:
-                if n_failed:
+                if has_failed:
                     warn(f"the store answers again, after {duration(time.monotonic() - start)}")
                 return result
 
@@ -78,9 +77,8 @@ class RetryPolicy:
         now = time.monotonic()
         if self.should_stop() and self._stopped_at is None:
             self._stopped_at = now
-        if self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS:
-            return True
-        return self.gave_up or now - start >= self.timeout_seconds
+        is_late = self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS
+        return is_late or self.gave_up or now - start >= self.timeout_seconds
 
     def _sleep(self, seconds: float) -> None:
         """Sleep; end early if `should_stop` changes."""
@@ -107,10 +105,10 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 
     if isinstance(error, UserError):
         return None
-    of_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError
-    of_database = sql.OperationalError | sql.InterfaceError | sqlite3.OperationalError
+    from_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError
+    from_database = sql.OperationalError | sql.InterfaceError | sqlite3.OperationalError
     for link in _chain(error):
-        if isinstance(link, of_server | of_database):
+        if isinstance(link, from_server | from_database):
             return "lasting" if any(words in str(link) for words in LASTING) else "passing"
         if isinstance(link, OSError) and link.errno in FULL:
             return "passing"
@@ -121,7 +119,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 
 def reason(error: BaseException) -> str:
     """The innermost error in one line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
-    # A LookupError in the chain is no reason: for example, a miss in a library's cache.
+    # A LookupError in the chain, such as a miss in a library's cache, is no reason.
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]

@@ -8,6 +8,7 @@ with store.ending(run_id):                   # FINISHED, FAILED or KILLED
 
 import contextlib
 import hashlib
+import json
 import secrets
 import shlex
 import time
@@ -17,19 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.store.links import INLINE_DPI, experiment_tags
-from fmnist_transfer.store.metric_rows import MetricRow
+from fmnist_transfer.store.lock import Owner, provenance
 from fmnist_transfer.store.places import ARTIFACTS, SQLITE
-from fmnist_transfer.store.provenance import Owner, provenance
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import NOTE
+from fmnist_transfer.store.roles import NOTE, MetricRow
 from fmnist_transfer.terminal.output import masked
 
 if TYPE_CHECKING:
@@ -82,29 +80,25 @@ class Store:
                 self.client.create_experiment(name, artifact_location=location)
         experiment_id = str(self._known_experiment(name))
         if not is_described:
-            present = self.client.get_experiment(experiment_id).tags
-            for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
-                if key not in present:  # a tag that the user changed stays
-                    # Another command set it at the same moment, or this user may only read.
-                    with contextlib.suppress(MlflowException):
-                        self.client.set_experiment_tag(experiment_id, key, text)
+            tags = experiment_tags(name, experiment_id, int(time.time() * 1_000))
+            for key in tags.keys() - self.client.get_experiment(experiment_id).tags:  # a tag that a user changed stays
+                with contextlib.suppress(MlflowException):  # another command set it, or this user may only read
+                    self.client.set_experiment_tag(experiment_id, key, tags[key])
         return experiment_id
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
             if experiment.lifecycle_stage == "deleted":
-                command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-                raise StoreError(
-                    f"experiment {name!r} of {masked(self.uri)} was deleted; its runs are kept. Restore it: "
-                    f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
-                )
+                place = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)}"
+                command = f"{place} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                raise StoreError(masked(f"experiment {name!r} was deleted; its runs are kept. Restore it: {command}"))
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)
 
     def start(
         self, experiment: str, name: str, *, parent: str = "", params: Tags = None, tags: Tags = None, start_ms: int = 0
     ) -> str:
-        """Create a RUNNING run with provenance tags; return its id. `start_ms`: Unix time in ms, default now."""
+        """Create a RUNNING run with provenance tags; return its id. `start_ms` is Unix time, default now."""
         creation = secrets.token_hex(8)  # finds the run again if only the response was lost
         all_tags = provenance() | {key: str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
@@ -132,9 +126,9 @@ class Store:
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Log which half of Fashion-MNIST the run used; `role` is `source` or `target`."""
         name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
-        source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
-        dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", role)])]
+        source = json.dumps({"tags": {"package": "fmnist-transfer", "sha256": half.data_sha256}})
+        dataset = Dataset(name, half.data_sha256[:16], "code", source)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])]
         try:
             self.client.log_inputs(run_id, inputs)
         except MlflowException:  # another command logged the same data at the same moment

@@ -5,9 +5,8 @@ from torch import Tensor
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import run_logged
-from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.model_format import load_weights
-from fmnist_transfer.store.roles import TRANSFER, Role
+from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress

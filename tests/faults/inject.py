@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import synthetic
 
 from fmnist_transfer.data import files
-from fmnist_transfer.store import provenance
+from fmnist_transfer.store import lock
 
 
 def die(*arguments: Any, **options: Any) -> None:
@@ -104,7 +104,7 @@ def no_system_data(_: str) -> None:
 
 def as_machine(name: str) -> None:
     """This process and its workers are on another machine, which may have the same host name."""
-    provenance._machine = lambda: name
+    lock._machine = lambda: name
 
 
 def not_installed(module: str) -> None:

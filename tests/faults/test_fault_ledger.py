@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from proving import RECIPE, MakeSite, Server, Site, register_model, small_model
 
-from fmnist_transfer.store.provenance import Owner
+from fmnist_transfer.store.lock import Owner
 from fmnist_transfer.store.roles import TRANSFER
 
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]  # 4 cells

@@ -7,9 +7,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store.lock import open_parent
-from fmnist_transfer.store.metric_rows import curve_rows, settings_params
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.open_runs import open_parent
+from fmnist_transfer.store.roles import TUNING, Role, curve_rows, settings_params
 from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.score import Epoch

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import run_logged
-from fmnist_transfer.store.metric_rows import settings_params
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress

@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from fmnist_transfer.errors import BusyError
-from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.provenance import Owner
+from fmnist_transfer.store.lock import Owner, locked
 from fmnist_transfer.store.runs import Store
 
 HERE = Owner.this_process()

@@ -9,8 +9,8 @@ import pytest
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import Interrupted, StoreError
+from fmnist_transfer.store.lock import Owner
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.provenance import Owner
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 
