@@ -76,6 +76,15 @@ class PinnedModel:
         return f"models:/{self.name}/{self.version}"
 
 
+def write_files(model: TrainedModel, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Write the two files; return their paths, and the content of `cnn2.json`."""
+    weights, spec, packed = folder / WEIGHTS_FILE, folder / SPEC_FILE, pack_weights(model.state)
+    content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
+    weights.write_bytes(packed)
+    spec.write_text(json.dumps(content, indent=2))
+    return [weights, spec], content
+
+
 def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
     """Weights and buffers in the safetensors format."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})

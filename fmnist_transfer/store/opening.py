@@ -5,6 +5,7 @@ turn that off (`terminal.process`), and another program does so by `MLFLOW_HTTP_
 """
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -23,16 +24,15 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store.database import Schema, mend, open_database
+from fmnist_transfer.store import places
 from fmnist_transfer.store.lock import locks_folder
-from fmnist_transfer.store.places import ARTIFACTS, POSTGRESQL, default_folder, sqlite_path, store_uri, without_user
 from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason, trouble
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked, warn_of_password
 
 HEALTH_SECONDS, PROBE_SECONDS = 5.0, 10.0
 OLDEST_SERVER = 3  # major version
-SCHEMA = Schema("MLflow", "experiments")
+SCHEMA = places.Schema("MLflow", "experiments")
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # private; without it, a client of a database makes ./mlruns
 
 
@@ -46,21 +46,20 @@ def open_store(
     """
     retry = retry or RetryPolicy()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
-    uri, folder = store_uri(tracking_uri), default_folder()
-    if (database := sqlite_path(uri)) is not None:
+    uri, folder = places.store_uri(tracking_uri), places.default_folder()
+    if (database := places.sqlite_path(uri)) is not None:
         folder = database.parent
     elif uri.startswith(("http://", "https://")):
         _wait_for_server(uri)
-    elif not uri.startswith((POSTGRESQL, "mysql", "mssql")):
-        raise StoreError(
-            f"{masked(uri)} is no tracking store: give sqlite:////path/mlflow.db, postgresql:// or http://"
-        )
-    artifacts = (folder / ARTIFACTS).as_uri()
+    elif not uri.startswith((places.POSTGRESQL, "mysql", "mssql")):
+        raise StoreError(f"{masked(uri)} is no tracking store: give sqlite:////FILE.db, postgresql:// or http://")
+    artifacts = (folder / places.ARTIFACTS).as_uri()
+    create = functools.partial(_create_tables, artifacts=artifacts)
     try:
-        if database is not None or uri.startswith(POSTGRESQL):
-            retry.call(open_database, uri, SCHEMA, lambda uri: _create_tables(uri, artifacts), may_write=may_write)
+        if database is not None or uri.startswith(places.POSTGRESQL):
+            retry.call(places.open_database, uri, SCHEMA, create, may_write=may_write)
         if database is not None:
-            retry.call(mend, database, mend_copy=mend_copy, may_write=may_write)
+            retry.call(places.mend, database, mend_copy=mend_copy, may_write=may_write)
         client = _client(uri, artifacts)
         retrying = cast(MlflowClient, RetryingClient(client, retry))
         retrying.search_experiments(max_results=1)
@@ -112,7 +111,7 @@ def _wait_for_server(uri: str) -> None:
             if trouble(error) == "passing" and time.monotonic() < deadline:
                 time.sleep(0.25)
                 continue
-            address = without_user(uri)
+            address = places.without_user(uri)
             proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
             by_proxy = " by way of your environment's proxy, which NO_PROXY bypasses" if proxy else ""
             text = f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the command again"

@@ -7,8 +7,6 @@ MLflow serves the logged `pt2` program; this package loads the files `weights.sa
 """
 
 import contextlib
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +27,12 @@ from fmnist_transfer.network.cnn2 import CNN2, IMAGE_SIZE
 from fmnist_transfer.store.links import experiment_page, run_page
 from fmnist_transfer.store.model_format import (
     FILES_FOLDER,
-    SPEC_FILE,
     WEIGHTS_FILE,
     PinnedModel,
     TrainedModel,
     list_files,
     load,
-    pack_weights,
+    write_files,
 )
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.retry import reason
@@ -59,8 +56,6 @@ def register(
     network.eval()  # a module exported in training mode would always apply its dropout
     images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
     logits = np.zeros((2, model.spec.n_classes), np.float32)
-    packed = pack_weights(model.state)
-    content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
     params = _texts(settings_params(model.spec, model.recipe) | {"split": model.split})
     experiment_id = store.client.get_run(run_id).info.experiment_id
     for half_made in _half_made(store, experiment_id, run_id, name):
@@ -70,9 +65,7 @@ def register(
         lambda: store.once.create_logged_model(experiment_id, name, source_run_id=run_id, params=params),
     )
     with tempfile.TemporaryDirectory() as folder, as_default(store.uri):
-        weights, spec = Path(folder) / WEIGHTS_FILE, Path(folder) / SPEC_FILE
-        weights.write_bytes(packed)
-        spec.write_text(json.dumps(content, indent=2))
+        files, content = write_files(model, Path(folder))
         store.retry.call(
             mlflow.pytorch.log_model,
             network,
@@ -83,7 +76,7 @@ def register(
             input_example=images,
             serialization_format="pt2",
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
-            extra_files=[str(weights), str(spec)],
+            extra_files=[str(file) for file in files],
             metadata=content,
         )
         if not has_model(store, name):

@@ -4,13 +4,12 @@ from torch import Tensor
 
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
-from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.logged_tasks import TrainedNetworks, Training, run_logged
 from fmnist_transfer.store.model_format import load_weights
 from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress
-from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from sweeps.training.source_networks import PretrainingPlan, pretrain
 

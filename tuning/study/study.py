@@ -15,8 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.store.database import Schema, open_database
-from fmnist_transfer.store.places import sqlite_path, study_uri
+from fmnist_transfer.store.places import Schema, open_database, sqlite_path, study_uri
 from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.terminal.output import masked, warn_of_password
 from fmnist_transfer.training.recipe import Recipe

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
-from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.logged_tasks import TrainedNetworks, Training, run_logged
 from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress
-from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from tuning.winner.plan import Candidate, Retrained, Retraining, RetrainingPlan, retrain_one
 
