@@ -94,7 +94,7 @@ def run_logged(
 
 
 class Training(NamedTuple):
-    """Description of a task as a run; `key` is its tag `work_key`."""
+    """A task described as a run; `key` is its tag `work_key`."""
 
     name: str
     params: dict[str, Any]

@@ -155,10 +155,8 @@ def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
             listed = store.retry.call(repository.list_artifacts, str(Path(path).parent) if "/" in path else None)
             sizes = {file.path: file.file_size for file in listed}
             if path not in sizes:
-                raise ModelError(
-                    f"{name} has no {path} in {masked(location)}: it was not registered by this package, or its files "
-                    "were moved or deleted"
-                )
+                why = "it was not registered by this package, or its files were moved or deleted"
+                raise ModelError(f"{name} has no {path} in {masked(location)}: {why}")
             if (size := sizes[path]) is None or size > limit:
                 raise ModelError(f"{name}: {path} has {size} bytes, more than {limit}")
             file = file_path(location) / path

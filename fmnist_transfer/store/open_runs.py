@@ -1,8 +1,7 @@
 """Runs that a driver keeps open: the parent of a sweep or a search, and those of its tasks.
 
 Where machines share a store, the parent's tags refuse a second driver, as `lock.locked` does on one machine. Limit: two
-machines that reopen a stopped parent in the same second both succeed. If the store is lost, the next command ends the
-runs.
+machines that reopen a stopped parent in the same second both succeed.
 """
 
 import contextlib
@@ -67,10 +66,8 @@ def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> Non
     if owner.is_of_this_machine():
         raise busy(noun, str(owner))
     if not take_over:
-        raise BusyError(
-            f"this {noun} is being run on another machine ({owner}). Wait for it or stop it; finished work is kept. If "
-            "that machine is gone for good, add --take-over"
-        )
+        remedy = "Wait for it or stop it; finished work is kept. If that machine is gone for good, add --take-over"
+        raise BusyError(f"this {noun} is being run on another machine ({owner}). {remedy}")
 
 
 class OpenRuns(Generic[Key]):

@@ -195,10 +195,8 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
     for former in _former_places(database):
         original = file_path(former)
         if original.exists() and not mend_copy:
-            raise StoreError(
-                f"{database.parent} is a copy: its runs look for their artifacts in {original}. Use the original, or "
-                "add --mend-copy to make the copy independent"
-            )
+            remedy = "Use the original, or add --mend-copy to make the copy independent"
+            raise StoreError(f"{database.parent} is a copy: its runs look for their artifacts in {original}. {remedy}")
         if original.exists() and not here.exists():
             raise StoreError(f"copy {original} to {here} first: the runs will look for their artifacts there")
         if not may_write:

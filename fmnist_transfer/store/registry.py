@@ -187,10 +187,8 @@ def resolve(store: Store, uri: str) -> PinnedModel:
         model_id = model_id_of(versions[number])
         location = store.client.get_logged_model(model_id).artifact_location
     except MlflowException as error:
-        raise ModelError(
-            f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}; if it was deleted, rerun "
-            "the search that registered it"
-        ) from error
+        text = f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}"
+        raise ModelError(f"{text}; if it was deleted, rerun the search that registered it") from error
     return PinnedModel(uri, name, number, location, model_id)
 
 
