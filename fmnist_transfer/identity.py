@@ -1,7 +1,4 @@
-"""Keys of sweeps, cells, studies and registered winners: equal for equal work, so finished work is found again.
-
-key = identity(device="cpu", split="01234/56789", seed=0).key
-"""
+"""Keys of sweeps, cells, studies and registered winners: equal for equal work, so finished work is found again."""
 
 import hashlib
 import json
@@ -14,16 +11,14 @@ NUMERICS_VERSION = 4
 
 
 class Identity(NamedTuple):
-    """Facts that a result depends on, and their key."""
+    """Facts that a result depends on, as plain JSON, and their key of 16 hexadecimal digits."""
 
     facts: dict[str, Any]
-    """Plain JSON; logged as params."""
     key: str
-    """16 hexadecimal digits, equal for equal facts in any order."""
 
 
 def identity(*, device: str, **facts: Any) -> Identity:
-    """Identify work by these facts, `NUMERICS_VERSION`, torch's major.minor and the kind of device.
+    """Identify work by these facts in any order, `NUMERICS_VERSION`, torch's major.minor and the kind of device.
 
     Git commit, host and number of workers are left out: results do not depend on them.
     """

@@ -12,7 +12,7 @@ from sweeps.grid import REPORTED, TRAITS, TUNING_REPLICATE, Init
 @dataclass(frozen=True, kw_only=True)
 class TransferFlags(Flags):
     model_uri: str
-    """Network to start from: models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or runs:/RUN_ID/NAME."""
+    """Network to start from: models:/NAME/ALIAS or models:/NAME/VERSION."""
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
     """Percentages of the target's training images to train on, whole numbers from 1 to 100."""
     inits: tuple[Init, ...] = REPORTED

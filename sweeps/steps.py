@@ -13,23 +13,19 @@ from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.flags import ONE_TIME
 from fmnist_transfer.identity import identity
-from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.logged_tasks import TrainedNetworks, Training, run_logged
 from fmnist_transfer.network.weights import State
-from fmnist_transfer.store.artifacts import check_artifacts
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
-from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.registry import load, resolve
+from fmnist_transfer.store.opening import open_for_work, open_store
+from fmnist_transfer.store.registry import load, note_sweep, resolve
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import TRANSFER, Role
+from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.store.sweep_links import note_sweep
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.terminal.stopwatch import Stopwatch
-from fmnist_transfer.trained_networks import TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.grid import Cell, Grid, by_fraction
@@ -63,15 +59,16 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
 
     Raises BusyError if another process runs the sweep.
     """
-    may_write = not settings.dry_run
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
-    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=may_write)
+    if settings.dry_run:
+        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
+    else:
+        store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
     pinned_model = resolve(store, settings.model_uri)
-    if may_write:
-        check_artifacts(store, TRANSFER)
-        store.end_orphans(TRANSFER)
     model = load(store, pinned_model)
-    half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.target, fetch=may_write))
+    half = workers.share(
+        load_half(settings.data_dir or default_data_dir(), model.split.target, fetch=not settings.dry_run)
+    )
     for percent in settings.fractions:
         n_train(half.train, percent)  # refuses a fraction without images
     spec = replace(model.spec, n_classes=len(half.classes))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.roles import settings_params
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import Cell, Init
 from sweeps.results.read import LoggedSweep

@@ -20,7 +20,7 @@ import numpy as np
 
 from fmnist_transfer.data import files
 from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.store.moved_folder import mend
+from fmnist_transfer.store.places import mend
 
 PUBLISHED = files.FILES
 PER_CLASS = {"train": 60, "t10k": 20}

@@ -25,7 +25,6 @@ LAYERS = [  # a module imports its own layer and earlier lines only
     "fmnist_transfer.workers",
     "fmnist_transfer.store",
     "fmnist_transfer.logged_tasks",
-    "fmnist_transfer.trained_networks",
     "fmnist_transfer.flags",
     "fmnist_transfer.show",
     "fmnist_transfer.benchmark",

@@ -15,11 +15,11 @@ import synthetic
 import sweeps.transfer
 import tuning.search
 from fmnist_transfer import identity
+from fmnist_transfer.store.links import VIEWS
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
-from fmnist_transfer.store.views import VIEWS
 from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS
 from sweeps.results.ledger import Ledger

@@ -3,19 +3,15 @@
 import warnings
 from collections.abc import Sequence
 
-import matplotlib
 import matplotlib.pyplot as plt
-import matplotlib.style
 import numpy as np
 import optuna.visualization.matplotlib as optuna_figures
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import TrialState
 
-from fmnist_transfer.store.links import INLINE_DPI, picture
+from fmnist_transfer.store.links import picture
 from fmnist_transfer.store.runs import Store
-
-matplotlib.use("Agg")
 
 FEWEST_TRIALS = 4  # completed trials needed for figures
 INLINE = "figures/inline.png"  # a smaller copy of the history
@@ -26,26 +22,28 @@ def log_figures(store: Store, run_id: str, study: Study) -> str:
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(completed) < FEWEST_TRIALS:
         return ""
-    with matplotlib.style.context("default"):  # not the user's own matplotlibrc
-        expected = expected_best_figure([trial.value or 0.0 for trial in completed])
-        store.log_figure(run_id, "figures/expected_best.png", expected)
-        for name, plot in (
-            ("history", optuna_figures.plot_optimization_history),
-            ("importances", optuna_figures.plot_param_importances),
-            ("slices", optuna_figures.plot_slice),
-        ):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the figures are experimental, and an axis may have a single value
-                axes = plot(study)
-            figure = np.asarray(axes).flat[0].get_figure()
-            if name == "slices":
-                figure.set_size_inches(2.6 * len(figure.axes), 4)
-            else:
-                figure.tight_layout()
-            store.log_figure(run_id, f"figures/{name}.png", figure)
-            if name == "history":
-                store.log_figure(run_id, INLINE, figure, INLINE_DPI)
+    scores = [trial.value or 0.0 for trial in completed]
+    store.log_figures(run_id, lambda: _figures(study, scores), ("figures/history.png", INLINE))
     return picture(run_id, INLINE, "validation accuracy of each trial")
+
+
+def _figures(study: Study, scores: Sequence[float]) -> dict[str, Figure]:
+    figures = {"figures/expected_best.png": expected_best_figure(scores)}
+    for name, plot in (
+        ("history", optuna_figures.plot_optimization_history),
+        ("importances", optuna_figures.plot_param_importances),
+        ("slices", optuna_figures.plot_slice),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the figures are experimental, and an axis may have a single value
+            axes = plot(study)
+        figure = np.asarray(axes).flat[0].get_figure()
+        if name == "slices":
+            figure.set_size_inches(2.6 * len(figure.axes), 4)
+        else:
+            figure.tight_layout()
+        figures[f"figures/{name}.png"] = figure
+    return figures
 
 
 def expected_best(scores: Sequence[float]) -> np.ndarray:

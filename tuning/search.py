@@ -48,17 +48,14 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`."""
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
-    from fmnist_transfer.store.artifacts import check_artifacts
-    from fmnist_transfer.store.opening import open_store
+    from fmnist_transfer.store.opening import open_for_work
     from fmnist_transfer.store.roles import TUNING
     from tuning.steps import SearchContext, train_fixed, tune
 
     split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
-    store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
-    check_artifacts(store, TUNING)
-    store.end_orphans(TUNING)
+    store = open_for_work(settings.tracking_uri, TUNING, retry, mend_copy=settings.mend_copy)
     context = SearchContext(settings, store, half, split, device, workers, stopwatch)
     result = tune(context) if settings.is_search else train_fixed(context)
     stopwatch.lap("registering")

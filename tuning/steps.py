@@ -16,13 +16,12 @@ from fmnist_transfer.errors import NoStoreError, UsageError, UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.metric_rows import settings_params
+from fmnist_transfer.store.open_runs import open_parent
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.parents import open_parent
 from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.stopwatch import Stopwatch
@@ -166,9 +165,7 @@ def fixed_candidate(store: Store | None, like: str | None, split: Split) -> tupl
         raise UsageError(
             f"--like {like}: it was already trained on classes {model.split.source}; give another half with --split"
         )
-    if pinned_model.version is None:
-        raise UsageError(f"--like {like}: name a registered model, models:/NAME/ALIAS or models:/NAME/VERSION")
-    name = pinned_model.version[0].removesuffix(model.split.suffix) + split.suffix
+    name = pinned_model.name.removesuffix(model.split.suffix) + split.suffix
     spec = replace(model.spec, n_classes=len(split.source))
     return Candidate(spec, model.recipe, like=pinned_model.pinned), name, f"{name}-like"
 

@@ -12,8 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.store.database import Schema, open_database
-from fmnist_transfer.store.places import sqlite_path, study_uri
+from fmnist_transfer.store.places import Schema, open_database, sqlite_path, study_uri
 from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.terminal.output import masked, warn_of_password
 from tuning.space import first_trial

@@ -17,10 +17,9 @@ from fmnist_transfer.errors import SAME_COMMAND, StoreError
 from fmnist_transfer.logged_tasks import run_logged
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.store.metric_rows import curve_rows, settings_params
-from fmnist_transfer.store.parents import open_parent
+from fmnist_transfer.store.open_runs import open_parent
 from fmnist_transfer.store.retry import RetryingClient
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.roles import TUNING, Role, curve_rows, settings_params
 from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.terminal.progress import Progress
@@ -197,7 +196,7 @@ class Trials:
             tags["reason"] = trial.user_attrs[REASON]
         times = (trial.datetime_start, trial.datetime_complete)
         start_ms, end_ms = (int(at.timestamp() * 1_000) if at else None for at in times)
-        run_id = store.start(TUNING, task.name, parent=self._run_id, params=params, tags=tags, start_ms=start_ms)
+        run_id = store.start(TUNING, task.name, parent=self._run_id, params=params, tags=tags, start_ms=start_ms or 0)
         store.log_data(run_id, self._plan.half, "source")
         metrics = curve_rows(epochs)
         if trial.state == TrialState.COMPLETE:

@@ -11,18 +11,15 @@ from typing import Any, NamedTuple
 from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
-from fmnist_transfer.logged_tasks import run_logged
+from fmnist_transfer.logged_tasks import Trained, TrainedNetworks, Training, run_logged
 from fmnist_transfer.store.links import run_page
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.metric_rows import settings_params
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
-from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, set_best, versions_of
-from fmnist_transfer.store.roles import TUNING, Role
+from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, register, set_best, versions_of
+from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress
-from fmnist_transfer.trained_networks import Trained, TrainedNetworks, Training
 from fmnist_transfer.workers.run import Workers
 from tuning.trainings import Candidate, Plan, Retraining, retrain_one
 

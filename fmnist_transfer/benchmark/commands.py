@@ -21,8 +21,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import PROJECT
-from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import set_best
+from fmnist_transfer.store.registry import register, set_best
 from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say

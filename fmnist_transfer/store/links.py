@@ -1,8 +1,13 @@
-"""Links to pages of MLflow's UI, relative (`#/experiments/2`), so that they work on every server."""
+"""Pages of MLflow's UI, as relative links that work on every server; descriptions and saved views of the experiments.
 
+Imports no mlflow.
+"""
+
+import json
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fmnist_transfer.store.roles import Role
+from fmnist_transfer.store.roles import BENCHMARK, KIND, NOTE, TRANSFER, TUNING, VIEW_TAG, Role, View
 
 TRAINING_PAGES = "workflowType=machine_learning"  # the UI's other workflow type is for language models
 INLINE_DPI = 60  # the UI shows pictures in descriptions at their natural size
@@ -23,8 +28,7 @@ def curves_page(experiment_id: str, sweep_run_id: str) -> str:
     condition = quote(f"tags.role = '{Role.CURVE}' and tags.parent = '{sweep_run_id}'")
     # The UI lists child runs without their parent only if they are not sorted by date.
     order = f"orderByKey={quote('params.`init`')}&orderByAsc=true"
-    shown = f"searchFilter={condition}&{order}&startTime=ALL&compareRunsMode=CHART"
-    return f"#/experiments/{experiment_id}/runs?{TRAINING_PAGES}&{shown}"
+    return f"{experiment_page(experiment_id)}&searchFilter={condition}&{order}&startTime=ALL&compareRunsMode=CHART"
 
 
 def model_page(name: str, version: str | int = "") -> str:
@@ -34,3 +38,81 @@ def model_page(name: str, version: str | int = "") -> str:
 def picture(run_id: str, artifact: str, caption: str) -> str:
     """Markdown that shows an image artifact of the run."""
     return f"![{caption}](get-artifact?path={quote(artifact)}&run_uuid={run_id})"
+
+
+class SavedView(NamedTuple):
+    """A table of the runs of one role: its columns, and the one that sorts it."""
+
+    title: str
+    role: Role
+    columns: str
+    order: str = "attributes.start_time"
+    is_ascending: bool = False
+    groups: tuple[str, ...] = ()
+    """Params by which the UI groups the runs, showing means."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
+        keys = [{"mode": "param", "groupByData": name} for name in self.groups]
+        grouped = {"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {}
+        columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
+        order = {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
+        return {"selectedColumns": columns, "searchFilter": condition} | order | grouped
+
+
+def _quoted(column: str) -> str:
+    """The column as the UI writes it: params.`init`."""
+    kind, _, name = column.partition(".")
+    return column if kind == "attributes" else f"{kind}.`{name}`"
+
+
+CELL_COLUMNS = (
+    "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
+    "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy"
+)
+TRIAL_COLUMNS = (
+    "metrics.val_accuracy metrics.seconds params.recipe.learning_rate params.recipe.optimizer params.recipe.batch_size "
+    "params.recipe.schedule params.spec.channels params.spec.convs_per_block params.spec.kernel_size "
+    "params.spec.normalisation"
+)
+RETRAINED_ORDER = "metrics.final/val_accuracy"
+RETRAINED_COLUMNS = f"params.replicate {RETRAINED_ORDER} metrics.test/accuracy metrics.cost/seconds"
+SWEEP_COLUMNS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
+MEANS, GROUPS = "Means by init and percent", ("init", "percent")
+VIEWS: dict[str, dict[str, SavedView]] = {
+    TUNING: {
+        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIAL_COLUMNS, "metrics.val_accuracy"),
+        View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED_COLUMNS, RETRAINED_ORDER),
+    },
+    TRANSFER: {
+        View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEP_COLUMNS),
+        View.CELLS: SavedView("Cells by percent", Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True),
+        View.MEANS: SavedView(MEANS, Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True, groups=GROUPS),
+    },
+}
+NOTES = {
+    TUNING: (
+        "Searches for a CNN on one half of Fashion-MNIST (the source, FMNIST-2). Each run without an indent is a "
+        "search; its child runs are the trials and the re-trainings of the best. The winner is in *Model registry* as "
+        "`cnn2`, alias `best`. Trials are chosen by validation accuracy; only re-trained networks see test images."
+    ),
+    TRANSFER: (
+        "Does a network that was trained on one half of Fashion-MNIST learn the other half (the target, FMNIST-1) "
+        "better than one from random weights, and up to how much data? Each run without an indent is a sweep, with its "
+        "answer, curves and report; its child runs are the cells, and one run of means per init (step: percent)."
+    ),
+    BENCHMARK: "Trainings of `python -m fmnist_transfer.benchmark`, which measures this machine. They are not results.",
+}
+
+
+def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:
+    """Tags of one of the three experiments: its kind, description and saved views."""
+    links, tags = [], {KIND: "custom_model_development", NOTE: NOTES[name]}
+    for key, view in VIEWS.get(name, {}).items():
+        links.append(f"[{view.title}]({experiment_page(experiment_id, key)})")
+        saved = {"name": view.title, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(view.state)}
+        tags[f"{VIEW_TAG}{key}"] = json.dumps(saved)
+    if links:
+        tags[NOTE] += f"\n\nLook at: {' · '.join(links)}"
+    return tags

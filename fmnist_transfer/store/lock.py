@@ -1,14 +1,14 @@
-"""Allow one driver per sweep or study on this machine, by an operating-system lock that ends with its process.
-
-`Owner` identifies the driver, also to other machines (see `parents`).
-"""
+"""The process that made a run; and one driver per sweep or study on this machine, by a lock that ends with it."""
 
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -18,30 +18,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fmnist_transfer.errors import BusyError, StoreError, write_problem
-from fmnist_transfer.store.places import short_name, sqlite_path
+from fmnist_transfer.store.places import PROJECT, short_name, sqlite_path
 
 if TYPE_CHECKING:
     import psutil
 
 SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
-MACHINE_ID = Path("/etc/machine-id")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MACHINE_ID, BOOT_ID = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER], the PID namespace
 MULTICAST = 1 << 40  # uuid.getnode() sets this bit if it found no network address and drew a random one
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, identified by its PID and, since PIDs are reused, its start time."""
+    """A process, identified by its PID and, since PIDs are reused, its start. Empty and 0 mean unknown."""
 
     host: str
     machine: str
-    """Id of the machine, since host names are not unique; empty if unknown."""
+    """Id of the machine, since host names are not unique."""
     pid: int
     boot: str
-    """Boot id and PID namespace (each container has its own); empty if unknown."""
+    """Boot id and PID namespace (each container has its own)."""
     started: float
-    """Start in seconds after the boot, which does not change if the clock is set; 0 if unknown."""
+    """Seconds after the boot, which do not change if the clock is set."""
 
     @classmethod
     @functools.cache
@@ -52,23 +51,13 @@ class Owner:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self:
-        return cls(
-            tags.get("host", "unknown"),
-            tags.get("machine", ""),
-            int(tags.get("pid", 0)),
-            tags.get("boot", ""),
-            float(tags.get("process_started", 0)),
-        )
+        host, machine, boot = tags.get("host", "unknown"), tags.get("machine", ""), tags.get("boot", "")
+        return cls(host, machine, int(tags.get("pid", 0)), boot, float(tags.get("process_started", 0)))
 
     def to_tags(self) -> dict[str, str]:
-        started = str(self.started)
-        return {
-            "host": self.host,
-            "machine": self.machine,
-            "pid": str(self.pid),
-            "boot": self.boot,
-            "process_started": started,
-        }
+        values = asdict(self)
+        values["process_started"] = values.pop("started")
+        return {key: str(value) for key, value in values.items()}
 
     def is_of_this_machine(self) -> bool:
         return bool(self.machine) and self.machine == _machine()
@@ -83,9 +72,8 @@ class Owner:
             return True
         try:
             process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            return bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
+            is_another = bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
+            return is_another or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
@@ -96,20 +84,17 @@ class Owner:
 @functools.cache
 def _machine() -> str:
     """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
-    with contextlib.suppress(OSError):
-        return _digest(MACHINE_ID.read_text().strip())
-    address = uuid.getnode()
-    return "" if address & MULTICAST else _digest(str(address))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(f"{text} {socket.gethostname()}".encode()).hexdigest()[:16]
+    try:
+        machine = MACHINE_ID.read_text().strip()
+    except OSError:
+        if (address := uuid.getnode()) & MULTICAST:
+            return ""
+        machine = str(address)
+    return hashlib.sha256(f"{machine} {socket.gethostname()}".encode()).hexdigest()[:16]
 
 
 def _boot() -> str:
-    if not BOOT_ID.exists():
-        return ""
-    return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}"
+    return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}" if BOOT_ID.exists() else ""
 
 
 def _started(process: "psutil.Process") -> float:
@@ -118,14 +103,40 @@ def _started(process: "psutil.Process") -> float:
     return round(process.create_time() - psutil.boot_time(), 2)
 
 
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Tags of every run: package version, git commit, command, and the process that owns it."""
+    try:
+        package = importlib.metadata.version("fmnist-transfer")
+    except importlib.metadata.PackageNotFoundError:
+        package = "not installed"
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    command = main.name if main else Path(sys.argv[0]).name
+    tags = {"package_version": package, "mlflow.source.type": "LOCAL", "mlflow.source.name": command}
+    return tags | Owner.this_process().to_tags() | git_tags(PROJECT)
+
+
+def git_tags(checkout: Path) -> dict[str, str]:
+    """Commit and dirty flag; empty if `checkout` is not the root of a repository, as an installed package's folder."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
+            return {}
+        is_dirty = bool(git("status", "--porcelain"))
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git_dirty": str(is_dirty).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
 @contextlib.contextmanager
 def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold this machine's lock for `key` in the store at `uri` until the block ends or this process dies.
 
-    Raises BusyError, which names the other process, if that still holds the lock after `wait_seconds`.
-
-    Args:
-        noun: names in the message what is locked.
+    Raises BusyError, which names the `noun` and the other process, if that keeps the lock for `wait_seconds`.
     """
     import filelock
 
@@ -147,54 +158,38 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
 
 
 def busy(noun: str, driver: str) -> BusyError:
-    """The error for a second driver; `driver` names the first."""
-    return BusyError(
-        f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
-    )
+    text = f"this {noun} is being run by another process ({driver}). Wait for it or stop it; finished work is kept"
+    return BusyError(text)
 
 
 def _read(file: Path) -> str:
     """Describe the process that holds the lock."""
     try:
         fields = json.loads(file.read_text())
-        since = fields.pop("since")
-        return f"{Owner(**fields)}, since {since}"
+        return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
     except (OSError, ValueError, TypeError, KeyError):  # not yet written, or written by another version
         return "its owner is not recorded yet"
 
 
+@functools.cache
 def locks_folder(uri: str) -> Path:
-    """The folder of locks: beside a sqlite file; for a server among the user's files, else the temporary ones.
+    """The folder of locks: beside a sqlite file; for a server, in the user's state or else in the temporary files.
 
-    Raises StoreError if it cannot be written.
+    Creates it. Raises StoreError if it cannot be written.
     """
-    if (database := sqlite_path(uri)) is not None:
-        folder = database.parent / "locks"
-        if not _is_writable(folder):
-            raise StoreError(
-                f"cannot write {folder}, where locks are kept; give this user access, or use another store"
-            )
-        return folder
-    for place in (_state_folder, _temporary_folder):
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: this user has no home
-            folder = place() / "locks" / short_name(uri)
-            if _is_writable(folder):
-                return folder
-    raise StoreError("no folder for locks can be written; set XDG_STATE_HOME to one")
-
-
-def _state_folder() -> Path:
     import platformdirs
 
-    return platformdirs.user_state_path("fmnist-transfer")
-
-
-def _temporary_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"fmnist-transfer-{os.getuid()}"
-
-
-def _is_writable(folder: Path) -> bool:
-    """Create the folder if it is missing."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
+    if (database := sqlite_path(uri)) is not None:
+        places = [database.parent / "locks"]
+        problem = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"
+    else:
+        places = [Path(tempfile.gettempdir(), f"fmnist-transfer-{os.getuid()}", "locks", short_name(uri))]
+        with contextlib.suppress(RuntimeError):  # this user has no home
+            places.insert(0, platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri))
+        problem = "no folder for locks can be written; set XDG_STATE_HOME to one"
+    for folder in places:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    raise StoreError(problem)

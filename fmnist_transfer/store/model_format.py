@@ -23,14 +23,10 @@ from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.network.cnn2 import CNN2Spec, n_parameters
 from fmnist_transfer.network.weights import check_state, weights_digest
-from fmnist_transfer.store.metric_rows import result_rows
-from fmnist_transfer.store.open_runs import Key, OpenRuns
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
-from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.recipe import Recipe
-from fmnist_transfer.training.score import Result
 
 FORMAT = 1
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
@@ -63,16 +59,34 @@ class TrainedModel:
         }
 
 
+@dataclass(frozen=True)
+class PinnedModel:
+    """The model that a URI named when it was resolved; later moves of an alias do not change it."""
+
+    asked: str
+    name: str
+    version: str
+    location: str
+    """URI of its artifacts."""
+    model_id: str
+
+    @property
+    def pinned(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def write_files(model: TrainedModel, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Write the two files; return their paths, and the content of `cnn2.json`."""
+    weights, spec, packed = folder / WEIGHTS_FILE, folder / SPEC_FILE, pack_weights(model.state)
+    content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
+    weights.write_bytes(packed)
+    spec.write_text(json.dumps(content, indent=2))
+    return [weights, spec], content
+
+
 def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
     """Weights and buffers in the safetensors format."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
-
-
-def finish_with_weights(runs: OpenRuns[Key], key: Key, result: Result) -> str:
-    """Log scores and weights (for `load_weights`), end the run FINISHED and return its id; empty if it was deleted."""
-    tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
-    files = {WEIGHTS_FILE: pack_weights(result.final_state)}
-    return runs.end(key, "FINISHED", metrics=result_rows(result), tags=tags, files=files)
 
 
 def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch.Tensor]:
@@ -80,7 +94,7 @@ def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch
     try:
         state = safetensors.torch.load(content)
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}") from error
+        raise _foreign(name, error) from error
     check_state(state, spec, name)
     return state
 
@@ -96,17 +110,39 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
         raise ModelError(f"{error}. Delete the run in MLflow's UI, and the same command trains it again") from error
 
 
+def load(store: Store, model: PinnedModel) -> TrainedModel:
+    """Read the model's two files, and check size, digests, names, shapes, types and finiteness.
+
+    Raises ModelError for anything that `registry.register` would not write.
+    """
+    location, name = model.location, model.pinned
+    text = _fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name)
+    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ModelError(f"{name} has format {content['format']!r}; this version reads {FORMAT}")
+        sha256 = hashlib.sha256(weights).hexdigest()
+        if sha256 != content["weights_sha256"]:
+            raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
+        spec, recipe = CNN2Spec(**content["spec"]), Recipe(**content["recipe"])
+        split, facts = Split(tuple(content["source_classes"])), dict(content["facts"])
+        if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
+            raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
+        raise _foreign(name, error) from error
+    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, name), facts)
+
+
+def _foreign(name: str, error: Exception) -> ModelError:
+    return ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}")
+
+
 def list_files(store: Store, location: str) -> list[str]:
     """The paths of a model's files, those of its extra files too."""
-    repository = get_artifact_repository(location)
+    repository = get_artifact_repository(location, store.uri)
     folders = (None, FILES_FOLDER)
     return [str(file.path) for folder in folders for file in store.retry.call(repository.list_artifacts, folder)]
-
-
-def is_elsewhere(location: str) -> bool:
-    """Return whether the place is a folder of another machine, of which nothing can be seen here."""
-    # EXPERIMENT/models/MODEL/artifacts
-    return urlsplit(location).scheme in ("", "file") and not file_path(location).parents[2].exists()
 
 
 def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
@@ -114,60 +150,17 @@ def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
     limit = MAX_BYTES[Path(path).name]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            repository = get_artifact_repository(location)
+            repository = get_artifact_repository(location, store.uri)
             listed = store.retry.call(repository.list_artifacts, str(Path(path).parent) if "/" in path else None)
             sizes = {file.path: file.file_size for file in listed}
             if path not in sizes:
-                raise ModelError(
-                    f"{name} has no {path} in {masked(location)}: it was not registered by this package, or its files "
-                    "were moved or deleted"
-                )
-            size = sizes[path]
-            if size is None or size > limit:
+                why = "it was not registered by this package, or its files were moved or deleted"
+                raise ModelError(f"{name} has no {path} in {masked(location)}: {why}")
+            if (size := sizes[path]) is None or size > limit:
                 raise ModelError(f"{name}: {path} has {size} bytes, more than {limit}")
-            if _has_link(location, path):
+            file = file_path(location) / path
+            if urlsplit(location).scheme in ("", "file") and (file.is_symlink() or file.parent.is_symlink()):
                 raise ModelError(f"{name}: {path} is a link; only a plain file is read")
             return Path(store.retry.call(repository.download_artifacts, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:
             raise ModelError(f"cannot read {path} of {name}: {error}") from error
-
-
-def _has_link(location: str, path: str) -> bool:
-    """Return whether the file or its folder is a symbolic link; False if it is not local."""
-    if urlsplit(location).scheme not in ("", "file"):
-        return False
-    file = file_path(location) / path
-    return file.is_symlink() or file.parent.is_symlink()
-
-
-def _read_json(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name}: {SPEC_FILE} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{name}: {SPEC_FILE} holds no object")
-    return content
-
-
-def read_model(store: Store, location: str, name: str) -> TrainedModel:
-    """Read the model's two files at `location`, and check size, digests, names, shapes, types and finiteness.
-
-    Raises ModelError, which calls the model `name`, for anything that `register` would not write.
-    """
-    content = _read_json(_fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name), name)
-    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
-    try:
-        if content["format"] != FORMAT:
-            raise ModelError(f"{name} has format {content['format']!r}; this version reads {FORMAT}")
-        sha256 = hashlib.sha256(weights).hexdigest()
-        if sha256 != content["weights_sha256"]:
-            raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
-        spec, recipe = CNN2Spec(**content["spec"]), Recipe(**content["recipe"])
-        split = Split(tuple(content["source_classes"]))
-        if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
-            raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")
-        facts = dict(content["facts"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
-        raise ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}") from error
-    return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, name), facts)

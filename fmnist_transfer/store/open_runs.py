@@ -1,27 +1,77 @@
-"""Track a command's open runs below a parent. If the store is lost, the next command ends them."""
+"""Runs that a driver keeps open: the parent of a sweep or a search, and those of its tasks.
+
+Where machines share a store, the parent's tags refuse a second driver, as `lock.locked` does on one machine. Limit: two
+machines that reopen a stopped parent in the same second both succeed.
+"""
 
 import contextlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mlflow.exceptions import MlflowException
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.store.metric_rows import MetricRow
-from fmnist_transfer.store.roles import Role
-from fmnist_transfer.store.runs import Run, Status, Store
+from fmnist_transfer.errors import BusyError
+from fmnist_transfer.store.lock import Owner, busy
+from fmnist_transfer.store.roles import MetricRow, Role
+from fmnist_transfer.store.runs import Run, Status, Store, Tags
 from fmnist_transfer.terminal.output import warn
 
 Key = TypeVar("Key", bound=Hashable)
+GIVE_WAY_SECONDS = 10.0  # within this time a later starter has seen this run and withdrawn
+Runs = Callable[[], Sequence[Run]]
+Files = Mapping[str, bytes] | None  # name -> content
+
+
+def open_parent(
+    store: Store, noun: str, *, find: Runs, start: Callable[[], str], params: Mapping[str, Any], take_over: bool
+) -> Run:
+    """Make the parent run RUNNING with this process as its driver, and return it. The caller holds `locked`.
+
+    `find` returns the active parents of this work, of which the earliest counts, and `start` starts one. A reopened
+    one gets the `params` that its driver has not logged. Raises BusyError if a driver on another machine has it or
+    starts it at the same moment, unless `take_over` says that this machine is known to be gone.
+    """
+    if parents := _earliest_first(find()):
+        check_owner(store.is_shared, parents[0], noun, take_over=take_over)
+        store.reopen(parents[0], params)
+        return parents[0]
+    run_id = start()
+    deadline = time.monotonic() + GIVE_WAY_SECONDS
+    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
+    while len(parents := _earliest_first(find())) > 1:
+        if parents[0].info.run_id != run_id or time.monotonic() > deadline:
+            store.client.delete_run(run_id)
+            theirs = next(run.info.run_id for run in parents if run.info.run_id != run_id)
+            raise BusyError(f"another machine started this {noun} at the same moment: run {theirs}")
+        time.sleep(0.5)
+    return store.client.get_run(run_id)
+
+
+def _earliest_first(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
+    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`.
+
+    If only this machine uses the store, that suffices: a RUNNING run belongs to a dead driver.
+    """
+    owner = Owner.from_tags(run.data.tags)
+    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
+        return
+    if owner.is_of_this_machine():
+        raise busy(noun, str(owner))
+    if not take_over:
+        remedy = "Wait for it or stop it; finished work is kept. If that machine is gone for good, add --take-over"
+        raise BusyError(f"this {noun} is being run on another machine ({owner}). {remedy}")
 
 
 class OpenRuns(Generic[Key]):
-    """Runs of one role below the run `parent`, each identified by a `Key`.
-
-    Args:
-        half: logged as every run's data.
-        half_role: `source` or `target`.
-    """
+    """Runs of one role below the run `parent`, each identified by a `Key` and with `half` as its data."""
 
     def __init__(self, store: Store, experiment: str, parent: str, role: Role, *, half: Half, half_role: str):
         self._store, self._experiment, self._parent, self._role = store, experiment, parent, role
@@ -36,27 +86,27 @@ class OpenRuns(Generic[Key]):
 
     def begin(self, key: Key, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Create a RUNNING run."""
-        all_tags = {"role": self._role, "parent": self._parent} | dict(tags)
-        run_id = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=all_tags)
+        tags = {"role": self._role, "parent": self._parent, **tags}
+        run_id = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=tags)
         self._open[key] = run_id
         self._store.log_data(run_id, self._half, self._half_role)
 
     def end(
-        self,
-        key: Key,
-        status: Status,
-        *,
-        metrics: Sequence[MetricRow] = (),
-        tags: Mapping[str, Any] | None = None,
-        files: Mapping[str, bytes] | None = None,
+        self, key: Key, status: Status, *, metrics: Sequence[MetricRow] = (), tags: Tags = None, files: Files = None
     ) -> str:
-        """Log the rest, end the run and return its id; empty if it never began or was deleted meanwhile."""
+        """Log the rest and end the run. Returns its id; empty if never begun, or deleted."""
         if (run_id := self._open.pop(key, "")) == "":
             return ""
         try:
-            self._store.finish(run_id, status, metrics=metrics, tags=tags, files=files)
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in (files or {}).items():
+                    file = Path(folder) / name
+                    file.write_bytes(content)
+                    self._store.client.log_artifact(run_id, str(file))
+            self._store.log(run_id, metrics=metrics, tags=tags)
+            self._store.end(run_id, status)
         except MlflowException:
-            if self._store.is_active(run_id):
+            if (run := self._store.get(run_id)) and run.info.lifecycle_stage == "active":
                 raise
             warn(f"run {run_id} was deleted during its training; run the same command to train it again")
             return ""

@@ -1,44 +1,127 @@
-"""Resolve, load and alias CNN2 models of MLflow's registry: `load(store, resolve(store, "models:/cnn2/best"))`."""
+"""Register, resolve, load and alias CNN2 models of MLflow's registry.
 
-from dataclasses import dataclass
+    version = register(store, run_id, "cnn2", TrainedModel(...), tags={...}, description="...")
+    model = load(store, resolve(store, "models:/cnn2/best"))
 
+MLflow serves the logged `pt2` program; this package loads the files `weights.safetensors` and `cnn2.json` beside it.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
 
+from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import ModelError
+from fmnist_transfer.network.cnn2 import CNN2, IMAGE_SIZE
+from fmnist_transfer.store.links import experiment_page, run_page
 from fmnist_transfer.store.model_format import (
     FILES_FOLDER,
     WEIGHTS_FILE,
+    PinnedModel,
     TrainedModel,
-    is_elsewhere,
     list_files,
-    read_model,
+    load,
+    write_files,
 )
-from fmnist_transfer.store.runs import Store
-from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.store.places import file_path
+from fmnist_transfer.store.retry import reason
+from fmnist_transfer.store.roles import TRANSFER, TUNING, settings_params
+from fmnist_transfer.store.runs import Store, already_there
+from fmnist_transfer.terminal.output import masked, warn
 
-__all__ = ["BEST", "ModelVersion", "PinnedModel"]
+__all__ = ["BEST", "ModelVersion", "PinnedModel", "load"]
 BEST = "best"
+SWEEP_TAG = "sweep."  # + run id: tag of a version; its value is the sweep's name
+DESCRIPTION_LENGTH = 5_000  # characters, the limit of MLflow's registry
+SWEEPS_HEAD = "\n\nSweeps that start from it:\n"
 
 
-@dataclass(frozen=True)
-class PinnedModel:
-    """The model that a URI named when it was resolved; later moves of an alias do not change it."""
+def register(
+    store: Store, run_id: str, name: str, model: TrainedModel, *, tags: dict[str, Any], description: str
+) -> ModelVersion:
+    """Log `model` to the run and register it as the next version of `name`; `set_best` moves the alias."""
+    network = CNN2(model.spec).to(memory_format=torch.contiguous_format)  # torch.export warns about others
+    network.load_state_dict(model.state)
+    network.eval()  # a module exported in training mode would always apply its dropout
+    images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    logits = np.zeros((2, model.spec.n_classes), np.float32)
+    params = _texts(settings_params(model.spec, model.recipe) | {"split": model.split})
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    for half_made in _half_made(store, experiment_id, run_id, name):
+        store.client.delete_logged_model(half_made.model_id)
+    logged = store.retry.create(  # log_model alone would log to the experiment `Default`
+        lambda: next(iter(_half_made(store, experiment_id, run_id, name)), None),
+        lambda: store.once.create_logged_model(experiment_id, name, source_run_id=run_id, params=params),
+    )
+    with tempfile.TemporaryDirectory() as folder, as_default(store.uri):
+        files, content = write_files(model, Path(folder))
+        store.retry.call(
+            mlflow.pytorch.log_model,
+            network,
+            name=name,
+            model_id=logged.model_id,
+            run_id=run_id,
+            signature=infer_signature(images, logits),
+            input_example=images,
+            serialization_format="pt2",
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+            extra_files=[str(file) for file in files],
+            metadata=content,
+        )
+        if not has_model(store, name):
+            text = _description(store, name, model)
+            with already_there():
+                store.client.create_registered_model(name, description=text)
+        source, model_id = f"models:/{logged.model_id}", logged.model_id
+        return store.retry.create(
+            lambda: next((v for v in versions_of(store, name) if model_id_of(v) == model_id), None),
+            lambda: store.once.create_model_version(
+                name, source, run_id, _texts(tags), description=description, model_id=model_id
+            ),
+        )
 
-    asked: str
-    pinned: str
-    """`models:/NAME/VERSION`, or `models:/MODEL_ID` for a model without a version."""
-    location: str
-    """URI of its artifacts."""
-    run_id: str
-    """Id of the run it was logged to; empty if none."""
-    model_id: str
 
-    @property
-    def version(self) -> tuple[str, str] | None:
-        """Name and number of the registered version; None for a model without one."""
-        name, _, number = self.pinned.removeprefix("models:/").partition("/")
-        return (name, number) if number else None
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
+
+
+@contextlib.contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Make the store MLflow's default one within the block: its `log_model` and registry take no other."""
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+
+
+def _description(store: Store, name: str, model: TrainedModel) -> str:
+    searches, sweeps = (experiment_page(store.experiment(experiment)) for experiment in (TUNING, TRANSFER))
+    return (
+        f"CNN2, trained on Fashion-MNIST classes {digits(model.split.source)}. Alias `{BEST}` points to the version "
+        "whose configuration has the highest validation accuracy when it is trained again with fresh seeds. Transfer "
+        f"it to classes {digits(model.split.target)}: `python -m sweeps.transfer --model-uri models:/{name}/{BEST}`. "
+        f"Look at: [searches]({searches}) · [sweeps]({sweeps})"
+    )
+
+
+def _half_made(store: Store, experiment_id: str, run_id: str, name: str) -> list[LoggedModel]:
+    """Unregistered models of this run, left by a killed command or by a lost response in this one."""
+    registered = {model_id_of(version) for version in versions_of(store, name)}
+    made = store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}' AND name = '{name}'")
+    return [model for model in made if model.model_id not in registered]
 
 
 def model_id_of(version: ModelVersion) -> str:
@@ -50,6 +133,10 @@ def versions_of(store: Store, name: str) -> list[ModelVersion]:
     return list(store.client.search_model_versions(f"name = '{name}'"))
 
 
+def has_model(store: Store, name: str) -> bool:
+    return name in {model.name for model in store.client.search_registered_models(f"name = '{name}'")}
+
+
 def best_version(store: Store, name: str) -> ModelVersion | None:
     """The version that alias `best` of `name` points to; None if the model or the alias is missing."""
     if not has_model(store, name) or BEST not in store.client.get_registered_model(name).aliases:
@@ -57,8 +144,8 @@ def best_version(store: Store, name: str) -> ModelVersion | None:
     return store.client.get_model_version_by_alias(name, BEST)
 
 
-def has_model(store: Store, name: str) -> bool:
-    return name in {model.name for model in store.client.search_registered_models(f"name = '{name}'")}
+def set_best(store: Store, version: ModelVersion) -> None:
+    store.client.set_registered_model_alias(version.name, BEST, version.version)
 
 
 def is_gone(store: Store, version: ModelVersion) -> bool:
@@ -75,86 +162,62 @@ def is_gone(store: Store, version: ModelVersion) -> bool:
         return error.error_code == "RESOURCE_DOES_NOT_EXIST"
     except OSError:
         return False
-    if not files and is_elsewhere(location):
-        return False
-    return not files or ("winner_key" in version.tags and f"{FILES_FOLDER}/{WEIGHTS_FILE}" not in files)
-
-
-def set_best(store: Store, version: ModelVersion) -> None:
-    store.client.set_registered_model_alias(version.name, BEST, version.version)
+    if files:
+        return "winner_key" in version.tags and f"{FILES_FOLDER}/{WEIGHTS_FILE}" not in files
+    # A folder EXPERIMENT/models/MODEL/artifacts of another machine cannot be seen here.
+    return urlsplit(location).scheme not in ("", "file") or file_path(location).parents[2].exists()
 
 
 def resolve(store: Store, uri: str) -> PinnedModel:
-    """Find the model that `uri` names and pin it.
+    """Find the version that `uri` names and pin it. Raises ModelError, which lists the known models.
 
-    Takes `models:/NAME/ALIAS` (which MLflow itself reads as a stage), `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
-    `models:/NAME/latest`, `models:/MODEL_ID` and `runs:/RUN_ID/NAME`. Raises ModelError, which lists the known models.
+    Takes `models:/NAME/VERSION`, `models:/NAME/ALIAS` (which MLflow itself reads as a stage), `models:/NAME@ALIAS` and
+    `models:/NAME/latest`.
     """
     scheme, _, rest = uri.partition(":/")
+    name, _, last = rest.replace("@", "/", 1).partition("/")
+    if scheme != "models" or not name or not last or "/" in last:
+        raise ModelError(f"{uri} is no model URI: write models:/NAME/ALIAS or models:/NAME/VERSION. {_known(store)}")
     try:
-        if scheme == "runs" and rest.count("/") == 1:
-            return _resolve_run(store, uri, *rest.split("/"))
-        if scheme == "models" and rest.startswith("m-") and "/" not in rest:
-            return _reference(store, uri, uri, rest)
-        name, _, suffix = rest.replace("@", "/", 1).partition("/")
-        if scheme == "models" and name and suffix and "/" not in suffix:
-            return _resolve_version(store, uri, name, suffix)
-    except MlflowException as error:
-        raise ModelError(
-            f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}; if it was deleted, rerun "
-            "the search that registered it"
-        ) from error
-    raise ModelError(
-        f"{uri} is no model URI: write models:/NAME/ALIAS, models:/NAME/VERSION, models:/MODEL_ID or "
-        f"runs:/RUN_ID/NAME. {_known(store)}"
-    )
-
-
-def _resolve_version(store: Store, uri: str, name: str, suffix: str) -> PinnedModel:
-    versions = {v.version: v for v in versions_of(store, name)}
-    number = suffix
-    if suffix == "latest":
-        number = max(versions, key=int, default="")
-    elif not suffix.isdecimal():
+        versions = {str(version.version): version for version in versions_of(store, name)}
         aliases = store.client.get_registered_model(name).aliases if versions else {}
-        if suffix not in aliases:
-            raise ModelError(
-                f"no alias {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}; "
-                "run python -m tuning.search first"
-            )
-        number = aliases[suffix]
-    version = {str(key): value for key, value in versions.items()}.get(str(number))
-    if version is None:
-        raise ModelError(f"no version {suffix!r} of model {name!r} in {masked(store.uri)}. {_known(store)}")
-    return _reference(store, uri, f"models:/{name}/{version.version}", model_id_of(version))
-
-
-def _reference(store: Store, uri: str, pinned: str, model_id: str) -> PinnedModel:
-    model = store.client.get_logged_model(model_id)
-    return PinnedModel(uri, pinned, model.artifact_location, model.source_run_id or "", model_id)
-
-
-def _resolve_run(store: Store, uri: str, run_id: str, name: str) -> PinnedModel:
-    experiment = store.client.get_run(run_id).info.experiment_id
-    models = store.client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = '{name}'")
-    if not models:
-        raise ModelError(f"run {run_id} has no model {name!r}. {_known(store)}")
-    return PinnedModel(uri, models[0].model_uri, models[0].artifact_location, run_id, models[0].model_id)
+        number = last if last.isdecimal() else str(aliases.get(last, ""))
+        if last == "latest":  # as in MLflow itself
+            number = max(versions, key=int, default="")
+        if number not in versions:
+            kind, remedy = ("version", "") if last.isdecimal() else ("alias", "; run python -m tuning.search first")
+            raise ModelError(f"no {kind} {last!r} of model {name!r} in {masked(store.uri)}. {_known(store)}{remedy}")
+        model_id = model_id_of(versions[number])
+        location = store.client.get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        text = f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}"
+        raise ModelError(f"{text}; if it was deleted, rerun the search that registered it") from error
+    return PinnedModel(uri, name, number, location, model_id)
 
 
 def _known(store: Store) -> str:
     """List every registered model with its versions and aliases."""
     models = []
     for model in store.client.search_registered_models():
-        versions = sorted(int(version.version) for version in versions_of(store, model.name))
+        versions = ", ".join(sorted((str(version.version) for version in versions_of(store, model.name)), key=int))
         aliases = store.client.get_registered_model(model.name).aliases
-        models.append(
-            f"{model.name} (versions {', '.join(map(str, versions)) or 'none'}; "
-            f"aliases {', '.join(f'{alias} -> {number}' for alias, number in aliases.items()) or 'none'})"
-        )
+        listed = ", ".join(f"{alias} -> {number}" for alias, number in aliases.items())
+        models.append(f"{model.name} (versions {versions or 'none'}; aliases {listed or 'none'})")
     return f"Known: {'; '.join(models) or 'no model'}"
 
 
-def load(store: Store, model: PinnedModel) -> TrainedModel:
-    """Read and check the model (see `read_model`). Raises ModelError for anything that `register` would not write."""
-    return read_model(store, model.location, model.pinned)
+def note_sweep(store: Store, model: PinnedModel, run_id: str, name: str) -> None:
+    """Log the model as an input of the sweep's parent run, and name the sweep in the version's tags and description."""
+    store.client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
+    try:
+        store.client.set_model_version_tag(model.name, model.version, f"{SWEEP_TAG}{run_id}", name)
+        before = store.client.get_model_version(model.name, model.version).description or ""
+        above, _, below = before.partition(SWEEPS_HEAD)
+        line = f"\n- [{name}]({run_page(store.experiment(TRANSFER), run_id)}), run `{run_id}`"
+        text = f"{above}{SWEEPS_HEAD}{line}{below}"
+        while len(text) > DESCRIPTION_LENGTH:
+            text = text.rpartition("\n")[0]  # the oldest sweep, which its tag still names
+        if run_id not in before:
+            store.client.update_model_version(model.name, model.version, description=text)
+    except MlflowException as error:  # for example, this user may only read the model, which suffices for a sweep
+        warn(f"cannot list this sweep in the description of {model.pinned}: {reason(error)}. The sweep goes on")

@@ -1,14 +1,12 @@
 """Retry calls of a store that may be unreachable for a while: print a note, retry, and finally give up.
 
-    retry = RetryPolicy(timeout_seconds=300, should_stop=stop.is_set)
-    retry.call(client.log_batch, run_id, metrics)
-
 Retried are errors that may pass: no connection, a time-out, a server error, a locked or full database. All other errors
 are raised at once. Imports neither mlflow nor optuna.
 """
 
 import errno
 import functools
+import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +26,7 @@ LASTING = ("readonly database", "does not exist", "authentication failed", "no p
 
 @dataclass
 class RetryPolicy:
-    """Duration of retries.
-
-    Args:
-        timeout_seconds: counted from the start of the call.
-        should_stop: polled while waiting; after its first True, `STOPPED_TIMEOUT_SECONDS` are left.
-    """
+    """Duration of retries, counted from the start of each call; once `should_stop()`, only a few seconds more."""
 
     timeout_seconds: float = TIMEOUT_SECONDS
     should_stop: Callable[[], bool] = lambda: False
@@ -43,42 +36,39 @@ class RetryPolicy:
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `function` until it succeeds. Raises StoreError when it gives up or the store's error is permanent."""
-        import tenacity
-
-        start = time.monotonic()
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: trouble(error) == "passing"),
-            stop=lambda state: self._is_over(start),
-            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
-            sleep=self._sleep,
-            before_sleep=self._notice,
-            reraise=True,
-        )
-        try:
-            result = retrying(function, *args, **kwargs)
-        except Exception as error:
-            kind = trouble(error)
-            if kind is None:
-                raise
-            if kind == "lasting":
-                raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
-            self.gave_up = True
-            raise StoreError(
-                f"the store did not answer for {duration(time.monotonic() - start)} ({reason(error)}). Finished work "
-                f"is kept; {SAME_COMMAND}"
-            ) from error
-        if retrying.statistics["attempt_number"] > 1:
-            warn(f"the store answers again, after {duration(time.monotonic() - start)}")
-        return result
+        start, longest_wait, has_failed = time.monotonic(), FIRST_WAIT_SECONDS, False
+        while True:
+            try:
+                result = function(*args, **kwargs)
+            except Exception as error:
+                if (kind := trouble(error)) is None:
+                    raise
+                if kind == "lasting":
+                    raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
+                if self._is_over(start):
+                    self.gave_up = True
+                    away = f"{duration(time.monotonic() - start)} ({reason(error)})"
+                    text = f"the store did not answer for {away}. Finished work is kept; {SAME_COMMAND}"
+                    raise StoreError(text) from error
+                if not has_failed:
+                    most = duration(self.timeout_seconds)
+                    warn(f"the store does not answer ({reason(error)}); trying again for up to {most}")
+                has_failed = True
+                self._sleep(random.uniform(0, longest_wait))
+                longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
+            else:
+                if has_failed:
+                    warn(f"the store answers again, after {duration(time.monotonic() - start)}")
+                return result
 
     def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
         """Call `create()`; before a retry, look with `find()` whether only the response of the last try was lost."""
-        tried = False
+        is_retry = False
 
         def attempt() -> T:
-            nonlocal tried
-            existing = find() if tried else None
-            tried = True
+            nonlocal is_retry
+            existing = find() if is_retry else None
+            is_retry = True
             return create() if existing is None else existing
 
         return self.call(attempt)
@@ -87,22 +77,14 @@ class RetryPolicy:
         now = time.monotonic()
         if self.should_stop() and self._stopped_at is None:
             self._stopped_at = now
-        if self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS:
-            return True
-        return self.gave_up or now - start >= self.timeout_seconds
+        is_late = self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS
+        return is_late or self.gave_up or now - start >= self.timeout_seconds
 
     def _sleep(self, seconds: float) -> None:
         """Sleep; end early if `should_stop` changes."""
         end, stopped = time.monotonic() + seconds, self.should_stop()
         while time.monotonic() < end and self.should_stop() == stopped:
             time.sleep(0.05)
-
-    def _notice(self, state: Any) -> None:
-        if state.attempt_number == 1:
-            warn(
-                f"the store does not answer ({reason(state.outcome.exception())}); trying again for up to "
-                f"{duration(self.timeout_seconds)}"
-            )
 
 
 class RetryingClient:
@@ -118,22 +100,15 @@ class RetryingClient:
 
 def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
     """Classify an error: `passing` if a retry may succeed, `lasting` if not; None if it is not the store's error."""
-    import requests
-    import sqlalchemy.exc
+    import requests.exceptions as http
+    import sqlalchemy.exc as sql
 
     if isinstance(error, UserError):
         return None
-    of_the_store = (
-        requests.exceptions.ConnectionError,
-        requests.exceptions.Timeout,
-        requests.exceptions.RetryError,
-        requests.exceptions.ChunkedEncodingError,
-        sqlalchemy.exc.OperationalError,
-        sqlalchemy.exc.InterfaceError,
-        sqlite3.OperationalError,
-    )
+    from_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError
+    from_database = sql.OperationalError | sql.InterfaceError | sqlite3.OperationalError
     for link in _chain(error):
-        if isinstance(link, of_the_store):
+        if isinstance(link, from_server | from_database):
             return "lasting" if any(words in str(link) for words in LASTING) else "passing"
         if isinstance(link, OSError) and link.errno in FULL:
             return "passing"
@@ -142,9 +117,9 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
     return None
 
 
-def reason(error: BaseException | None) -> str:
+def reason(error: BaseException) -> str:
     """The innermost error in one line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
-    # A LookupError in the chain is no reason: for example, a miss in a library's cache.
+    # A LookupError in the chain, such as a miss in a library's cache, is no reason.
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]

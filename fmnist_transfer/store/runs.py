@@ -1,40 +1,33 @@
 """An open tracking store: create, log, find and end runs. `registry` adds models.
 
-    store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
-    run_id = store.start(TRANSFER, "sweep", params={...})
-    with store.ending(run_id):                   # FINISHED, FAILED or KILLED
-        store.log(run_id, metrics=[("val_loss", 0.2, 5)])
-
-Only the command's own process writes: workers return arrays, and it logs them in batches.
+store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
+run_id = store.start(TRANSFER, "sweep", params={...})
+with store.ending(run_id):                   # FINISHED, FAILED or KILLED
+    store.log(run_id, metrics=[("val_loss", 0.2, 5)])
 """
 
 import contextlib
 import hashlib
-import io
+import json
 import secrets
 import shlex
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.metric_rows import MetricRow
+from fmnist_transfer.store.links import INLINE_DPI, experiment_tags
+from fmnist_transfer.store.lock import Owner, provenance
 from fmnist_transfer.store.places import ARTIFACTS, SQLITE
-from fmnist_transfer.store.provenance import provenance
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import NOTE
-from fmnist_transfer.store.views import experiment_tags
+from fmnist_transfer.store.roles import NOTE, MetricRow
 from fmnist_transfer.terminal.output import masked
 
 if TYPE_CHECKING:
@@ -45,7 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
+DPI = 150
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Tags = Mapping[str, Any] | None  # or params; values are written by str()
 OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's
 
 
@@ -64,7 +59,6 @@ class Store:
     is_asked_for: bool = False
     """True if a flag named the store; a command without that flag would use another."""
     _experiments: dict[str, str] = field(default_factory=dict)
-    _described: set[str] = field(default_factory=set)
 
     @property
     def is_shared(self) -> bool:
@@ -83,67 +77,45 @@ class Store:
 
     def experiment(self, name: str) -> str:
         """Id of the experiment. Creates it, its description and its saved views if missing."""
+        is_described = name in self._experiments
         if self._known_experiment(name) is None:
             location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
             with already_there():  # another command created it first
                 self.client.create_experiment(name, artifact_location=location)
         experiment_id = str(self._known_experiment(name))
-        if name not in self._described:
-            self._described.add(name)
-            self._describe_experiment(name, experiment_id)
+        if not is_described:
+            tags = experiment_tags(name, experiment_id, int(time.time() * 1_000))
+            for key in tags.keys() - self.client.get_experiment(experiment_id).tags:  # a tag that a user changed stays
+                with contextlib.suppress(MlflowException):  # another command set it, or this user may only read
+                    self.client.set_experiment_tag(experiment_id, key, tags[key])
         return experiment_id
-
-    def _describe_experiment(self, name: str, experiment_id: str) -> None:
-        """Set the experiment's missing tags; tags that the user changed stay."""
-        present = self.client.get_experiment(experiment_id).tags
-        for key, text in experiment_tags(name, experiment_id, int(time.time() * 1_000)).items():
-            if key not in present:
-                # Another command set it at the same moment, or this user may only read.
-                with contextlib.suppress(MlflowException):
-                    self.client.set_experiment_tag(experiment_id, key, text)
 
     def _known_experiment(self, name: str) -> str | None:
         if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
             if experiment.lifecycle_stage == "deleted":
-                command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-                raise StoreError(
-                    f"experiment {name!r} of {masked(self.uri)} was deleted; its runs are kept. Restore it: "
-                    f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
-                )
+                place = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)}"
+                command = f"{place} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                raise StoreError(masked(f"experiment {name!r} was deleted; its runs are kept. Restore it: {command}"))
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments.get(name)
 
     def start(
-        self,
-        experiment: str,
-        name: str,
-        *,
-        parent: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, Any] | None = None,
-        start_ms: int | None = None,
+        self, experiment: str, name: str, *, parent: str = "", params: Tags = None, tags: Tags = None, start_ms: int = 0
     ) -> str:
-        """Create a RUNNING run with provenance tags; return its id. `start_ms`: Unix time in ms, default now."""
+        """Create a RUNNING run with provenance tags; return its id. `start_ms` is Unix time, default now."""
         creation = secrets.token_hex(8)  # finds the run again if only the response was lost
-        all_tags = provenance() | {str(key): str(value) for key, value in (tags or {}).items()} | {"creation": creation}
+        all_tags = provenance() | {key: str(value) for key, value in (tags or {}).items()} | {"creation": creation}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         experiment_id = self.experiment(experiment)
         run = self.retry.create(
             lambda: next(iter(self.find(experiment, creation=creation)), None),
-            lambda: self.once.create_run(experiment_id, start_ms, run_name=name, tags=all_tags),
+            lambda: self.once.create_run(experiment_id, start_ms or None, run_name=name, tags=all_tags),
         )
         self.log(run.info.run_id, params=params)
         return str(run.info.run_id)
 
-    def log(
-        self,
-        run_id: str,
-        *,
-        metrics: Sequence[MetricRow] = (),
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, Any] | None = None,
-    ) -> None:
+    def log(self, run_id: str, *, metrics: Sequence[MetricRow] = (), params: Tags = None, tags: Tags = None) -> None:
         """Log everything in as few calls as MLflow allows. Tags go last and are cut to `TAG_LENGTH` characters."""
         time_ms = int(time.time() * 1_000)
         values = [Metric(key, float(value), time_ms, step) for key, value, step in metrics]
@@ -158,10 +130,9 @@ class Store:
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Log which half of Fashion-MNIST the run used; `role` is `source` or `target`."""
         name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
-        source = CodeDatasetSource({"package": "fmnist-transfer", "sha256": half.data_sha256})
-        dataset = MetaDataset(source, name=name, digest=half.data_sha256[:16])  # type: ignore[abstract]
-        tag = InputTag("mlflow.data.context", role)
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), [tag])]
+        source = json.dumps({"tags": {"package": "fmnist-transfer", "sha256": half.data_sha256}})
+        dataset = Dataset(name, half.data_sha256[:16], "code", source)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])]
         try:
             self.client.log_inputs(run_id, inputs)
         except MlflowException:  # another command logged the same data at the same moment
@@ -183,14 +154,22 @@ class Store:
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)
 
-    def log_figure(self, run_id: str, path: str, figure: "Figure", dpi: int = 150) -> None:
-        """Log the figure as the artifact `path` (.png); the figure stays open."""
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=dpi)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / Path(path).name
-            file.write_bytes(content.getvalue())
-            self.client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
+    def log_figures(
+        self, run_id: str, draw: Callable[[], Mapping[str, "Figure"]], small: tuple[str, str] = ("", "")
+    ) -> bool:
+        """Draw figures in matplotlib's default style, not the user's, and log them by `draw`'s artifact paths (.png).
+
+        `small` is one of these paths and that of its small copy for descriptions. Returns whether it was drawn.
+        """
+        import matplotlib.style  # imported late, so as not to delay the first training
+
+        with matplotlib.style.context("default"):
+            figures = draw()
+            for path, figure in figures.items():
+                self.client.log_figure(run_id, figure, path, save_kwargs={"dpi": DPI})
+            if small[0] in figures:
+                self.client.log_figure(run_id, figures[small[0]], small[1], save_kwargs={"dpi": INLINE_DPI})
+        return small[0] in figures
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
         """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
@@ -201,24 +180,6 @@ class Store:
 
     def end(self, run_id: str, status: Status = "FINISHED", end_ms: int | None = None) -> None:
         self.client.set_terminated(run_id, status, end_ms)
-
-    def finish(
-        self,
-        run_id: str,
-        status: Status,
-        *,
-        metrics: Sequence[MetricRow] = (),
-        tags: Mapping[str, Any] | None = None,
-        files: Mapping[str, bytes] | None = None,
-    ) -> None:
-        """Log the rest of a run and end it; the status is set last. `files`: artifacts, name -> content."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in (files or {}).items():
-                file = Path(folder) / name
-                file.write_bytes(content)
-                self.client.log_artifact(run_id, str(file))
-        self.log(run_id, metrics=metrics, tags=tags)
-        self.end(run_id, status)
 
     def end_orphans(self, experiment: str) -> None:
         """End as KILLED all RUNNING runs of the experiment whose process is certainly dead."""
@@ -248,22 +209,16 @@ class Store:
                 return None
             raise
 
-    def is_active(self, run_id: str) -> bool:
-        """Return whether the run exists and is not deleted."""
-        run = self.get(run_id)
-        return run is not None and run.info.lifecycle_stage == "active"
-
     def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
         """Active runs of the experiment with this status and these tags, newest first."""
+        if (experiment_id := self._known_experiment(experiment)) is None:
+            return []
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
-        condition = " and ".join(conditions)
         runs: list[Run] = []
         token = None
-        if (experiment_id := self._known_experiment(experiment)) is None:
-            return runs
         while True:
-            page = self.client.search_runs([experiment_id], condition, page_token=token)
+            page = self.client.search_runs([experiment_id], " and ".join(conditions), page_token=token)
             runs += page
             if not (token := page.token):
                 return runs

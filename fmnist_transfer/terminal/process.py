@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import sys
@@ -11,6 +12,12 @@ from fmnist_transfer.errors import UsageError
 
 FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
 OWN_FILES, FILES_PER_WORKER = 64, 32  # open at once, with room to spare
+LIBRARIES = {  # environment variables that no user has set
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its default retries silently for four minutes, and makes second runs
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default: num_gpus=0 hides none
+}
 MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS grants no more than the second
 
 
@@ -21,6 +28,9 @@ def prepare_command() -> None:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
     _allow_many_files()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    os.environ |= LIBRARIES | os.environ
+    logging.disable(logging.ERROR)  # the command itself says what a user needs to know of these
 
 
 def check_open_files(n_workers: int) -> None:

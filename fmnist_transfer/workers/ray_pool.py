@@ -25,9 +25,6 @@ from fmnist_transfer.terminal.output import say, warn
 from fmnist_transfer.workers.stop import SIGNALS
 from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attempt
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default: num_gpus=0 hides none
-
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 2.0  # between checks of the cluster for room
 MAILS = 2  # concurrent calls that an actor answers while it works: `message` and `cancel`

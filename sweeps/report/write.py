@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jinja2
 import markdown
-import matplotlib.style
+from matplotlib.figure import Figure
 
 from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.store.links import INLINE_DPI, curves_page, experiment_page, picture, run_page
+from fmnist_transfer.store.links import curves_page, experiment_page, picture, run_page
 from fmnist_transfer.store.roles import TRANSFER, Role, View
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say, say_heading
@@ -50,15 +50,18 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     check_stop()
     findings = find(sweep, others)
     images, captions = {}, {}
-    with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
+
+    def draw() -> dict[str, Figure]:
+        figures = {}
         for name, (figure, caption) in report_figures(sweep, findings).items():
             check_stop()
             content = io.BytesIO()
             figure.savefig(content, format="png", dpi=PAGE_DPI)
             images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
-            store.log_figure(sweep.run_id, f"{FOLDER}/{name}.png", figure)
-            if name == INLINE:
-                store.log_figure(sweep.run_id, INLINE_COPY, figure, INLINE_DPI)
+            figures[f"{FOLDER}/{name}.png"] = figure
+        return figures
+
+    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/{INLINE}.png", INLINE_COPY))
     page = markdown_of(sweep, findings, captions)
     texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
     for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():

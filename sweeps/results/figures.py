@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,15 +60,18 @@ class SweepFigures:
         """Draw now: one figure per score, and `overview.png` with all three. Return the rows drawn."""
         rows = self._read_rows()
         if finished_percents(rows):
-            panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
-            with matplotlib.style.context("default"):  # ignores the user's matplotlibrc
-                figures = {name: panel_row(panel) for name, panel in panels.items()}
-                figures["overview"] = panel_row(*panels.values())
-                for name, figure in figures.items():
-                    figure.suptitle(self._title, fontsize=10)
-                    self._store.log_figure(self._run_id, f"figures/{name}.png", figure)
+            self._store.log_figures(self._run_id, lambda: sweep_figures(rows, self._title))
         self._store.log_text(self._run_id, "results.csv", to_csv(rows))
         return rows
+
+
+def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
+    """One figure per score and one of all, artifact path -> figure."""
+    panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
+    figures = {name: panel_row(panel) for name, panel in panels.items()} | {"overview": panel_row(*panels.values())}
+    for figure in figures.values():
+        figure.suptitle(title, fontsize=10)
+    return {f"figures/{name}.png": figure for name, figure in figures.items()}
 
 
 def panel_row(*panels: Draw, width: float | None = None) -> Figure:

@@ -12,11 +12,9 @@ from typing import Any
 from fmnist_transfer.data.examples import Half, n_train
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.network.weights import weights_digest
-from fmnist_transfer.store.metric_rows import result_rows, settings_params
 from fmnist_transfer.store.model_format import TrainedModel
-from fmnist_transfer.store.open_runs import OpenRuns
-from fmnist_transfer.store.parents import open_parent
-from fmnist_transfer.store.roles import TRANSFER, Role
+from fmnist_transfer.store.open_runs import OpenRuns, open_parent
+from fmnist_transfer.store.roles import TRANSFER, Role, result_rows, settings_params
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.stopwatch import Stopwatch

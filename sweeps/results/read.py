@@ -157,7 +157,7 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Recipe from a run's params: the inverse of `metric_rows.settings_params`."""
+    """Recipe from a run's params: the inverse of `roles.settings_params`."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):

@@ -19,13 +19,11 @@ from pathlib import Path
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from fmnist_transfer.show import HOST, free_port, is_free, mlflow_server, served
-from fmnist_transfer.store.links import curves_page, experiment_page, model_page, run_page
+from fmnist_transfer.store.links import VIEWS, curves_page, experiment_page, model_page, run_page
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.registry import best_version
+from fmnist_transfer.store.registry import SWEEPS_HEAD, best_version
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING, View
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.store.sweep_links import SWEEPS_HEAD
-from fmnist_transfer.store.views import VIEWS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000

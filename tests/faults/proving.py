@@ -23,8 +23,7 @@ from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.model_format import SPEC_FILE, WEIGHTS_FILE, TrainedModel
 from fmnist_transfer.store.opening import open_store
-from fmnist_transfer.store.register import register
-from fmnist_transfer.store.registry import set_best
+from fmnist_transfer.store.registry import register, set_best
 from fmnist_transfer.store.roles import TRANSFER, TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe

@@ -245,7 +245,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {  # what is done, and 
     "pickle": (pickled, "SafetensorError"),
     "code": (only_code, f"{FILES_FOLDER}/{SPEC_FILE}"),
     "link": (link, WEIGHTS_FILE),
-    "deep": (lambda files: (files / SPEC_FILE).write_text("[" * 100_000), SPEC_FILE),
+    "deep": (lambda files: (files / SPEC_FILE).write_text("[" * 100_000), "RecursionError"),
     "huge": (lambda files: os.truncate(files / WEIGHTS_FILE, 2**30), "1073741824"),
 }
 

@@ -7,8 +7,8 @@ import pytest
 from fmnist_transfer import identity
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.data.split import DEFAULT_SPLIT, Split
+from fmnist_transfer.logged_tasks import Trained
 from fmnist_transfer.network.cnn2 import CNN2Spec
-from fmnist_transfer.trained_networks import Trained
 from fmnist_transfer.training.recipe import Recipe
 from tuning.trainings import Candidate, Plan
 from tuning.winner import Retrained, winner_key

@@ -7,9 +7,8 @@ import pytest
 import requests
 
 from fmnist_transfer.errors import StoreError
-from fmnist_transfer.store import artifacts
-from fmnist_transfer.store.artifacts import check_artifacts
-from fmnist_transfer.store.opening import open_store
+from fmnist_transfer.store import opening
+from fmnist_transfer.store.opening import check_artifacts, open_store
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
@@ -36,7 +35,7 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy(
             raise error
 
     store = open_store(str(store_path), RetryPolicy(timeout_seconds=0))
-    monkeypatch.setattr(artifacts, "get_artifact_repository", lambda location: Repository())
+    monkeypatch.setattr(opening, "get_artifact_repository", lambda *_: Repository())
     with pytest.raises(StoreError, match=remedy) as refused:
         check_artifacts(store, TRANSFER)
     assert str((store_path.parent / "artifacts" / TRANSFER).as_uri()) in str(refused.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_transfer.store.database import create_once
+from fmnist_transfer.store.places import create_once
 
 
 def make_slowly(uri: str) -> None:

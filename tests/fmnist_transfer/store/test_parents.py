@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_transfer.errors import BusyError
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.parents import check_owner, open_parent
+from fmnist_transfer.store.open_runs import check_owner, open_parent
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Run, Store
 

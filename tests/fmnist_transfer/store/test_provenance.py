@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist_transfer.store.provenance import git_tags
+from fmnist_transfer.store.lock import git_tags
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from fmnist_transfer.store.links import experiment_page
+from fmnist_transfer.store.links import NOTES, VIEWS, experiment_page
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import BENCHMARK, EXPERIMENTS, KIND, NOTE, TRANSFER, TUNING, VIEW_TAG, View
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.store.views import NOTES, VIEWS
 
 
 def links(markdown: str) -> list[tuple[str, str]]:
@@ -27,11 +26,13 @@ def test_an_experiment_says_what_it_is(name: str, store: Store) -> None:
     ours = {key for key in tags if not key.startswith("mlflow.experiment.")}
     assert ours >= {KIND, NOTE, *(f"{VIEW_TAG}{view}" for view in views)}
     assert tags[KIND] == "custom_model_development"
-    assert links(tags[NOTE]) == [(title, experiment_page(experiment_id, key)) for key, (title, _) in views.items()]
-    for key, (title, state) in views.items():
+    assert links(tags[NOTE]) == [(view.title, experiment_page(experiment_id, key)) for key, view in views.items()]
+    assert ("Look at: " in tags[NOTE]) == bool(views)
+    for key, view in views.items():
+        state = view.state
         saved = json.loads(tags[f"{VIEW_TAG}{key}"])
         assert set(saved) == {"name", "createdAt", "updatedAt", "state"}
-        assert saved["name"] == title
+        assert saved["name"] == view.title
         assert saved["createdAt"] > 1_700_000_000_000  # milliseconds
         assert json.loads(saved["state"]) == state
         assert {"selectedColumns", "searchFilter", "orderByKey", "orderByAsc"} <= set(state)
