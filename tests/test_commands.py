@@ -280,7 +280,7 @@ def test_a_sweep_without_a_pair_shows_no_picture(project: Project) -> None:
 def test_every_column_of_a_view_is_filled(project: Project) -> None:
     project.sweep("--fractions", "20", "--replicates", "1", "--seed", "1")
     for experiment, views in VIEWS.items():
-        for title, state in views.values():
+        for title, state in ((view.title, view.state) for view in views.values()):
             role = re.fullmatch("tags.role = '(.+)'", state["searchFilter"])
             assert role, title
             runs = [run for run in project.runs(experiment, role=role[1]) if run.info.status == "FINISHED"]

@@ -48,7 +48,7 @@ def test_a_line_each_half_minute_and_one_at_the_end(clock: Clock, capsys: pytest
         [([2, 12, 30, 1, 30], "cell 2: epoch 2/2")],
         [([5, 12, 1, 0, 1, 0], "cell 5: epoch 2/2")],
         [([8, 12, 1, 30, 30], "cell 8: epoch 2/2")],
-        [([11, 12, 2, 0], "cell 11: epoch 2/2")],
+        [([11, 12, 2, 0, 0], "cell 11: epoch 2/2")],
         [([12, 12, 2, 0], "cell 11 is done")],
     ]
 
@@ -77,7 +77,7 @@ def test_what_was_stopped_says_how_far_it_came(clock: Clock, capsys: pytest.Capt
         clock.now += 10
         progress.working(1, 0.5, "epoch 1/2")
         raise KeyboardInterrupt
-    assert said(capsys.readouterr().err) == [([1, 3, 10], "")]
+    assert said(capsys.readouterr().err) == [([1, 3, 10, 10], "")]
 
 
 @pytest.mark.parametrize("total", [0, 4])
@@ -178,5 +178,5 @@ def test_no_color_is_heeded() -> None:
 
 def test_a_dumb_terminal_gets_lines() -> None:
     shown, out = on_a_terminal(DRAWN, TERM="dumb")
-    assert said(shown) == [([1, 2, 0], "")]
+    assert said(shown) == [([1, 2, 0, 0], "")]
     assert out == "a result\n"
