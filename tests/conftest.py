@@ -23,8 +23,9 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.device import prepare_process
 
 prepare_process()
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # by a shell's `&`; tests send it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # by a shell's `&`, by nohup; tests send them
+        signal.signal(number, usual)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

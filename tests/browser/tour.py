@@ -165,7 +165,6 @@ def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:
     visit.sees(SWEEPS_HEAD.strip())
     for run_id in (sweep_run_id, str(version.run_id)):
         assert page.locator(f"a[href*='{run_id}']").count() >= 1
-    visit.picture("mlflow-version")
 
 
 def the_search(visit: Visit, store: Store) -> None:
