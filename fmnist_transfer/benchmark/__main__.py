@@ -1,7 +1,4 @@
-"""Compare training speed with this machine's limit and with the loop that people write in a notebook.
-
-Run `python -m fmnist_transfer.benchmark`. It prints ratios of interleaved runs and logs them as an MLflow run.
-"""
+"""Compare training speed with this machine's limit and with the loop that people write in a notebook."""
 
 import platform
 import re
@@ -53,7 +50,6 @@ class BenchmarkSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, Ben
 
 
 def main(settings: BenchmarkSettings) -> int:
-    """Measure, print and log. Returns 0."""
     stopwatch = Stopwatch()
     say("Loading torch and mlflow ...")
     from fmnist_transfer.benchmark.commands import ScratchStore
@@ -94,7 +90,6 @@ def main(settings: BenchmarkSettings) -> int:
 
 
 def describe(device: str) -> str:
-    """Describe the machine: device, processor, cores, torch."""
     import torch
 
     cpus = Path("/proc/cpuinfo")
@@ -105,7 +100,6 @@ def describe(device: str) -> str:
 
 
 def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", result: dict[str, Any]) -> None:
-    """Log the table and the medians as an MLflow run."""
     from fmnist_transfer.store.roles import BENCHMARK, Role
 
     params = {"quick": settings.quick, "device": result["device"], "parts": " ".join(settings.only)}
@@ -117,7 +111,6 @@ def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", r
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
     return run_command(BenchmarkSettings, main, "fmnist_transfer.benchmark", args)
 
 

@@ -14,7 +14,7 @@ State = dict[str, Tensor]
 
 
 def copy_state(network: nn.Module) -> State:
-    """Copy the weights and buffers to the CPU."""
+    """Copy weights and buffers to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
