@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
 Part = Literal["loop", "stack", "goal", "outside", "resume"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFlags(Flags):
     quick: bool = False
     """Use few images and rounds, to finish within two minutes on two cores."""
-    only: tuple[Part, ...] = PARTS
+    only: tuple[Part, ...] = get_args(Part)
     """Parts to measure; default: all.
     loop: images per second of the notebook's loop, one worker and all workers, and the machine's limit.
     stack: several networks trained as one computation (not with --quick on a CPU).

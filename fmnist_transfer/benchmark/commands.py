@@ -32,8 +32,6 @@ N_OTHER_RUNS = 100
 
 @dataclass(frozen=True)
 class ScratchStore:
-    """A temporary store with a registered model, for timing commands."""
-
     folder: Path
     data_dir: Path
     n_workers: int
@@ -65,8 +63,7 @@ class ScratchStore:
         store.end(run_id)
         result, wall_seconds = self.sweep()
         if "outside" in parts:
-            start_seconds = wall_seconds - result["seconds"]  # of the interpreter
-            to_first_step = start_seconds + result["first_step_seconds"]
+            to_first_step = wall_seconds - result["seconds"] + result["first_step_seconds"]
             into.add("seconds to the first step", "s", [to_first_step], "<= 10", "of a sweep")
             outside, evaluation = predicted_percents(result, wall_seconds, self.n_workers)
             comment = "default sweep, computed from 8 cells"
@@ -86,8 +83,7 @@ class ScratchStore:
 def predicted_percents(small: dict[str, Any], wall_seconds: float, n_workers: int) -> tuple[float, float]:
     """Compute the shares of a default sweep's time outside training and in evaluation from a small one of one epoch.
 
-    Its cells give the costs per training image and per evaluation, its other stages the fixed costs, its workers' idle
-    time the cost per cell: slightly too high, as it includes drawing figures and the end, when some workers are idle.
+    The small sweep's idle time gives the cost per cell, slightly too high: some workers are idle at its end.
     """
     cells, cells_seconds = small["cells"], small["stages"]["cells"]
     keys = ("seconds", "train_seconds", "val_seconds")

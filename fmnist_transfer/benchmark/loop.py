@@ -125,7 +125,7 @@ class Contenders:
         self.into.add("stacked_speedup", "times", speedups, ">= 2 on a GPU", comment)
 
     def measure_goal(self, work: Workload) -> None:
-        """Measure seconds to 93.33 % on FMNIST-2 by `fit`; extrapolate the notebook's, with the reference recipe."""
+        """Measure `fit`'s seconds to 93.33 % on FMNIST-2; extrapolate the notebook's, with the reference recipe."""
         say(f"Seconds to {GOAL:.2%} validation accuracy ...")
         (fitted,) = results(self.workers, fit_once, work, [0])
         ours = seconds_to_goal(fitted.epochs)

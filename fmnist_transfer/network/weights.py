@@ -19,7 +19,7 @@ def copy_state(network: nn.Module) -> State:
 
 
 def distances(start: State, end: State) -> dict[str, float]:
-    """Return L2 distances from `start` of each layer's parameters (`blocks.0.0`, `fc1` ...), and of `all` together."""
+    """Return L2 distances of each layer's parameters (`blocks.0.0`, `fc1` ...), and of `all` together."""
     squares: dict[str, float] = {}
     for name in start:
         layer = name.rpartition(".")[0] or name

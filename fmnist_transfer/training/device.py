@@ -10,7 +10,7 @@ import torch
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.training.recipe import Precision
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
@@ -28,14 +28,11 @@ def choose_device(name: str = "auto", precision: Precision = "float32") -> torch
 
 
 def prepare_process() -> None:
-    """Use one torch thread per training task, so results do not depend on the number of workers.
-
-    glibc is told to keep freed memory: else page faults cost a third of a large network's images per second.
-    """
+    """Use one torch thread per training task, so results do not depend on the number of workers; keep freed memory."""
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # else page faults cost a third of a large network's speed
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         # Old versions refuse more than 32 MiB. Setting either value disables glibc's own adaptation, so both are set.
         if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):

@@ -70,9 +70,9 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, float]:
         """Return train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
-        train, val, calibration = map(dataclasses.asdict, (self.train, self.val, self.val_calibration))
-        flat = {f"train_{key}": value for key, value in train.items()}
-        flat |= {f"val_{key}": value for key, value in (val | calibration).items()}
+        val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
+        flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
+        flat |= {f"val_{key}": value for key, value in val.items()}
         return flat | {"gap": flat["val_loss"] - flat["train_loss"]}
 
 
