@@ -1,12 +1,12 @@
 from .data.examples import Examples as Examples
 from .data.examples import Half as Half
+from .data.examples import examples_of as examples_of
 from .data.examples import fraction as fraction
 from .data.examples import half_of as half_of
 from .data.examples import load_half as load_half
 from .data.examples import n_train as n_train
 from .data.examples import nested_order as nested_order
 from .data.files import default_data_dir as default_data_dir
-from .data.image_sets import examples_of as examples_of
 from .errors import DataError as DataError
 from .errors import ModelError as ModelError
 from .errors import UsageError as UsageError

@@ -1,7 +1,4 @@
-"""Compare training speed with this machine's limit and with the loop that people write in a notebook.
-
-Run `python -m fmnist_transfer.benchmark`. It prints ratios of interleaved runs and logs them as an MLflow run.
-"""
+"""Compare training speed with this machine's limit and with the loop that people write in a notebook."""
 
 import platform
 import re
@@ -27,14 +24,13 @@ if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
 Part = Literal["loop", "stack", "goal", "outside", "resume"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFlags(Flags):
     quick: bool = False
     """Use few images and rounds, to finish within two minutes on two cores."""
-    only: tuple[Part, ...] = PARTS
+    only: tuple[Part, ...] = get_args(Part)
     """Parts to measure; default: all.
     loop: images per second of the notebook's loop, one worker and all workers, and the machine's limit.
     stack: several networks trained as one computation (not with --quick on a CPU).
@@ -53,7 +49,6 @@ class BenchmarkSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, Ben
 
 
 def main(settings: BenchmarkSettings) -> int:
-    """Measure, print and log. Returns 0."""
     stopwatch = Stopwatch()
     say("Loading torch and mlflow ...")
     from fmnist_transfer.benchmark.commands import ScratchStore
@@ -94,7 +89,6 @@ def main(settings: BenchmarkSettings) -> int:
 
 
 def describe(device: str) -> str:
-    """Describe the machine: device, processor, cores, torch."""
     import torch
 
     cpus = Path("/proc/cpuinfo")
@@ -105,7 +99,6 @@ def describe(device: str) -> str:
 
 
 def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", result: dict[str, Any]) -> None:
-    """Log the table and the medians as an MLflow run."""
     from fmnist_transfer.store.roles import BENCHMARK, Role
 
     params = {"quick": settings.quick, "device": result["device"], "parts": " ".join(settings.only)}
@@ -117,7 +110,6 @@ def log(store: "Store", settings: BenchmarkSettings, measured: "Measurements", r
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
     return run_command(BenchmarkSettings, main, "fmnist_transfer.benchmark", args)
 
 

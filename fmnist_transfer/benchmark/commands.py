@@ -1,7 +1,4 @@
-"""Time whole commands: a sweep's wall time outside training, and the time to find finished work.
-
-The commands run in separate processes, as a user runs them, on a temporary store.
-"""
+"""Time whole commands, each a process on a temporary store: a sweep's overhead, and finding finished work."""
 
 import json
 import statistics
@@ -23,37 +20,23 @@ from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import PROJECT
 from fmnist_transfer.store.registry import register, set_best
 from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
-from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE
 from fmnist_transfer.workers.stop import StopSignal
 
 DEFAULT_PERCENTS = range(5, 101, 5)
-DEFAULT_CELLS_PER_FRACTION = 6  # two inits, three replicates
-IMAGES_PER_PERCENT = 250
+CELLS_PER_FRACTION = 6  # two inits, three replicates
 SMALL_SWEEP = ("--fractions", "1", "20", "--replicates", "2", "--epochs", "1")  # eight cells
-N_OTHER_RUNS, N_RESUMES = 100, 2
+N_OTHER_RUNS = 100
 
 
 @dataclass(frozen=True)
 class ScratchStore:
-    """A temporary store with a registered model, for timing commands."""
-
     folder: Path
     data_dir: Path
     n_workers: int
     device: str
     stop: StopSignal
-
-    def prepare(self) -> Store:
-        """Make the store and register an untrained network as `models:/cnn2/best`."""
-        store = open_store(str(self.folder / "mlflow.db"))
-        run_id = store.start(TUNING, "benchmark")
-        state = fresh_network(HAND_MADE_SPEC, Streams(0)).state_dict()
-        model = TrainedModel(HAND_MADE_SPEC, HAND_MADE_RECIPE, DEFAULT_SPLIT, state, facts={})
-        set_best(store, register(store, run_id, "cnn2", model, tags={}, description="untrained, for a benchmark"))
-        store.end(run_id)
-        return store
 
     def sweep(self) -> tuple[dict[str, Any], float]:
         """Run `python -m sweeps.transfer` on eight small cells; return its JSON and seconds. Raises UserError."""
@@ -72,11 +55,15 @@ class ScratchStore:
     def measure(self, parts: set[str], into: Measurements) -> None:
         """Measure a small sweep, compute the shares of a default one, and time finding finished work."""
         say("Making a store for the commands ...")
-        store = self.prepare()
+        store = open_store(str(self.folder / "mlflow.db"))
+        run_id = store.start(TUNING, "benchmark")
+        state = fresh_network(HAND_MADE_SPEC, Streams(0)).state_dict()
+        model = TrainedModel(HAND_MADE_SPEC, HAND_MADE_RECIPE, DEFAULT_SPLIT, state, facts={})
+        set_best(store, register(store, run_id, "cnn2", model, tags={}, description="untrained, for a benchmark"))
+        store.end(run_id)
         result, wall_seconds = self.sweep()
         if "outside" in parts:
-            start_seconds = wall_seconds - result["seconds"]  # of the interpreter
-            to_first_step = start_seconds + result["first_step_seconds"]
+            to_first_step = wall_seconds - result["seconds"] + result["first_step_seconds"]
             into.add("seconds to the first step", "s", [to_first_step], "<= 10", "of a sweep")
             outside, evaluation = predicted_percents(result, wall_seconds, self.n_workers)
             comment = "default sweep, computed from 8 cells"
@@ -88,7 +75,7 @@ class ScratchStore:
                 self.stop.raise_if_set(STOPPED)
                 tags = {"role": Role.CELL, "parent": "another sweep"}
                 store.end(store.start(TRANSFER, f"other {number}", tags=tags))
-            seconds = [self.sweep()[0]["stages"]["resume check"] for _ in range(N_RESUMES)]
+            seconds = [self.sweep()[0]["stages"]["resume check"] for _ in range(2)]
             comment = "to find 8 finished cells beside so many runs of other sweeps"
             into.add(f"{RESUME}{N_OTHER_RUNS} runs", "s", seconds, comment=comment)
 
@@ -96,20 +83,18 @@ class ScratchStore:
 def predicted_percents(small: dict[str, Any], wall_seconds: float, n_workers: int) -> tuple[float, float]:
     """Compute the shares of a default sweep's time outside training and in evaluation from a small one of one epoch.
 
-    Its cells give the costs per training image and per evaluation, its other stages the fixed costs, its workers' idle
-    time the cost per cell: slightly too high, as it includes drawing figures and the end, when some workers are idle.
+    The small sweep's idle time gives the cost per cell, slightly too high: some workers are idle at its end.
     """
     cells, cells_seconds = small["cells"], small["stages"]["cells"]
-    seconds, train_seconds, val_seconds = (
-        statistics.mean(cell["cost"][key] for cell in cells) for key in ("seconds", "train_seconds", "val_seconds")
-    )
+    keys = ("seconds", "train_seconds", "val_seconds")
+    seconds, train_seconds, val_seconds = (statistics.mean(cell["cost"][key] for cell in cells) for key in keys)
     n_largest = max(cell["n_train"] for cell in cells)
     largest = [cell["cost"]["train_seconds"] for cell in cells if cell["n_train"] == n_largest]
     image_seconds = statistics.median(largest) / n_largest
     waited = max(0.0, n_workers * cells_seconds / len(cells) - seconds)
     fixed = wall_seconds - cells_seconds
-    n_cells = DEFAULT_CELLS_PER_FRACTION * len(DEFAULT_PERCENTS)
-    images = DEFAULT_CELLS_PER_FRACTION * IMAGES_PER_PERCENT * sum(DEFAULT_PERCENTS)
+    n_cells = CELLS_PER_FRACTION * len(DEFAULT_PERCENTS)
+    images = CELLS_PER_FRACTION * 250 * sum(DEFAULT_PERCENTS)  # 250 images per percent
     training = HAND_MADE_RECIPE.epochs * images * image_seconds
     evaluation = n_cells * (HAND_MADE_RECIPE.epochs * val_seconds + seconds - train_seconds - val_seconds)
     available = training + evaluation + n_cells * waited + n_workers * fixed

@@ -1,7 +1,4 @@
-"""Measure how fast `fit` trains, compared with the notebook's loop and a matrix product, on one and several workers.
-
-All take turns in each round, so a slow minute of a shared machine affects all of them.
-"""
+"""Measure how fast `fit` trains, compared with the notebook's loop and a matrix product; all take turns in a round."""
 
 import dataclasses
 import itertools
@@ -14,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD, Half, train_and_val_indices
@@ -39,16 +36,11 @@ GOAL_SPEC = CNN2Spec(channels=(16, 32), kernel_size=3, fc1=128, fc2=64, fc_dropo
 GOAL_RECIPE = Recipe(batch_size=128, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
 NOTEBOOK_EPOCHS_TO_GOAL = 43  # with the reference recipe (one run, seed 0, 181 s on two cores)
 GOAL_IMAGES = 2_560, 512  # training and validation images of the epochs that are measured
-MATRIX_SIDE = {"cpu": 1_024, "cuda": 8_192}
-MATRIX_SECONDS = 0.5
 ShouldStop = Callable[[], bool]
-Pairs = Dataset[Any]  # an image [1, 28, 28] and its label
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Training by `fit` or by the notebook's loop, that is sent to each worker once."""
-
     spec: CNN2Spec
     recipe: Recipe
     half: Half
@@ -58,7 +50,6 @@ class Workload:
     n_epochs: int | None = None  # after which the notebook's loop ends; default: those of the recipe
 
     def first(self, n_train: int, n_val: int) -> "Workload":
-        """Keep the first images only."""
         train, val = self.half.train.first(n_train), self.half.val.first(n_val)
         return dataclasses.replace(self, half=dataclasses.replace(self.half, train=train, val=val))
 
@@ -79,14 +70,11 @@ class NotebookEpoch(NamedTuple):
 
 @dataclass(frozen=True)
 class Contenders:
-    """Workers for `fit`, one with torch's defaults for the notebook's loop, and the measurements to add to."""
-
-    workers: Workers
-    notebook_worker: Workers
+    workers: Workers  # for `fit`
+    notebook_worker: Workers  # one, with torch's defaults
     into: Measurements
 
     def measure(self, half: Half, data_dir: Path, device: str, parts: set[str], quick: bool) -> None:
-        """Measure the parts among `loop`, `stack` and `goal`."""
         work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, available_cores())
         if "loop" in parts:
             recipe = dataclasses.replace(SPEED_RECIPE, epochs=2 if quick else 3)
@@ -137,7 +125,7 @@ class Contenders:
         self.into.add("stacked_speedup", "times", speedups, ">= 2 on a GPU", comment)
 
     def measure_goal(self, work: Workload) -> None:
-        """Measure seconds to 93.33 % on FMNIST-2 by `fit`; extrapolate the notebook's, with the reference recipe."""
+        """Measure `fit`'s seconds to 93.33 % on FMNIST-2; extrapolate the notebook's, with the reference recipe."""
         say(f"Seconds to {GOAL:.2%} validation accuracy ...")
         (fitted,) = results(self.workers, fit_once, work, [0])
         ours = seconds_to_goal(fitted.epochs)
@@ -200,7 +188,6 @@ def seconds_to_goal(epochs: Sequence[Epoch]) -> float:
 
 
 def fit_once(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> Fitted:
-    """Train a fresh network, in a worker."""
     start, half, streams = time.monotonic(), work.half.to(work.device), Streams(seed)
     network = fresh_network(work.spec, streams).to(work.device)
     history = fit(network, half.train, half.val, work.recipe, streams, should_stop=should_stop)
@@ -222,15 +209,15 @@ def fit_fraction(work: Workload, seed: int, report: Report, should_stop: ShouldS
 
 
 def matrix_product(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure GFLOP/s of a square float32 matrix product, in a worker."""
+    """Measure GFLOP/s of a square float32 matrix product for half a second."""
     device = torch.device(work.device)
-    side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cpu"])
+    side = 8_192 if device.type == "cuda" else 1_024
     a, b = (torch.randn(side, side, generator=Streams(seed + i).generator("batches")).to(device) for i in range(2))
     out = a @ b
     synchronise = torch.accelerator.synchronize if device.type != "cpu" else time.perf_counter
     synchronise()
     n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < MATRIX_SECONDS:
+    while time.perf_counter() - start < 0.5:
         torch.mm(a, b, out=out)
         synchronise()
         n += 1
@@ -238,10 +225,7 @@ def matrix_product(work: Workload, seed: int, report: Report, should_stop: Shoul
 
 
 def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[NotebookEpoch]:
-    """Train by the loop that people write in a notebook, in a worker without the settings of `prepare_process`.
-
-    Network, recipe and images are those of `fit`; augmentation is left out.
-    """
+    """Train by the loop that people write in a notebook: as `fit`, without augmentation and `prepare_process`."""
     torch.set_num_threads(work.n_threads)
     recipe, device = work.recipe, torch.device(work.device)
     train, val = notebook_data(work)
@@ -252,9 +236,8 @@ def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldS
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     n_steps = recipe.epochs * len(train_loader)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: recipe.learning_rate_at(min(step, n_steps - 1), n_steps) / recipe.learning_rate
-    )
+    factors = [recipe.learning_rate_at(step, n_steps) / recipe.learning_rate for step in range(n_steps)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, n_steps - 1)])
     epochs: list[NotebookEpoch] = []
     while len(epochs) < (work.n_epochs or recipe.epochs):
         start = time.perf_counter()
@@ -283,8 +266,8 @@ def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldS
     return epochs
 
 
-def notebook_data(work: Workload) -> tuple[Pairs, Pairs]:
-    """Return the training and validation images of the work's half, split as by `load_half`."""
+def notebook_data(work: Workload) -> tuple[Subset[Any], Subset[Any]]:
+    """Return training and validation pairs of an image [1, 28, 28] and its label, split as by `load_half`."""
     from torchvision import transforms
     from torchvision.datasets import FashionMNIST
 

@@ -1,30 +1,28 @@
 """The benchmark's measurements as a table, JSON and CSV."""
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from fmnist_transfer.terminal.output import print_table, say
 
-JSON_NAMES = (  # measurements that `--json` writes by name; null if not taken
-    *("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling"),
-    *("time_to_reference_ratio", "outside_training_percent"),
-)
+# Measurements that `--json` writes by name; null if not taken.
+JSON_NAMES = ["naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling"]
+JSON_NAMES += ["time_to_reference_ratio", "outside_training_percent"]
+COLUMNS = ["name", "median", "min", "max", "n", "unit", "goal", "comment"]
 RESUME = "resume_seconds, "  # start of a measurement's name, before the number of logged runs
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table. `goal` is its target, in words."""
-
     name: str
     unit: str
     spread: dict[str, float]  # median, min and max of n repeated measurements
-    goal: str
+    goal: str  # in words
     comment: str
 
     def cells(self) -> list[str]:
@@ -41,7 +39,7 @@ class Measurements:
         say(f"{name}: {median:.4g} {unit} ({low:.4g} to {high:.4g}, n = {n})")
 
     def to_json(self, device: str) -> dict[str, Any]:
-        """Return the result that `--json` writes; parts that were not measured are null."""
+        """Return the result that `--json` writes."""
         spreads = {line.name: {key: line.spread[key] for key in ("median", "min", "max")} for line in self.lines}
         by_runs = {name.split()[1]: spread for name, spread in spreads.items() if name.startswith(RESUME)}
         return {name: spreads.get(name) for name in JSON_NAMES} | {
@@ -51,16 +49,13 @@ class Measurements:
         }
 
     def to_csv(self) -> str:
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["name", "median", "min", "max", "n", "unit", "goal", "comment"])
-        writer.writerows(line.cells() for line in self.lines)
-        return stream.getvalue()
+        table = pd.DataFrame([line.cells() for line in self.lines], columns=COLUMNS)
+        return table.to_csv(index=False, lineterminator="\n")
 
     def print_table(self) -> None:
         say("")
-        print_table(["", "median", "min", "max", "n", "unit", "goal", ""], [line.cells() for line in self.lines])
+        print_table(["", *COLUMNS[1:-1], ""], [line.cells() for line in self.lines])
 
     def metrics(self) -> list[tuple[str, float, int]]:
-        """Return medians under names that MLflow accepts: `resume_seconds, 100 runs` -> `resume_seconds 100 runs`."""
+        """Return medians under names that MLflow accepts."""
         return [(line.name.replace("%", "percent").replace(",", ""), line.spread["median"], 0) for line in self.lines]

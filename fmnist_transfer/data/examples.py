@@ -1,14 +1,12 @@
-"""Turn verified Fashion-MNIST files into uint8 tensors: class halves, train/val/test, and nested fractions.
-
-Pixels stay uint8 until a batch is on its device. For other data sets use `image_sets.examples_of`, then `half_of`.
-"""
+"""Data sets as tensors: class halves with train/val/test, and nested fractions."""
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -65,7 +63,7 @@ class Half:
 
 
 def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
-    """Load Fashion-MNIST's images of `classes`. Raises DataError as `ensure_files` and `half_of`."""
+    """Load Fashion-MNIST's images of `classes`; pixels stay uint8 until a batch is on its device. Raises DataError."""
     train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
     train = Examples(train_images.unsqueeze(1), train_labels.long())
     test = Examples(test_images.unsqueeze(1), test_labels.long())
@@ -75,9 +73,8 @@ def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -
 def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
     """Select the images of `classes` from a data set, labels renumbered 0 ... in ascending order of class.
 
-    One in six training images of each class becomes validation, chosen independently of the other classes. Raises
-    DataError for a class without test images, or with fewer than twelve training images: these give two for validation,
-    one for each fold of `score.cross_fitted_loss`.
+    One in six training images of each class becomes validation, chosen independently of the other classes. Twelve per
+    class leave one for each fold of `score.cross_fitted_loss`. Raises DataError for fewer, or without test images.
     """
     classes = tuple(sorted(set(classes)))
     for c in classes:
@@ -86,22 +83,16 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
             counts = f"{n_train} training and {n_test} test images"
             raise DataError(f"class {c} has {counts}; it needs at least {FEWEST_TRAINING_IMAGES} and 1")
     kept = torch.tensor(classes)
-
-    def cut(examples: Examples, indices: Tensor) -> Examples:
-        return Examples(examples.images[indices], torch.searchsorted(kept, examples.labels[indices]))
-
-    trains, validates = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
-    return Half(classes, cut(train, trains), cut(train, validates), cut(test, torch.isin(test.labels, kept)))
+    train_indices, val_indices = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
+    parts = train.take(train_indices), train.take(val_indices), test.take(torch.isin(test.labels, kept))
+    train, val, test = (Examples(part.images, torch.searchsorted(kept, part.labels)) for part in parts)
+    return Half(classes, train, val, test)
 
 
 def train_and_val_indices(labels: np.ndarray, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the training and of the validation images of `classes`; labels: [n], of all images."""
-    train, val = [], []
-    for c in classes:
-        shuffled = np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c))
-        n_val = len(shuffled) // 6
-        val.append(shuffled[:n_val])
-        train.append(shuffled[n_val:])
+    shuffled = [np.random.default_rng([VALIDATION_SEED, c]).permutation(np.flatnonzero(labels == c)) for c in classes]
+    train, val = [s[len(s) // 6 :] for s in shuffled], [s[: len(s) // 6] for s in shuffled]
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
@@ -118,23 +109,16 @@ def fraction(train: Examples, percent: int, streams: Streams) -> Examples:
 
 
 def n_train(train: Examples, percent: int) -> int:
-    """Return the number of training images at `percent` of each class, rounded down per class.
-
-    Raises UsageError, naming the smallest percent that works, if a class would get none.
-    """
+    """Count the training images at `percent` of each class, rounded down. Raises UsageError if a class gets none."""
     counts = _images_per_class(train.labels)
-    fewest = int(counts.min())
-    if fewest * percent < 100:
+    if (fewest := int(counts.min())) * percent < 100:
         smallest = -(-100 // fewest)
         raise UsageError(f"--fractions {percent}: leaves no image per class of {fewest}; use {smallest} or more")
     return int((counts * percent // 100).sum())
 
 
 def nested_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return indices [n] whose first `n_train` at any percent hold that percent of each class, so fractions nest.
-
-    Each class is permuted, then spread evenly over the order, so classes of equal size alternate.
-    """
+    """Permute each class and spread it evenly over the order, [n], so fractions nest and equal classes alternate."""
     indices, shares = [], []
     for c, n in enumerate(_images_per_class(labels).tolist()):
         indices.append(torch.nonzero(labels == c).flatten()[torch.randperm(n, generator=generator)])
@@ -147,3 +131,66 @@ def _images_per_class(labels: Tensor) -> Tensor:
     if not bool(counts.all()):
         raise DataError(f"a class has no image; images per class: {counts.tolist()}")
     return counts
+
+
+class ImageSet(Protocol):
+    """Pairs of a label and a PIL image, array [h, w] or [h, w, c], or tensor [h, w] or [c, h, w], uint8 or floats."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+def examples_of(train_set: ImageSet, *more_sets: ImageSet) -> tuple[Examples, ...]:
+    """Convert each set to float32 [n, c, h, w], c 1 or 3; labels stay as they are.
+
+    Each channel is scaled to zero mean and unit variance over the pixels of `train_set`, in all sets. Each image is
+    read once, so a random transform would be drawn only once; augment by the recipe instead. Raises DataError.
+    """
+    examples = [_read(each) for each in (train_set, *more_sets)]
+    for each in examples:
+        _check_size(each.images[0], examples[0].images[0], "the first image of a further set")
+    std, mean = torch.std_mean(examples[0].images, dim=(0, 2, 3), correction=0, keepdim=True)
+    std[std == 0] = 1.0
+    for each in examples:
+        each.images.sub_(mean).div_(std)
+    return tuple(examples)
+
+
+def _read(image_set: ImageSet) -> Examples:
+    """Read all images as float32, not yet standardised."""
+    if not len(image_set):
+        raise DataError("a data set has no images")
+    images, labels = [], []
+    for i in range(len(image_set)):
+        image, label = image_set[i]
+        images.append(_pixels(image, f"image {i}"))
+        try:
+            labels.append(operator.index(label))
+        except TypeError:
+            labels.append(-1)
+        if labels[i] < 0:
+            raise DataError(f"label {label!r} of image {i} is not a whole number from 0")
+        _check_size(images[i], images[0], f"image {i}")
+    return Examples(torch.stack(images).float(), torch.tensor(labels))
+
+
+def _pixels(image: Any, name: str) -> Tensor:
+    """Return the pixels, [c, h, w]."""
+    from torchvision.transforms.v2.functional import to_image  # imported here: only other data sets need it
+
+    mode = getattr(image, "mode", "RGB")  # palette indices would be mistaken for brightness
+    pixels = to_image(image).as_subclass(Tensor)
+    known = pixels.dtype == torch.uint8 or (pixels.is_floating_point() and bool(pixels.isfinite().all()))
+    if mode == "P" or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not known:
+        kind = f"{_size(pixels)} of {pixels.dtype}, mode {mode}"
+        raise DataError(f"{name} is {kind}; it must have one or three channels of uint8 or finite floats")
+    return pixels
+
+
+def _check_size(image: Tensor, first: Tensor, name: str) -> None:
+    if image.shape != first.shape:
+        raise DataError(f"{name} is {_size(image)}, earlier ones are {_size(first)}; resize or crop them")
+
+
+def _size(image: Tensor) -> str:
+    return " x ".join(map(str, image.shape))

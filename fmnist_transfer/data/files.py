@@ -17,7 +17,7 @@ from fmnist_transfer.errors import DataError
 
 
 class IdxFile(NamedTuple):
-    """One decompressed IDX file. Archives differ between packagings; these bytes do not."""
+    """One IDX file, decompressed because archives differ between packagings."""
 
     name: str
     n_bytes: int
@@ -46,7 +46,6 @@ def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
 
 
 def data_sha256() -> str:
-    """Return one digest of all four files."""
     return hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
 
 
@@ -61,10 +60,9 @@ def default_data_dir() -> Path:
 
 
 def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
-    """Return the folder `data_dir/FashionMNIST/raw` with all four files verified, missing ones fetched.
+    """Verify all four files in `data_dir/FashionMNIST/raw`, fetch missing ones, and return this folder.
 
-    Raises DataError for an altered file, which is never replaced. Fetched files are put in place by renaming, so a
-    killed download never looks finished and two processes may fetch at once.
+    Raises DataError for an altered file, which is never replaced.
     """
     raw, missing = data_dir / "FashionMNIST" / "raw", []
     for file in FILES:
@@ -85,17 +83,15 @@ def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    if len(content) != file.n_bytes:
-        problem = f"expected {file.n_bytes} bytes, found {len(content)}: truncated or altered"
-    elif sha256 != file.sha256:
+    if (sha256 := hashlib.sha256(content).hexdigest()) != file.sha256:
         problem = f"expected sha256 {file.sha256}, found {sha256}: altered or mislabelled"
-    else:
-        return
-    raise DataError(f"{path}: {problem}. {advice}".rstrip())
+        if len(content) != file.n_bytes:
+            problem = f"expected {file.n_bytes} bytes, found {len(content)}: truncated or altered"
+        raise DataError(f"{path}: {problem}. {advice}".rstrip())
 
 
 def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
+    """Put files in place by renaming: a killed download never looks finished, and two processes may fetch at once."""
     attempts = [f"files in {raw}: missing"]
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -121,13 +117,7 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
     raise DataError(f"cannot fetch Fashion-MNIST ({names}). Tried:\n  {tried}\n{advice}")
 
 
-def from_system(folder: Path) -> Path:
-    """Decompress an installed data set, such as Debian's package, into `folder`."""
-    return _decompress(SYSTEM_FOLDER, folder)
-
-
 def from_mirrors(folder: Path) -> Path:
-    """Download from torchvision's mirror into `folder`."""
     from torchvision.datasets import FashionMNIST
 
     mirror = FashionMNIST.mirrors[0].rstrip("/")
@@ -168,7 +158,7 @@ def _decompress(archives: Path, folder: Path) -> Path:
 
 
 SOURCES: tuple[tuple[str, Callable[[Path], Path]], ...] = (
-    (f"system data set {SYSTEM_FOLDER}", from_system),
+    (f"system data set {SYSTEM_FOLDER}", lambda folder: _decompress(SYSTEM_FOLDER, folder)),
     ("torchvision's mirrors", from_mirrors),
     (f"Debian package {DEBIAN_PACKAGE}", from_debian),
 )

@@ -39,10 +39,7 @@ def digits(classes: tuple[int, ...]) -> str:
 
 
 def parse_split(text: str) -> Split:
-    """Read SOURCE/TARGET, such as `0-4/5-9`, `even/odd` or `01234/56789`, or `random:S`. Raises UsageError.
-
-    For `random:S`, the source is the first five of a permutation of 0-9 seeded with S.
-    """
+    """Read SOURCE/TARGET, or `random:S`: the first five of a permutation seeded with S. Raises UsageError."""
     kind, _, seed = text.partition(":")
     if kind == "random" and seed.isdecimal():
         import numpy as np  # imported here: takes 0.1 s, and only this form needs it

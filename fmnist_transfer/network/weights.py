@@ -14,12 +14,12 @@ State = dict[str, Tensor]
 
 
 def copy_state(network: nn.Module) -> State:
-    """Copy the weights and buffers to the CPU."""
+    """Copy weights and buffers to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 def distances(start: State, end: State) -> dict[str, float]:
-    """Return L2 distances from `start` of each layer's parameters (`blocks.0.0`, `fc1` ...), and of `all` together."""
+    """Return L2 distances of each layer's parameters (`blocks.0.0`, `fc1` ...), and of `all` together."""
     squares: dict[str, float] = {}
     for name in start:
         layer = name.rpartition(".")[0] or name

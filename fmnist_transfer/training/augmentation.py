@@ -6,9 +6,7 @@ from torch import Tensor
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.training.recipe import Recipe
 
-ERASED_AREA = (0.02, 0.33)  # share of the image; area and ratio as in Zhong et al. 2017
-ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
-BACKGROUND = 0  # the mean of standardised images
+ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 1 / 0.3)  # share of the image; height / width (Zhong et al. 2017)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -28,7 +26,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def _flip_and_shift(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Gather every pixel from its source row and column; pixels from outside the image are background."""
+    """Gather every pixel from its source row and column; those from outside the image are 0."""
     n, channels, height, width = images.shape
     device, s = images.device, recipe.shift
     rows, columns = (torch.arange(side, device=device).expand(n, side) for side in (height, width))
@@ -36,7 +34,7 @@ def _flip_and_shift(images: Tensor, recipe: Recipe, generator: torch.Generator) 
         flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
         columns = torch.where(flipped, width - 1 - columns, columns)
     if s:
-        images = torch.nn.functional.pad(images, (s, s, s, s), value=BACKGROUND)
+        images = torch.nn.functional.pad(images, (s, s, s, s))
         offsets = torch.randint(0, 2 * s + 1, (2, n, 1), generator=generator, device=device)
         rows, columns = rows + offsets[0], columns + offsets[1]
     sources = rows[:, :, None] * images.shape[-1] + columns[:, None, :]  # positions in a flat image

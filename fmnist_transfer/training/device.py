@@ -10,8 +10,7 @@ import torch
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.training.recipe import Precision
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-MOST_BYTES_KEPT, MOST_BYTES_KEPT_BY_OLD_GLIBC = 2**30, 2**25
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
@@ -29,20 +28,15 @@ def choose_device(name: str = "auto", precision: Precision = "float32") -> torch
 
 
 def prepare_process() -> None:
-    """Use one torch thread per training task, so results do not depend on the number of workers."""
+    """Use one torch thread per training task, so results do not depend on the number of workers; keep freed memory."""
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory: else page faults cost a third of a large network's images per second."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # else page faults cost a third of a large network's speed
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         # Old versions refuse more than 32 MiB. Setting either value disables glibc's own adaptation, so both are set.
-        if mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_BYTES_KEPT_BY_OLD_GLIBC):
-            mallopt(M_TRIM_THRESHOLD, MOST_BYTES_KEPT)
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
+            mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def numerics() -> dict[str, str]:

@@ -15,8 +15,7 @@ from fmnist_transfer.network.cnn2 import CLASSIFIER, find_classifier
 from fmnist_transfer.training.augmentation import normalise
 
 BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # most images to re-estimate statistics on; their batch size
-# Images per batch. Batches of 256 exceed a CPU core's cache and are a fifth slower; an accelerator needs large ones.
-EVALUATION_BATCH, ACCELERATOR_BATCH = 64, 5_000
+EVALUATION_BATCH = 64  # on a CPU, where batches of 256 exceed a core's cache and are a fifth slower
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Scores:
 
 def evaluation_batch(device: torch.device) -> int:
     """Return the number of images per evaluation batch, which affects scores only by rounding."""
-    return EVALUATION_BATCH if device.type == "cpu" else ACCELERATOR_BATCH
+    return EVALUATION_BATCH if device.type == "cpu" else 5_000
 
 
 def predict(network: nn.Module, examples: Examples) -> Tensor:
@@ -39,10 +38,7 @@ def predict(network: nn.Module, examples: Examples) -> Tensor:
 
 
 def features(network: nn.Module, examples: Examples, classifier: str = CLASSIFIER) -> Examples:
-    """Replace the images by the classifier's inputs in evaluation mode, float32 [n, n_features].
-
-    Raises UsageError unless the network's logits are the output of the module called `classifier`.
-    """
+    """Replace images by the classifier's inputs, [n, n_features]. Raises UsageError unless its output is the logits."""
     network.eval()
     calls: list[tuple[Tensor, ...]] = []  # inputs and output
 
@@ -64,12 +60,11 @@ def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:
-    """Score all of `examples`, without smoothing, dropout or augmentation."""
+    """Score every image, without smoothing, dropout or augmentation."""
     return scores_of(predict(network, examples), examples.labels)
 
 
 def scores_of(logits: Tensor, labels: Tensor) -> Scores:
-    """Score logits [n, n_classes] against labels [n]."""
     n_correct = int((logits.argmax(1) == labels).sum())
     return Scores(float(F.cross_entropy(logits, labels)), n_correct / len(labels))
 

@@ -41,15 +41,12 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
-    """Train `network` in place, on the device of all three.
+    """Train `network` in place, on the device of all three; `train` in the order of `fraction`, for batch norm.
 
-    Args:
-        train: the training subset; its first images re-estimate batch-norm statistics and should be class-balanced.
-        classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
-        steps_per_epoch: steps between validations; default: one pass over `train`. More are the *steps* budget.
-        precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
-        on_epoch: called after each nominal epoch; may raise to end the training.
-        should_stop: called before each batch; True ends the training.
+    classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
+    steps_per_epoch: steps between validations; default: one pass over `train`. More are the *steps* budget.
+    precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
+    on_epoch, should_stop: called after each nominal epoch (may raise), and before each batch (True ends the training).
 
     Raises Diverged for a NaN or infinite loss, Interrupted if stopped, UsageError without a module `classifier`.
     """
@@ -127,10 +124,7 @@ class Record:
 def make_optimizer(
     network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
 ) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer, with one group of parameters or, for a trunk factor, classifier and trunk apart.
-
-    `recorded` keeps learning rates in tensors on the device, for steps in a CUDA graph.
-    """
+    """Make the recipe's optimizer; `recorded`: with rates in tensors on the device, for steps in a CUDA graph."""
     by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in network.named_parameters():
         factor = 1.0 if name.startswith(f"{classifier}.") else recipe.trunk_factor
@@ -178,7 +172,7 @@ def fit_classifier(
 def fit_and_score(
     network: nn.Module, train: Examples, half: Half, recipe: Recipe, streams: Streams, **options: Any
 ) -> Result:
-    """Run `fit` with `options`, then `score`, all on the device of `train`."""
+    """Run `fit`, then `score`, on the device of `train`."""
     initial_state = copy_state(network)
     history = fit(network, train, half.val, recipe, streams, **options)
     return score(network, history, train, half, initial_state)

@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-WARM_UP = 0.25  # share of the steps in which one-cycle's learning rate rises
-START_DIVISOR, END_DIVISOR = 10.0, 1_000.0  # one-cycle starts at a tenth of its peak and ends at a thousandth
 LATER = ("trunk_factor", "warm_up")  # fields that earlier recipes lack
 Precision = Literal["float32", "tf32", "bf16"]  # arithmetic; weights, optimizer and losses stay float32
 
@@ -47,35 +45,34 @@ class Recipe:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
 
     def steps_per_epoch(self, n_train: int) -> int:
-        """Return max(1, floor(n/B)): an epoch's remainder is dropped; fewer images than a batch make one batch."""
+        """Return the number of batches: an epoch's remainder is dropped; fewer images than a batch make one."""
         return max(1, n_train // self.batch_size)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Return the learning rate of step `step` (0-based) of `total_steps`, which may be 1.
+        """Return the rate of `step` (0-based), read at the middle of the step, so that no step has a rate of 0.
 
-        The schedule is read at the middle of the step, so that no step is wasted on a rate of 0. one-cycle: Smith &
-        Topin 2019, rising and falling by cosines. The others rise linearly.
+        one-cycle (Smith & Topin 2019) rises and falls by cosines, from a tenth to a thousandth of its peak. The others
+        rise linearly.
         """
         position, warm_up = (step + 0.5) / total_steps, self.warm_up_share
         one_cycle = self.schedule == "one-cycle"
         if position < warm_up:
             climbed = position / warm_up
-            return self.learning_rate * (_cosine(1 / START_DIVISOR, 1.0, climbed) if one_cycle else climbed)
+            return self.learning_rate * (_cosine(0.1, 1.0, climbed) if one_cycle else climbed)
         if self.schedule == "constant":
             return self.learning_rate
-        end = 1 / END_DIVISOR if one_cycle else 0.0
-        return self.learning_rate * _cosine(1.0, end, (position - warm_up) / (1 - warm_up))
+        return self.learning_rate * _cosine(1.0, 0.001 if one_cycle else 0.0, (position - warm_up) / (1 - warm_up))
 
     @property
     def warm_up_share(self) -> float:
         """`warm_up`, else the schedule's default."""
-        own = WARM_UP if self.schedule == "one-cycle" else 0.0
+        own = 0.25 if self.schedule == "one-cycle" else 0.0
         return own if self.warm_up is None else self.warm_up
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field except those of `LATER` at their default, so identities of earlier recipes stay equal."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in LATER or value != getattr(Recipe, name)}
+        fields = dataclasses.asdict(self).items()
+        return {name: value for name, value in fields if name not in LATER or value != getattr(Recipe, name)}
 
 
 def _cosine(start: float, end: float, position: float) -> float:
@@ -84,9 +81,6 @@ def _cosine(start: float, end: float, position: float) -> float:
 
 
 # The original report's recipe reached 93.33 % validation accuracy on FMNIST-2.
-REFERENCE_RECIPE = Recipe(
-    optimizer="adam", learning_rate=1e-4, weight_decay=0.0, schedule="constant", batch_size=256, epochs=100
-)
-
+REFERENCE_RECIPE = Recipe("adam", learning_rate=1e-4, weight_decay=0.0, schedule="constant", batch_size=256, epochs=100)
 # The search's first trial trains `cnn2.HAND_MADE_SPEC` with this recipe.
 HAND_MADE_RECIPE = Recipe(learning_rate=5e-3, weight_decay=5e-2, label_smoothing=0.05, flip=True, epochs=10)

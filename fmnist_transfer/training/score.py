@@ -16,7 +16,6 @@ from fmnist_transfer.network.weights import State, copy_state, distances
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict, scores_of
 
 N_BINS = 15  # of equal width, as in Guo et al.
-TEMPERATURES = 0.05, 20.0  # lowest and highest
 Logits = NDArray[np.float64]  # [n, n_classes]
 Labels = NDArray[np.int64]  # [n], 0 ... n_classes - 1
 
@@ -97,7 +96,6 @@ class Result:
         return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Return `final`, `best`, `test` and `distance` as plain numbers."""
         calibration = dataclasses.asdict(self.test_calibration)
         del calibration["temperature"]  # equals the final weights' val_temperature
         return {
@@ -164,12 +162,12 @@ def cross_entropy(logits: Logits, labels: Labels) -> float:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Return the temperature in `TEMPERATURES` with the lowest cross-entropy, which is convex in 1 / temperature."""
+    """Return the temperature in [0.05, 20] with the lowest cross-entropy, which is convex in 1 / temperature."""
 
     def loss(log_temperature: float) -> float:
         return cross_entropy(logits * math.exp(-log_temperature), labels)
 
-    bounds = tuple(map(math.log, TEMPERATURES))
+    bounds = math.log(0.05), math.log(20.0)
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x)
 
 

@@ -1,7 +1,6 @@
 """Train several networks of one spec as one computation; one small network leaves most of a GPU idle.
 
-Each network gets the numbers that `training.fit` would give it, up to rounding. On CUDA a step is recorded once as a
-graph and replayed; dropout masks then differ from those of `fit`, which uses another kernel.
+Each gets the numbers of `fit` up to rounding, but other dropout masks on CUDA, where a step is a recorded graph.
 """
 
 import contextlib
@@ -27,8 +26,6 @@ from fmnist_transfer.training.fit import FACTOR, Diverged, Record, batches, make
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import History
 
-STEPS_BEFORE_RECORDING = 3  # on CUDA: these allocate memory and the optimizer's state
-
 
 @dataclass(frozen=True)
 class Group:
@@ -51,8 +48,8 @@ def fit_stacked(
 ) -> list[tuple[History | Diverged, State]]:
     """Train copies of all groups' networks; return each one's history, or how it diverged, and final weights.
 
-    Arguments as for `training.fit`, but `on_epoch` gets the epoch's number. Seconds of an epoch are divided by the
-    number of networks. Raises Interrupted, and ValueError if groups differ in spec or number of training images.
+    Arguments as for `fit`, but `on_epoch` gets the epoch's number; seconds are shared out among the networks. Raises
+    Interrupted, and ValueError if groups differ in spec or number of training images.
     """
     if len({network.spec for group in groups for network in group.networks}) != 1:
         raise ValueError("networks of different specs cannot be stacked")
@@ -96,8 +93,7 @@ class Stack:
         self.optimizer = make_optimizer(self.network, recipe, CLASSIFIER, recorded=True)
         n_train, total_steps = len(groups[0].train), steps_per_epoch * recipe.epochs
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
-        rates = [recipe.learning_rate_at(step, total_steps) for step in range(total_steps)]
-        self.rates = torch.tensor(rates, device=device)
+        self.rates = torch.tensor([recipe.learning_rate_at(i, total_steps) for i in range(total_steps)], device=device)
         self.step_number = torch.zeros(1, dtype=torch.int64, device=device)
         shape = (steps_per_epoch, len(groups), min(recipe.batch_size, n_train))
         self.orders = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -105,7 +101,7 @@ class Stack:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def state(self, k: int) -> State:
-        """Copy network k's weights and buffers to the CPU, named as in a `CNN2`."""
+        """Copy network k's weights and buffers to the CPU."""
         tensors = self.network.state_dict().items()
         return {name: (t.chunk(self.k)[k] if t.ndim else t).cpu().clone() for name, t in tensors}
 
@@ -125,7 +121,7 @@ class Stack:
 
     def _step_on_cuda(self, number: int) -> None:
         current = torch.cuda.current_stream(self.device)
-        if number < STEPS_BEFORE_RECORDING:  # on a separate stream, as torch requires before recording
+        if number < 3:  # allocates memory and the optimizer's state, on a separate stream as torch requires
             stream = torch.cuda.Stream(self.device)
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
@@ -141,7 +137,6 @@ class Stack:
         self.graph.replay()
 
     def _step(self) -> None:
-        """Run one step of every network; the step's number is read on the device."""
         in_epoch = self.step_number % self.steps_per_epoch
         for group in self.optimizer.param_groups:
             group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
@@ -187,8 +182,7 @@ class Stack:
 def stack_networks(groups: Sequence[Group], masks: Sequence[torch.Generator]) -> CNN2:
     """Join the K networks of all groups: images [n, K, 28, 28] -> logits [K, n, n_classes].
 
-    Its layers are a CNN2's, with their parameters and buffers along the first axis, those of a network together.
-    `masks` are the groups' generators of dropout masks, on the networks' device.
+    Parameters and buffers are joined along their first axis. `masks`: each group's generator of dropout masks.
     """
     networks = [network for group in groups for network in group.networks]
     stack, k, sizes = copy.deepcopy(networks[0]), len(networks), [len(group.networks) for group in groups]

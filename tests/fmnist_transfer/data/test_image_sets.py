@@ -9,8 +9,7 @@ from PIL import Image
 from torchvision.datasets import FakeData
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from fmnist_transfer.data.examples import half_of
-from fmnist_transfer.data.image_sets import examples_of
+from fmnist_transfer.data.examples import examples_of, half_of
 from fmnist_transfer.errors import DataError
 
 RNG = np.random.default_rng(0)
