@@ -1,8 +1,4 @@
-"""Locations of the store and the study, the form of their URIs, and their databases: created whole, recognised, mended.
-
-MLflow and Optuna would add their tables to a foreign database. They report outdated schemas themselves. Imports no
-mlflow.
-"""
+"""Locations of the store and the study, and their databases: created whole, recognised, mended. Imports no mlflow."""
 
 import contextlib
 import hashlib
@@ -83,7 +79,7 @@ def store_uri(given: str | None) -> str:
 
 
 class Schema(NamedTuple):
-    """The table by which a product's database is recognised."""
+    """The table by which a product's database is recognised; MLflow and Optuna would add tables to a foreign one."""
 
     product: str
     table: str
@@ -98,8 +94,8 @@ class Schema(NamedTuple):
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
     """Check that the database is the product's, and create a missing file or missing tables by `create(uri)`.
 
-    Raises StoreError, or the driver's error, and then leaves the database unchanged. If not `may_write`, creates
-    nothing and writes no probe, but raises NoStoreError if there is no database yet.
+    Raises StoreError or the driver's error, and then leaves the database unchanged; NoStoreError if it must be created
+    but not `may_write`.
     """
     if (file := sqlite_path(uri)) is None:
         _open_on_server(uri, schema, create, may_write=may_write)
@@ -161,10 +157,7 @@ def table_names(uri: str) -> set[str]:
 
 
 def create_once(database: Path, create: Callable[[str], None]) -> None:
-    """Create a sqlite file by `create(temporary uri)` under a lock, and rename it into place when complete.
-
-    Racing or killed processes leave either no file or a complete one.
-    """
+    """Create a sqlite file, by `create(temporary uri)` and a rename: killed processes leave none or a complete one."""
     import filelock
 
     if database.exists():
@@ -188,8 +181,7 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
 def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
     """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
 
-    Raises StoreError if a repair is needed, but not `may_write`, or the store is a copy (the original's artifacts still
-    exist), but not `mend_copy`.
+    Raises StoreError if that is needed but not `may_write`, or the original still exists but not `mend_copy`.
     """
     here = database.parent / ARTIFACTS
     for former in _former_places(database):

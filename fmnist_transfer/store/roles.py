@@ -33,7 +33,7 @@ class Role(StrEnum):
 
 
 class View(StrEnum):
-    """A saved view of an experiment's runs, in the UI's menu `Views`."""
+    """Saved views of an experiment's runs, in the UI's menu `Views`."""
 
     TRIALS = "trials"
     RETRAINED = "retrained"

@@ -1,10 +1,4 @@
-"""An open tracking store: create, log, find and end runs. `registry` adds models.
-
-store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
-run_id = store.start(TRANSFER, "sweep", params={...})
-with store.ending(run_id):                   # FINISHED, FAILED or KILLED
-    store.log(run_id, metrics=[("val_loss", 0.2, 5)])
-"""
+"""An open tracking store: create, log, find and end runs. `registry` adds models."""
 
 import contextlib
 import hashlib
@@ -23,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.store.links import INLINE_DPI, experiment_tags
+from fmnist_transfer.store.links import experiment_tags
 from fmnist_transfer.store.lock import Owner, provenance
 from fmnist_transfer.store.places import ARTIFACTS, SQLITE
 from fmnist_transfer.store.retry import RetryPolicy
@@ -38,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
-DPI = 150
+DPI, INLINE_DPI = 150, 60  # the UI shows pictures in descriptions at their natural size
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, Any] | None  # or params; values are written by str()
 OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's
@@ -49,20 +43,15 @@ class Store:
     """An open tracking store, created by `open_store`."""
 
     uri: str
-    folder: Path
-    """Folder of the database, where the study database is by default."""
-    client: MlflowClient
-    """Client whose calls are retried with `retry`."""
-    once: MlflowClient
-    """The same without retries, for calls that must not be repeated."""
+    folder: Path  # of the database, where the study database is by default
+    client: MlflowClient  # its calls are retried with `retry`
+    once: MlflowClient  # the same without retries, for calls that must not be repeated
     retry: RetryPolicy
-    is_asked_for: bool = False
-    """True if a flag named the store; a command without that flag would use another."""
+    is_asked_for: bool = False  # a flag named the store; a command without that flag would use another
     _experiments: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
-        """Return whether other machines may use the store."""
         return not self.uri.startswith(SQLITE)
 
     @property
@@ -157,7 +146,7 @@ class Store:
     def log_figures(
         self, run_id: str, draw: Callable[[], Mapping[str, "Figure"]], small: tuple[str, str] = ("", "")
     ) -> bool:
-        """Draw figures in matplotlib's default style, not the user's, and log them by `draw`'s artifact paths (.png).
+        """Log `draw()`'s figures by artifact path (.png), in matplotlib's default style, not the user's.
 
         `small` is one of these paths and that of its small copy for descriptions. Returns whether it was drawn.
         """
@@ -201,7 +190,6 @@ class Store:
         self.end(run_id)
 
     def get(self, run_id: str) -> Run | None:
-        """The run; None if no run has this id."""
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
