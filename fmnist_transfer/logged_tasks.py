@@ -26,8 +26,6 @@ WORK_KEY = "work_key"  # tag: equal for trainings with equal settings
 
 
 class TaskLog(Protocol[Task_contra]):
-    """Log of one kind of task."""
-
     def name(self, task: Task_contra) -> str: ...
 
     def begin(self, task: Task_contra) -> None: ...
@@ -86,17 +84,15 @@ def run_logged(
 
 
 class Training(NamedTuple):
-    """A task described as a run; `key` is its tag `work_key`."""
+    """A task described as a run."""
 
     name: str
     params: dict[str, Any]
-    key: str
+    key: str  # the tag `work_key`
     epochs: int
 
 
 class Trained(NamedTuple):
-    """Run id and scores of a finished training."""
-
     run_id: str
     val_accuracy: float
     test_accuracy: float

@@ -50,7 +50,7 @@ class SavedView(NamedTuple):
     def state(self) -> dict[str, Any]:
         """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
         columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
-        state = {"selectedColumns": columns, "searchFilter": condition}
+        state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": condition}
         state |= {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
         keys = [{"mode": "param", "groupByData": name} for name in self.groups]
         return state | ({"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {})

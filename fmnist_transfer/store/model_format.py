@@ -77,7 +77,6 @@ def write_files(model: TrainedModel, folder: Path) -> tuple[list[Path], dict[str
 
 
 def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
-    """Weights and buffers in the safetensors format."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
 
 

@@ -23,12 +23,10 @@ ARTIFACTS = "artifacts"  # the folder beside the database
 POSTGRESQL = "postgresql"  # followed by :// or +driver://
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
 PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
-LOCATIONS = {  # table -> columns of MLflow that hold absolute artifact paths
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("storage_location", "source"),
-}
+LOCATIONS = (  # tables and columns of MLflow that hold absolute artifact paths
+    "experiments.artifact_location runs.artifact_uri logged_models.artifact_location model_versions.storage_location "
+    "model_versions.source"
+)
 
 
 def without_user(uri: str) -> str:
@@ -195,10 +193,9 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
             raise StoreError(f"{database.parent} was moved from {original.parent}; repair it without --dry-run")
         n, prefix = 0, f"{former}/"
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-            for table, columns in LOCATIONS.items():
-                for column in columns:
-                    change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-                    n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
+            for table, column in (location.split(".") for location in LOCATIONS.split()):
+                change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
         warn(f"this store was moved from {original.parent}: {n} artifact paths now point to {here}")
 
 

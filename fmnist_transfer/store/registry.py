@@ -45,7 +45,6 @@ def register(
     network.load_state_dict(model.state)
     network.eval()  # a module exported in training mode would always apply its dropout
     images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-    logits = np.zeros((2, model.spec.n_classes), np.float32)
     params = _texts(settings_params(model.spec, model.recipe) | {"split": model.split})
     experiment_id = store.client.get_run(run_id).info.experiment_id
     for half_made in _half_made(store, experiment_id, run_id, name):
@@ -62,7 +61,7 @@ def register(
             name=name,
             model_id=logged.model_id,
             run_id=run_id,
-            signature=infer_signature(images, logits),
+            signature=infer_signature(images, np.zeros((2, model.spec.n_classes), np.float32)),
             input_example=images,
             serialization_format="pt2",
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],

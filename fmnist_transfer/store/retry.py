@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import random
 import sqlite3
 import time
@@ -58,12 +59,10 @@ class RetryPolicy:
 
     def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
         """Call `create()`; before a retry, look with `find()` whether only the response of the last try was lost."""
-        is_retry = False
+        attempts = itertools.count()
 
         def attempt() -> T:
-            nonlocal is_retry
-            existing = find() if is_retry else None
-            is_retry = True
+            existing = find() if next(attempts) else None
             return create() if existing is None else existing
 
         return self.call(attempt)
@@ -82,8 +81,6 @@ class RetryPolicy:
 
 
 class RetryingClient:
-    """Wrap a client so that each method call is retried."""
-
     def __init__(self, client: Any, retry: RetryPolicy):
         self._client, self._retry = client, retry
 

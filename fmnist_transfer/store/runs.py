@@ -128,37 +128,32 @@ class Store:
             self.client.log_inputs(run_id, inputs)
 
     def log_hosts(self, run_id: str, hosts: Iterable[str], noun: str) -> None:
-        """Tag a parent run with the number of children per host; `hosts` has one host name per child."""
+        """Tag a parent run with the number of children per host; `hosts` has one name per child."""
         counts = sorted(Counter(hosts).items())
         self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {noun}" for host, n in counts)})
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the run's description (Markdown) unless the user has changed it."""
         tags = self.client.get_run(run_id).data.tags
-        digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
         present = tags.get(NOTE, "")
         if not present or hashlib.sha256(present.encode()).hexdigest() == tags.get(OUR_NOTE):
-            self.log(run_id, tags={NOTE: text, OUR_NOTE: digest})
+            self.log(run_id, tags={NOTE: text, OUR_NOTE: hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()})
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)
 
     def log_figures(
-        self, run_id: str, draw: Callable[[], Mapping[str, "Figure"]], small: tuple[str, str] = ("", "")
-    ) -> bool:
-        """Log `draw()`'s figures by artifact path (.png), in matplotlib's default style, not the user's.
-
-        `small` is one of these paths and that of its small copy for descriptions. Returns whether it was drawn.
-        """
+        self, run_id: str, draw: "Callable[[], Mapping[str, Figure]]", small: tuple[str, str] = ("", "")
+    ) -> None:
+        """Log `draw()`'s figures by artifact path (.png); `small` is one of these and the path of its small copy."""
         import matplotlib.style  # imported late, so as not to delay the first training
 
-        with matplotlib.style.context("default"):
+        with matplotlib.style.context("default"):  # not the user's style
             figures = draw()
             for path, figure in figures.items():
                 self.client.log_figure(run_id, figure, path, save_kwargs={"dpi": DPI})
             if small[0] in figures:
                 self.client.log_figure(run_id, figures[small[0]], small[1], save_kwargs={"dpi": INLINE_DPI})
-        return small[0] in figures
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
         """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
@@ -203,8 +198,7 @@ class Store:
             return []
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
-        runs: list[Run] = []
-        token = None
+        runs, token = list[Run](), None
         while True:
             page = self.client.search_runs([experiment_id], " and ".join(conditions), page_token=token)
             runs += page
