@@ -34,24 +34,24 @@ def open_parent(
     one gets missing `params`. Raises BusyError if a driver on another machine has it, unless that is known to be gone
     (`take_over`), or starts it at the same moment.
     """
-    if parents := _earliest_first(find()):
+
+    def earliest_first() -> list[Run]:
+        return sorted(find(), key=lambda run: (run.info.start_time, run.info.run_id))
+
+    if parents := earliest_first():
         check_owner(store.is_shared, parents[0], noun, take_over=take_over)
         store.reopen(parents[0], params)
         return parents[0]
     run_id = start()
     deadline = time.monotonic() + GIVE_WAY_SECONDS
     # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
-    while len(parents := _earliest_first(find())) > 1:
+    while len(parents := earliest_first()) > 1:
         if parents[0].info.run_id != run_id or time.monotonic() > deadline:
             store.client.delete_run(run_id)
             theirs = next(run.info.run_id for run in parents if run.info.run_id != run_id)
             raise BusyError(f"another machine started this {noun} at the same moment: run {theirs}")
         time.sleep(0.5)
     return store.client.get_run(run_id)
-
-
-def _earliest_first(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:

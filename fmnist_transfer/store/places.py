@@ -92,8 +92,8 @@ class Schema(NamedTuple):
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
     """Check that the database is the product's, and create a missing file or missing tables by `create(uri)`.
 
-    Raises StoreError or the driver's error, and then leaves the database unchanged; NoStoreError if it must be created
-    but not `may_write`.
+    Raises StoreError or the driver's error, and then leaves the database unchanged. If not `may_write`, writes nothing,
+    but raises NoStoreError if there is no database yet.
     """
     if (file := sqlite_path(uri)) is None:
         _open_on_server(uri, schema, create, may_write=may_write)
@@ -155,7 +155,7 @@ def table_names(uri: str) -> set[str]:
 
 
 def create_once(database: Path, create: Callable[[str], None]) -> None:
-    """Create a sqlite file, by `create(temporary uri)` and a rename: killed processes leave none or a complete one."""
+    """Create a sqlite file under a lock, by `create(temporary uri)` and a rename: it is complete or not there."""
     import filelock
 
     if database.exists():
@@ -179,7 +179,7 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
 def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
     """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
 
-    Raises StoreError if that is needed but not `may_write`, or the original still exists but not `mend_copy`.
+    Raises StoreError if that needs `may_write` or, because the original's artifacts still exist, `mend_copy`.
     """
     here = database.parent / ARTIFACTS
     for former in _former_places(database):
