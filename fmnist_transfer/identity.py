@@ -22,9 +22,6 @@ def identity(*, device: str, **facts: Any) -> Identity:
 
     Git commit, host and number of workers are left out: results do not depend on them.
     """
-    everything = facts | {
-        "numerics_version": NUMERICS_VERSION,
-        "torch": ".".join(torch.__version__.split(".")[:2]),
-        "device": torch.device(device).type,
-    }
+    release = ".".join(torch.__version__.split(".")[:2])
+    everything = facts | {"numerics_version": NUMERICS_VERSION, "torch": release, "device": torch.device(device).type}
     return Identity(everything, hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16])

@@ -1,7 +1,6 @@
-"""Run tasks on workers and log each as it ends: trials, re-trainings, source networks and cells.
+"""Run tasks on workers and log each as it ends. Only this process writes to the store.
 
-Only this process writes to the store. If the store is lost, running tasks are stopped and their results dropped; the
-same command trains them again, with equal weights.
+If the store is lost, running tasks are stopped and their results dropped; the same command trains them again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +26,6 @@ WORK_KEY = "work_key"  # tag: equal for trainings with equal settings
 
 
 class TaskLog(Protocol[Task_contra]):
-    """Log of one kind of task."""
-
     def name(self, task: Task_contra) -> str: ...
 
     def begin(self, task: Task_contra) -> None: ...
@@ -39,8 +36,7 @@ class TaskLog(Protocol[Task_contra]):
     def end(self, outcome: Outcome[Any, Any]) -> str | None:
         """Log the outcome. Returns a note for the progress; None if a later command must do the task again."""
 
-    def close(self) -> None:
-        """End all open runs."""
+    def close(self) -> None: ...
 
 
 def run_logged(
@@ -63,23 +59,17 @@ def run_logged(
         with outage.held():
             yield from tasks
 
-    def begin(task: Task) -> None:
-        with outage.held():
-            log.begin(task)
-
+    @outage.held()
     def report(task: Task, news: Any) -> None:
-        with outage.held():
-            progress.working(task, *log.report(task, news))
+        progress.working(task, *log.report(task, news))
 
     def lost(task: Task, reason: str) -> None:
         say(f"{log.name(task)}: {reason}; retrying it once")
 
+    begin, end = outage.held()(log.begin), outage.held()(log.end)
     try:
         for outcome in workers.run(function, shared, guarded(), on_start=begin, on_report=report, on_lost=lost):
-            note = None
-            with outage.held():
-                note = log.end(outcome)
-            if note is None:
+            if (note := end(outcome)) is None:
                 progress.abandoned(outcome.task)
             else:
                 progress.finished(outcome.task, note)
@@ -94,17 +84,15 @@ def run_logged(
 
 
 class Training(NamedTuple):
-    """A task described as a run; `key` is its tag `work_key`."""
+    """A task described as a run."""
 
     name: str
     params: dict[str, Any]
-    key: str
+    key: str  # the tag `work_key`
     epochs: int
 
 
 class Trained(NamedTuple):
-    """Run id and scores of a finished training."""
-
     run_id: str
     val_accuracy: float
     test_accuracy: float
@@ -112,10 +100,7 @@ class Trained(NamedTuple):
 
 
 class TrainedNetworks(Generic[Key]):
-    """A `TaskLog` for the networks of one role below a parent run, whose lock the caller holds.
-
-    `training` describes a task as a run.
-    """
+    """A `TaskLog` for the networks of one role below a parent run, whose lock the caller holds."""
 
     def __init__(
         self, store: Store, experiment: str, parent: str, role: Role, *, half: Half, training: Callable[[Key], Training]

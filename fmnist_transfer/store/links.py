@@ -1,7 +1,4 @@
-"""Pages of MLflow's UI, as relative links that work on every server; descriptions and saved views of the experiments.
-
-Imports no mlflow.
-"""
+"""Pages of MLflow's UI as relative links, and the experiments' descriptions and saved views. Imports no mlflow."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,14 +6,13 @@ from urllib.parse import quote
 
 from fmnist_transfer.store.roles import BENCHMARK, KIND, NOTE, TRANSFER, TUNING, VIEW_TAG, Role, View
 
-TRAINING_PAGES = "workflowType=machine_learning"  # the UI's other workflow type is for language models
-INLINE_DPI = 60  # the UI shows pictures in descriptions at their natural size
-
 
 def experiment_page(experiment_id: str, view: str = "") -> str:
     """The experiment's runs, in one of its saved views."""
     share = f"viewStateShareKey={view}&" if view else ""
-    return f"#/experiments/{experiment_id}/runs?{share}{TRAINING_PAGES}"
+    return (
+        f"#/experiments/{experiment_id}/runs?{share}workflowType=machine_learning"  # the other is for language models
+    )
 
 
 def run_page(experiment_id: str, run_id: str, artifact: str = "") -> str:
@@ -41,7 +37,7 @@ def picture(run_id: str, artifact: str, caption: str) -> str:
 
 
 class SavedView(NamedTuple):
-    """A table of the runs of one role: its columns, and the one that sorts it."""
+    """A table of the runs of one role: its columns, the one that sorts it, and the params by which means are shown."""
 
     title: str
     role: Role
@@ -49,16 +45,15 @@ class SavedView(NamedTuple):
     order: str = "attributes.start_time"
     is_ascending: bool = False
     groups: tuple[str, ...] = ()
-    """Params by which the UI groups the runs, showing means."""
 
     @property
     def state(self) -> dict[str, Any]:
         """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
-        keys = [{"mode": "param", "groupByData": name} for name in self.groups]
-        grouped = {"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {}
         columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
-        order = {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
-        return {"selectedColumns": columns, "searchFilter": condition} | order | grouped
+        state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": condition}
+        state |= {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
+        keys = [{"mode": "param", "groupByData": name} for name in self.groups]
+        return state | ({"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {})
 
 
 def _quoted(column: str) -> str:
@@ -67,28 +62,29 @@ def _quoted(column: str) -> str:
     return column if kind == "attributes" else f"{kind}.`{name}`"
 
 
-CELL_COLUMNS = (
+# Columns of the views.
+CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
     "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy"
 )
-TRIAL_COLUMNS = (
+TRIALS = (
     "metrics.val_accuracy metrics.seconds params.recipe.learning_rate params.recipe.optimizer params.recipe.batch_size "
     "params.recipe.schedule params.spec.channels params.spec.convs_per_block params.spec.kernel_size "
     "params.spec.normalisation"
 )
-RETRAINED_ORDER = "metrics.final/val_accuracy"
-RETRAINED_COLUMNS = f"params.replicate {RETRAINED_ORDER} metrics.test/accuracy metrics.cost/seconds"
-SWEEP_COLUMNS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
-MEANS, GROUPS = "Means by init and percent", ("init", "percent")
+RETRAINED = "params.replicate metrics.final/val_accuracy metrics.test/accuracy metrics.cost/seconds"
+SWEEPS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
 VIEWS: dict[str, dict[str, SavedView]] = {
     TUNING: {
-        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIAL_COLUMNS, "metrics.val_accuracy"),
-        View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED_COLUMNS, RETRAINED_ORDER),
+        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIALS, "metrics.val_accuracy"),
+        View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED, "metrics.final/val_accuracy"),
     },
     TRANSFER: {
-        View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEP_COLUMNS),
-        View.CELLS: SavedView("Cells by percent", Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True),
-        View.MEANS: SavedView(MEANS, Role.CELL, CELL_COLUMNS, "params.percent", is_ascending=True, groups=GROUPS),
+        View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEPS),
+        View.CELLS: SavedView("Cells by percent", Role.CELL, CELLS, "params.percent", True),
+        View.MEANS: SavedView(
+            "Means by init and percent", Role.CELL, CELLS, "params.percent", True, ("init", "percent")
+        ),
     },
 }
 NOTES = {
@@ -107,7 +103,7 @@ NOTES = {
 
 
 def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:
-    """Tags of one of the three experiments: its kind, description and saved views."""
+    """Kind, description and saved views of one of the three experiments."""
     links, tags = [], {KIND: "custom_model_development", NOTE: NOTES[name]}
     for key, view in VIEWS.get(name, {}).items():
         links.append(f"[{view.title}]({experiment_page(experiment_id, key)})")

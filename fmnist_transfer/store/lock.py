@@ -1,4 +1,4 @@
-"""The process that made a run; and one driver per sweep or study on this machine, by a lock that ends with it."""
+"""The process that made a run, and locks: one driver per sweep or study on this machine."""
 
 import contextlib
 import functools
@@ -15,13 +15,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import filelock
+import platformdirs
+import psutil
 
 from fmnist_transfer.errors import BusyError, StoreError, write_problem
 from fmnist_transfer.store.places import PROJECT, short_name, sqlite_path
-
-if TYPE_CHECKING:
-    import psutil
 
 SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
 MACHINE_ID, BOOT_ID = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")
@@ -34,19 +35,14 @@ class Owner:
     """A process, identified by its PID and, since PIDs are reused, its start. Empty and 0 mean unknown."""
 
     host: str
-    machine: str
-    """Id of the machine, since host names are not unique."""
+    machine: str  # an id, since host names are not unique
     pid: int
-    boot: str
-    """Boot id and PID namespace (each container has its own)."""
-    started: float
-    """Seconds after the boot, which do not change if the clock is set."""
+    boot: str  # boot id and PID namespace (each container has its own)
+    started: float  # seconds after the boot, which do not change if the clock is set
 
     @classmethod
     @functools.cache
     def this_process(cls) -> Self:
-        import psutil
-
         return cls(socket.gethostname(), _machine(), os.getpid(), _boot(), _started(psutil.Process()))
 
     @classmethod
@@ -64,8 +60,6 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Return whether the process has certainly ended; always False for another machine."""
-        import psutil
-
         if not self.is_of_this_machine():
             return False
         if self.boot != _boot():
@@ -97,9 +91,7 @@ def _boot() -> str:
     return f"{BOOT_ID.read_text().strip()} {PIDS.readlink().name}" if BOOT_ID.exists() else ""
 
 
-def _started(process: "psutil.Process") -> float:
-    import psutil
-
+def _started(process: psutil.Process) -> float:
     return round(process.create_time() - psutil.boot_time(), 2)
 
 
@@ -134,12 +126,7 @@ def git_tags(checkout: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold this machine's lock for `key` in the store at `uri` until the block ends or this process dies.
-
-    Raises BusyError, which names the `noun` and the other process, if that keeps the lock for `wait_seconds`.
-    """
-    import filelock
-
+    """Hold the store's lock `key` until the block ends or this process dies. Raises BusyError after `wait_seconds`."""
     folder = locks_folder(uri)
     owner = folder / f"{key}.owner"
     lock = filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds)
@@ -163,7 +150,6 @@ def busy(noun: str, driver: str) -> BusyError:
 
 
 def _read(file: Path) -> str:
-    """Describe the process that holds the lock."""
     try:
         fields = json.loads(file.read_text())
         return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
@@ -173,12 +159,7 @@ def _read(file: Path) -> str:
 
 @functools.cache
 def locks_folder(uri: str) -> Path:
-    """The folder of locks: beside a sqlite file; for a server, in the user's state or else in the temporary files.
-
-    Creates it. Raises StoreError if it cannot be written.
-    """
-    import platformdirs
-
+    """Make the folder of locks: beside a sqlite file; for a server, in the user's state or else in temporary files."""
     if (database := sqlite_path(uri)) is not None:
         places = [database.parent / "locks"]
         problem = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"

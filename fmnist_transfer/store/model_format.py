@@ -1,7 +1,4 @@
-"""The two files of a stored model, `weights.safetensors` and `cnn2.json` (its spec), checked when read.
-
-Nothing is ever unpickled, imported or run.
-"""
+"""The two files of a stored model, weights and spec, checked when read; nothing is unpickled, imported or run."""
 
 import hashlib
 import json
@@ -35,28 +32,13 @@ MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained network, as a search hands it to a sweep."""
+    """A network trained on `split.source`, as a search hands it to a sweep."""
 
     spec: CNN2Spec
     recipe: Recipe
     split: Split
-    """The network was trained on `split.source`."""
     state: dict[str, torch.Tensor]
-    facts: dict[str, Any]
-    """Origin and quality (study, scores, seed, data sha256) as plain JSON."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "spec": self.spec.to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "split": str(self.split),
-            "source_classes": list(self.split.source),
-            "pixel_mean": PIXEL_MEAN,
-            "pixel_std": PIXEL_STD,
-            "weights_digest": weights_digest(self.state),
-            "facts": self.facts,
-        }
+    facts: dict[str, Any]  # origin and quality (study, scores, seed, data sha256) as plain JSON
 
 
 @dataclass(frozen=True)
@@ -66,8 +48,7 @@ class PinnedModel:
     asked: str
     name: str
     version: str
-    location: str
-    """URI of its artifacts."""
+    location: str  # URI of its artifacts
     model_id: str
 
     @property
@@ -78,14 +59,24 @@ class PinnedModel:
 def write_files(model: TrainedModel, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Write the two files; return their paths, and the content of `cnn2.json`."""
     weights, spec, packed = folder / WEIGHTS_FILE, folder / SPEC_FILE, pack_weights(model.state)
-    content = model.to_dict() | {"weights_sha256": hashlib.sha256(packed).hexdigest()}
+    content = {
+        "format": FORMAT,
+        "spec": model.spec.to_dict(),
+        "recipe": model.recipe.to_dict(),
+        "split": str(model.split),
+        "source_classes": list(model.split.source),
+        "pixel_mean": PIXEL_MEAN,
+        "pixel_std": PIXEL_STD,
+        "weights_digest": weights_digest(model.state),
+        "facts": model.facts,
+        "weights_sha256": hashlib.sha256(packed).hexdigest(),
+    }
     weights.write_bytes(packed)
     spec.write_text(json.dumps(content, indent=2))
     return [weights, spec], content
 
 
 def pack_weights(state: Mapping[str, torch.Tensor]) -> bytes:
-    """Weights and buffers in the safetensors format."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
@@ -111,10 +102,7 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
 
 
 def load(store: Store, model: PinnedModel) -> TrainedModel:
-    """Read the model's two files, and check size, digests, names, shapes, types and finiteness.
-
-    Raises ModelError for anything that `registry.register` would not write.
-    """
+    """Read the model's two files. Raises ModelError for anything that `registry.register` would not write."""
     location, name = model.location, model.pinned
     text = _fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name)
     weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
@@ -136,13 +124,6 @@ def load(store: Store, model: PinnedModel) -> TrainedModel:
 
 def _foreign(name: str, error: Exception) -> ModelError:
     return ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}")
-
-
-def list_files(store: Store, location: str) -> list[str]:
-    """The paths of a model's files, those of its extra files too."""
-    repository = get_artifact_repository(location, store.uri)
-    folders = (None, FILES_FOLDER)
-    return [str(file.path) for folder in folders for file in store.retry.call(repository.list_artifacts, folder)]
 
 
 def _fetch(store: Store, location: str, path: str, name: str) -> bytes:

@@ -1,7 +1,6 @@
 """Runs that a driver keeps open: the parent of a sweep or a search, and those of its tasks.
 
-Where machines share a store, the parent's tags refuse a second driver, as `lock.locked` does on one machine. Limit: two
-machines that reopen a stopped parent in the same second both succeed.
+Where machines share a store, the parent's tags refuse a second driver, unless both reopen it in the same second.
 """
 
 import contextlib
@@ -32,17 +31,21 @@ def open_parent(
     """Make the parent run RUNNING with this process as its driver, and return it. The caller holds `locked`.
 
     `find` returns the active parents of this work, of which the earliest counts, and `start` starts one. A reopened
-    one gets the `params` that its driver has not logged. Raises BusyError if a driver on another machine has it or
-    starts it at the same moment, unless `take_over` says that this machine is known to be gone.
+    one gets missing `params`. Raises BusyError if a driver on another machine has it, unless that is known to be gone
+    (`take_over`), or starts it at the same moment.
     """
-    if parents := _earliest_first(find()):
+
+    def earliest_first() -> list[Run]:
+        return sorted(find(), key=lambda run: (run.info.start_time, run.info.run_id))
+
+    if parents := earliest_first():
         check_owner(store.is_shared, parents[0], noun, take_over=take_over)
         store.reopen(parents[0], params)
         return parents[0]
     run_id = start()
     deadline = time.monotonic() + GIVE_WAY_SECONDS
     # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
-    while len(parents := _earliest_first(find())) > 1:
+    while len(parents := earliest_first()) > 1:
         if parents[0].info.run_id != run_id or time.monotonic() > deadline:
             store.client.delete_run(run_id)
             theirs = next(run.info.run_id for run in parents if run.info.run_id != run_id)
@@ -51,15 +54,9 @@ def open_parent(
     return store.client.get_run(run_id)
 
 
-def _earliest_first(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
-
-
 def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
-    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`.
-
-    If only this machine uses the store, that suffices: a RUNNING run belongs to a dead driver.
-    """
+    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`."""
+    # If only this machine uses the store, that lock suffices: a RUNNING run belongs to a dead driver.
     owner = Owner.from_tags(run.data.tags)
     if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
         return
@@ -85,17 +82,15 @@ class OpenRuns(Generic[Key]):
                 self._store.end(run.info.run_id, "KILLED")
 
     def begin(self, key: Key, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Create a RUNNING run."""
         tags = {"role": self._role, "parent": self._parent, **tags}
-        run_id = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=tags)
-        self._open[key] = run_id
-        self._store.log_data(run_id, self._half, self._half_role)
+        self._open[key] = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=tags)
+        self._store.log_data(self._open[key], self._half, self._half_role)
 
     def end(
         self, key: Key, status: Status, *, metrics: Sequence[MetricRow] = (), tags: Tags = None, files: Files = None
     ) -> str:
         """Log the rest and end the run. Returns its id; empty if never begun, or deleted."""
-        if (run_id := self._open.pop(key, "")) == "":
+        if not (run_id := self._open.pop(key, "")):
             return ""
         try:
             with tempfile.TemporaryDirectory() as folder:

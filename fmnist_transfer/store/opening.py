@@ -1,11 +1,10 @@
 """Open a tracking store: a sqlite file (created if missing), a server or a database.
 
-Opening changes no setting of the process. MLflow's HTTP client repeats requests, which can make a second run; commands
-turn that off (`terminal.process`), and another program does so by `MLFLOW_HTTP_REQUEST_MAX_RETRIES=0`.
+MLflow's HTTP client repeats requests, which can make a second run. Commands turn that off (`terminal.process`); another
+program can by `MLFLOW_HTTP_REQUEST_MAX_RETRIES=0`.
 """
 
 import contextlib
-import functools
 import os
 import re
 import secrets
@@ -54,7 +53,12 @@ def open_store(
     elif not uri.startswith((places.POSTGRESQL, "mysql", "mssql")):
         raise StoreError(f"{masked(uri)} is no tracking store: give sqlite:////FILE.db, postgresql:// or http://")
     artifacts = (folder / places.ARTIFACTS).as_uri()
-    create = functools.partial(_create_tables, artifacts=artifacts)
+
+    def create(uri: str) -> None:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        SqlAlchemyStore(uri, artifacts).engine.dispose()
+
     try:
         if database is not None or uri.startswith(places.POSTGRESQL):
             retry.call(places.open_database, uri, SCHEMA, create, may_write=may_write)
@@ -90,12 +94,6 @@ def _client(uri: str, artifacts: str) -> MlflowClient:
         os.environ |= before
 
 
-def _create_tables(uri: str, artifacts: str) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    SqlAlchemyStore(uri, artifacts).engine.dispose()
-
-
 def _wait_for_server(uri: str) -> None:
     """Raise StoreError if no server answers within `HEALTH_SECONDS`, or if it is too old."""
     server, deadline = get_default_host_creds(uri), time.monotonic() + HEALTH_SECONDS
@@ -123,10 +121,7 @@ def _wait_for_server(uri: str) -> None:
 
 
 def check_artifacts(store: Store, experiment: str) -> None:
-    """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location.
-
-    With a server's `--no-serve-artifacts`, this machine must reach the location itself.
-    """
+    """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location."""
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
     probe = f"probe-{secrets.token_hex(4)}"
     retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)

@@ -1,8 +1,4 @@
-"""Locations of the store and the study, the form of their URIs, and their databases: created whole, recognised, mended.
-
-MLflow and Optuna would add their tables to a foreign database. They report outdated schemas themselves. Imports no
-mlflow.
-"""
+"""Locations of the store and the study, and their databases: created whole, recognised, mended. Imports no mlflow."""
 
 import contextlib
 import hashlib
@@ -27,12 +23,10 @@ ARTIFACTS = "artifacts"  # the folder beside the database
 POSTGRESQL = "postgresql"  # followed by :// or +driver://
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
 PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
-LOCATIONS = {  # table -> columns of MLflow that hold absolute artifact paths
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("storage_location", "source"),
-}
+LOCATIONS = (  # tables and columns of MLflow that hold absolute artifact paths
+    "experiments.artifact_location runs.artifact_uri logged_models.artifact_location model_versions.storage_location "
+    "model_versions.source"
+)
 
 
 def without_user(uri: str) -> str:
@@ -83,7 +77,7 @@ def store_uri(given: str | None) -> str:
 
 
 class Schema(NamedTuple):
-    """The table by which a product's database is recognised."""
+    """The table by which a product's database is recognised; MLflow and Optuna would add tables to a foreign one."""
 
     product: str
     table: str
@@ -98,8 +92,8 @@ class Schema(NamedTuple):
 def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool = True) -> None:
     """Check that the database is the product's, and create a missing file or missing tables by `create(uri)`.
 
-    Raises StoreError, or the driver's error, and then leaves the database unchanged. If not `may_write`, creates
-    nothing and writes no probe, but raises NoStoreError if there is no database yet.
+    Raises StoreError or the driver's error, and then leaves the database unchanged. If not `may_write`, writes nothing,
+    but raises NoStoreError if there is no database yet.
     """
     if (file := sqlite_path(uri)) is None:
         _open_on_server(uri, schema, create, may_write=may_write)
@@ -161,10 +155,7 @@ def table_names(uri: str) -> set[str]:
 
 
 def create_once(database: Path, create: Callable[[str], None]) -> None:
-    """Create a sqlite file by `create(temporary uri)` under a lock, and rename it into place when complete.
-
-    Racing or killed processes leave either no file or a complete one.
-    """
+    """Create a sqlite file under a lock, by `create(temporary uri)` and a rename: it is complete or not there."""
     import filelock
 
     if database.exists():
@@ -188,8 +179,7 @@ def create_once(database: Path, create: Callable[[str], None]) -> None:
 def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
     """If the store's folder was moved, point its runs to the artifacts beside its database, and print a note.
 
-    Raises StoreError if a repair is needed, but not `may_write`, or the store is a copy (the original's artifacts still
-    exist), but not `mend_copy`.
+    Raises StoreError if that needs `may_write` or, because the original's artifacts still exist, `mend_copy`.
     """
     here = database.parent / ARTIFACTS
     for former in _former_places(database):
@@ -203,10 +193,9 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
             raise StoreError(f"{database.parent} was moved from {original.parent}; repair it without --dry-run")
         n, prefix = 0, f"{former}/"
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-            for table, columns in LOCATIONS.items():
-                for column in columns:
-                    change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-                    n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
+            for table, column in (location.split(".") for location in LOCATIONS.split()):
+                change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
         warn(f"this store was moved from {original.parent}: {n} artifact paths now point to {here}")
 
 

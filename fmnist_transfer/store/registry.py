@@ -1,7 +1,4 @@
-"""Register, resolve, load and alias CNN2 models of MLflow's registry.
-
-    version = register(store, run_id, "cnn2", TrainedModel(...), tags={...}, description="...")
-    model = load(store, resolve(store, "models:/cnn2/best"))
+"""Register, resolve and alias CNN2 models of MLflow's registry.
 
 MLflow serves the logged `pt2` program; this package loads the files `weights.safetensors` and `cnn2.json` beside it.
 """
@@ -20,20 +17,13 @@ from mlflow.entities import LoggedModel, LoggedModelInput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.cnn2 import CNN2, IMAGE_SIZE
 from fmnist_transfer.store.links import experiment_page, run_page
-from fmnist_transfer.store.model_format import (
-    FILES_FOLDER,
-    WEIGHTS_FILE,
-    PinnedModel,
-    TrainedModel,
-    list_files,
-    load,
-    write_files,
-)
+from fmnist_transfer.store.model_format import FILES_FOLDER, WEIGHTS_FILE, PinnedModel, TrainedModel, load, write_files
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.retry import reason
 from fmnist_transfer.store.roles import TRANSFER, TUNING, settings_params
@@ -55,7 +45,6 @@ def register(
     network.load_state_dict(model.state)
     network.eval()  # a module exported in training mode would always apply its dropout
     images = np.zeros((2, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-    logits = np.zeros((2, model.spec.n_classes), np.float32)
     params = _texts(settings_params(model.spec, model.recipe) | {"split": model.split})
     experiment_id = store.client.get_run(run_id).info.experiment_id
     for half_made in _half_made(store, experiment_id, run_id, name):
@@ -72,7 +61,7 @@ def register(
             name=name,
             model_id=logged.model_id,
             run_id=run_id,
-            signature=infer_signature(images, logits),
+            signature=infer_signature(images, np.zeros((2, model.spec.n_classes), np.float32)),
             input_example=images,
             serialization_format="pt2",
             pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}", "numpy"],
@@ -80,9 +69,8 @@ def register(
             metadata=content,
         )
         if not has_model(store, name):
-            text = _description(store, name, model)
             with already_there():
-                store.client.create_registered_model(name, description=text)
+                store.client.create_registered_model(name, description=_description(store, name, model))
         source, model_id = f"models:/{logged.model_id}", logged.model_id
         return store.retry.create(
             lambda: next((v for v in versions_of(store, name) if model_id_of(v) == model_id), None),
@@ -138,7 +126,6 @@ def has_model(store: Store, name: str) -> bool:
 
 
 def best_version(store: Store, name: str) -> ModelVersion | None:
-    """The version that alias `best` of `name` points to; None if the model or the alias is missing."""
     if not has_model(store, name) or BEST not in store.client.get_registered_model(name).aliases:
         return None
     return store.client.get_model_version_by_alias(name, BEST)
@@ -149,15 +136,13 @@ def set_best(store: Store, version: ModelVersion) -> None:
 
 
 def is_gone(store: Store, version: ModelVersion) -> bool:
-    """Return whether the version's model was deleted for certain: it, all of its files, or the weights that we wrote.
-
-    A model that merely cannot be reached from here, or is not ours, is not gone.
-    """
+    """Return whether the version's model, all of its files or the weights that we wrote were deleted for certain."""
     if not (model_id := model_id_of(version)).startswith("m-"):  # it was registered from a run's artifacts
         return False
     try:
         location = str(store.client.get_logged_model(model_id).artifact_location)
-        files = list_files(store, location)
+        model = get_artifact_repository(location, store.uri)
+        files = [file.path for place in (None, FILES_FOLDER) for file in store.retry.call(model.list_artifacts, place)]
     except MlflowException as error:
         return error.error_code == "RESOURCE_DOES_NOT_EXIST"
     except OSError:
@@ -169,10 +154,9 @@ def is_gone(store: Store, version: ModelVersion) -> bool:
 
 
 def resolve(store: Store, uri: str) -> PinnedModel:
-    """Find the version that `uri` names and pin it. Raises ModelError, which lists the known models.
+    """Pin the version that `models:/NAME/VERSION`, `/ALIAS` (to MLflow a stage), `@ALIAS` or `/latest` names.
 
-    Takes `models:/NAME/VERSION`, `models:/NAME/ALIAS` (which MLflow itself reads as a stage), `models:/NAME@ALIAS` and
-    `models:/NAME/latest`.
+    Raises ModelError, which lists the known models.
     """
     scheme, _, rest = uri.partition(":/")
     name, _, last = rest.replace("@", "/", 1).partition("/")
@@ -207,7 +191,7 @@ def _known(store: Store) -> str:
 
 
 def note_sweep(store: Store, model: PinnedModel, run_id: str, name: str) -> None:
-    """Log the model as an input of the sweep's parent run, and name the sweep in the version's tags and description."""
+    """Log the model as an input of the sweep's run, and name the sweep in the version's tags and description."""
     store.client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
     try:
         store.client.set_model_version_tag(model.name, model.version, f"{SWEEP_TAG}{run_id}", name)

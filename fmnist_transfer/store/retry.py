@@ -1,11 +1,8 @@
-"""Retry calls of a store that may be unreachable for a while: print a note, retry, and finally give up.
-
-Retried are errors that may pass: no connection, a time-out, a server error, a locked or full database. All other errors
-are raised at once. Imports neither mlflow nor optuna.
-"""
+"""Retry calls of a store that may be unreachable for a while. Imports neither mlflow nor optuna."""
 
 import errno
 import functools
+import itertools
 import random
 import sqlite3
 import time
@@ -30,8 +27,7 @@ class RetryPolicy:
 
     timeout_seconds: float = TIMEOUT_SECONDS
     should_stop: Callable[[], bool] = lambda: False
-    gave_up: bool = field(default=False, init=False)
-    """After the first call that gave up, no call waits any more: the command is ending."""
+    gave_up: bool = field(default=False, init=False)  # after that no call waits any more: the command is ending
     _stopped_at: float | None = field(default=None, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -63,12 +59,10 @@ class RetryPolicy:
 
     def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
         """Call `create()`; before a retry, look with `find()` whether only the response of the last try was lost."""
-        is_retry = False
+        attempts = itertools.count()
 
         def attempt() -> T:
-            nonlocal is_retry
-            existing = find() if is_retry else None
-            is_retry = True
+            existing = find() if next(attempts) else None
             return create() if existing is None else existing
 
         return self.call(attempt)
@@ -81,15 +75,12 @@ class RetryPolicy:
         return is_late or self.gave_up or now - start >= self.timeout_seconds
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep; end early if `should_stop` changes."""
         end, stopped = time.monotonic() + seconds, self.should_stop()
         while time.monotonic() < end and self.should_stop() == stopped:
             time.sleep(0.05)
 
 
 class RetryingClient:
-    """Wrap a client so that each method call is retried."""
-
     def __init__(self, client: Any, retry: RetryPolicy):
         self._client, self._retry = client, retry
 
@@ -99,7 +90,7 @@ class RetryingClient:
 
 
 def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
-    """Classify an error: `passing` if a retry may succeed, `lasting` if not; None if it is not the store's error."""
+    """Classify an error: `passing` (no connection, locked, full ...), `lasting`, or None if it is not the store's."""
     import requests.exceptions as http
     import sqlalchemy.exc as sql
 
@@ -129,7 +120,6 @@ def reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -17,29 +17,9 @@ TEST_ACCURACY, SECONDS = "test/accuracy", "cost/seconds"
 NOTE, KIND = "mlflow.note.content", "mlflow.experimentKind"  # tags; the first is the description
 VIEW_TAG = "mlflow.sharedViewState."  # + name of a view: tag of an experiment
 MetricRow = tuple[str, float, int]  # key, value, step
-
-
-class Role(StrEnum):
-    """Values of a run's tag `role`."""
-
-    STUDY = "study"
-    TRIAL = "trial"
-    RETRAINED = "retrained"
-    SWEEP = "sweep"
-    SOURCE = "source"
-    CELL = "cell"
-    CURVE = "curve"
-    BENCHMARK = "benchmark"
-
-
-class View(StrEnum):
-    """A saved view of an experiment's runs, in the UI's menu `Views`."""
-
-    TRIALS = "trials"
-    RETRAINED = "retrained"
-    SWEEPS = "sweeps"
-    CELLS = "cells"
-    MEANS = "means"
+# Both have their names in lower case as values: a run's tag `role`, and the keys of the experiments' saved views.
+Role = StrEnum("Role", "STUDY TRIAL RETRAINED SWEEP SOURCE CELL CURVE BENCHMARK")
+View = StrEnum("View", "TRIALS RETRAINED SWEEPS CELLS MEANS")
 
 
 def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:

@@ -1,10 +1,4 @@
-"""An open tracking store: create, log, find and end runs. `registry` adds models.
-
-store = open_store(None)                     # the checkout's mlruns/, or MLFLOW_TRACKING_URI
-run_id = store.start(TRANSFER, "sweep", params={...})
-with store.ending(run_id):                   # FINISHED, FAILED or KILLED
-    store.log(run_id, metrics=[("val_loss", 0.2, 5)])
-"""
+"""An open tracking store: create, log, find and end runs. `registry` adds models."""
 
 import contextlib
 import hashlib
@@ -23,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from fmnist_transfer.errors import Interrupted, StoreError
-from fmnist_transfer.store.links import INLINE_DPI, experiment_tags
+from fmnist_transfer.store.links import experiment_tags
 from fmnist_transfer.store.lock import Owner, provenance
 from fmnist_transfer.store.places import ARTIFACTS, SQLITE
 from fmnist_transfer.store.retry import RetryPolicy
@@ -38,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
-DPI = 150
+DPI, INLINE_DPI = 150, 60  # the UI shows pictures in descriptions at their natural size
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, Any] | None  # or params; values are written by str()
 OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's
@@ -49,20 +43,15 @@ class Store:
     """An open tracking store, created by `open_store`."""
 
     uri: str
-    folder: Path
-    """Folder of the database, where the study database is by default."""
-    client: MlflowClient
-    """Client whose calls are retried with `retry`."""
-    once: MlflowClient
-    """The same without retries, for calls that must not be repeated."""
+    folder: Path  # of the database, where the study database is by default
+    client: MlflowClient  # its calls are retried with `retry`
+    once: MlflowClient  # the same without retries, for calls that must not be repeated
     retry: RetryPolicy
-    is_asked_for: bool = False
-    """True if a flag named the store; a command without that flag would use another."""
+    is_asked_for: bool = False  # a flag named the store; a command without that flag would use another
     _experiments: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
-        """Return whether other machines may use the store."""
         return not self.uri.startswith(SQLITE)
 
     @property
@@ -139,37 +128,32 @@ class Store:
             self.client.log_inputs(run_id, inputs)
 
     def log_hosts(self, run_id: str, hosts: Iterable[str], noun: str) -> None:
-        """Tag a parent run with the number of children per host; `hosts` has one host name per child."""
+        """Tag a parent run with the number of children per host; `hosts` has one name per child."""
         counts = sorted(Counter(hosts).items())
         self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {noun}" for host, n in counts)})
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the run's description (Markdown) unless the user has changed it."""
         tags = self.client.get_run(run_id).data.tags
-        digest = hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()
         present = tags.get(NOTE, "")
         if not present or hashlib.sha256(present.encode()).hexdigest() == tags.get(OUR_NOTE):
-            self.log(run_id, tags={NOTE: text, OUR_NOTE: digest})
+            self.log(run_id, tags={NOTE: text, OUR_NOTE: hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()})
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         self.client.log_text(run_id, text, path)
 
     def log_figures(
-        self, run_id: str, draw: Callable[[], Mapping[str, "Figure"]], small: tuple[str, str] = ("", "")
-    ) -> bool:
-        """Draw figures in matplotlib's default style, not the user's, and log them by `draw`'s artifact paths (.png).
-
-        `small` is one of these paths and that of its small copy for descriptions. Returns whether it was drawn.
-        """
+        self, run_id: str, draw: "Callable[[], Mapping[str, Figure]]", small: tuple[str, str] = ("", "")
+    ) -> None:
+        """Log `draw()`'s figures by artifact path (.png); `small` is one of these and the path of its small copy."""
         import matplotlib.style  # imported late, so as not to delay the first training
 
-        with matplotlib.style.context("default"):
+        with matplotlib.style.context("default"):  # not the user's style
             figures = draw()
             for path, figure in figures.items():
                 self.client.log_figure(run_id, figure, path, save_kwargs={"dpi": DPI})
             if small[0] in figures:
                 self.client.log_figure(run_id, figures[small[0]], small[1], save_kwargs={"dpi": INLINE_DPI})
-        return small[0] in figures
 
     def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
         """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
@@ -201,7 +185,6 @@ class Store:
         self.end(run_id)
 
     def get(self, run_id: str) -> Run | None:
-        """The run; None if no run has this id."""
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
@@ -215,8 +198,7 @@ class Store:
             return []
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
-        runs: list[Run] = []
-        token = None
+        runs, token = list[Run](), None
         while True:
             page = self.client.search_runs([experiment_id], " and ".join(conditions), page_token=token)
             runs += page

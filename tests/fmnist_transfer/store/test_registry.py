@@ -226,7 +226,7 @@ def test_only_what_was_deleted_for_certain_is_gone(
     version, folder = a_version()
     assert not is_gone(store, version)
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "list_files", raise_forbidden)
+        patch.setattr(registry, "get_artifact_repository", raise_forbidden)
         assert not is_gone(store, version)
     experiment = folder.parents[2]
     experiment.rename(tmp_path / "elsewhere")
