@@ -1,7 +1,4 @@
-"""Worker processes on this machine, one torch thread each.
-
-They start before this process imports torch, so that all import it in parallel. Tensors are shared, not copied.
-"""
+"""Worker processes on this machine, started before this process imports torch: all import it in parallel."""
 
 import contextlib
 import multiprocessing
@@ -18,8 +15,6 @@ from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attemp
 
 
 class ProcessPool(Pool):
-    """`n` worker processes."""
-
     def __init__(self, n: int, prepare: bool):
         self.workers: list[_Process] = []
         self._n, self._prepare = n, prepare
@@ -94,7 +89,7 @@ class _Process(Worker):
 
 
 def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) -> None:
-    """Run tasks in a worker: receive them, send reports and outcomes, until the pipe closes."""
+    """Receive tasks, send reports and outcomes, until the pipe closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent handles signals and cancels the task
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -106,13 +101,12 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def should_stop() -> bool:
         return bool(cancelled.value) or os.getppid() != parent
 
-    function: Any = None
-    shared: Any = None
+    job: tuple[Any, Any] = (None, None)
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()
-            function, shared = new_job or (function, shared)
+            job = new_job or job
             connection.send(("begun", None))
-            outcome = attempt(function, shared, task, lambda news: connection.send(("report", news)), should_stop)
+            outcome = attempt(*job, task, lambda news: connection.send(("report", news)), should_stop)
             # Pickled by value: else each tensor of the result would hold a file descriptor in the parent.
             connection.send_bytes(pickle.dumps(("outcome", outcome)))
