@@ -101,12 +101,13 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def should_stop() -> bool:
         return bool(cancelled.value) or os.getppid() != parent
 
-    job: tuple[Any, Any] = (None, None)
+    function: Any = None
+    shared: Any = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()
-            job = new_job or job
+            function, shared = new_job or (function, shared)
             connection.send(("begun", None))
-            outcome = attempt(*job, task, lambda news: connection.send(("report", news)), should_stop)
+            outcome = attempt(function, shared, task, lambda news: connection.send(("report", news)), should_stop)
             # Pickled by value: else each tensor of the result would hold a file descriptor in the parent.
             connection.send_bytes(pickle.dumps(("outcome", outcome)))
