@@ -49,7 +49,7 @@ class StoreError(UserError):
 
 
 class NoStoreError(StoreError):
-    """There is no store or study database yet, and this command must not create one."""
+    """There is no store or study database yet, and the command must not create one."""
 
 
 class BusyError(UserError):

@@ -1,7 +1,4 @@
-"""Flags that several commands share, and the workers and devices that they select. Imports no torch and no mlflow.
-
-Settings inherit these groups, the command's own last; `--help` lists them in reverse.
-"""
+"""Flags that several commands share, and the workers and devices that they select. Imports no torch and no mlflow."""
 
 import importlib.util
 import math
@@ -28,7 +25,7 @@ ONE_TIME: dict[str, Any] = {"json": None, "mend_copy": False, "take_over": False
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """End of the chain of `__post_init__`: each group checks its own flags, then calls the next."""
+    """Base of the groups of flags: each checks its own, then calls the next. Settings inherit a command's own last."""
 
     def __post_init__(self) -> None: ...
 
@@ -115,7 +112,7 @@ class TrainingSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, Trai
 
 
 def parse_workers(text: str) -> int | None:
-    """Return the number, or None for `auto`. Raises UsageError."""
+    """Return the number, or None for `auto`."""
     if text == "auto":
         return None
     if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
@@ -130,7 +127,7 @@ def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local"
 
 
 def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
-    """Make the workers that the flags describe; a dry run contacts no cluster."""
+    """Make the workers that the flags describe. A dry run contacts no cluster."""
     n = count_workers(settings.workers, device, n_tasks, settings.engine)
     if settings.engine == "local":
         check_open_files(n)
@@ -139,15 +136,12 @@ def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: Sto
 
 
 def device_of_tasks(settings: TrainingSettings) -> str:
-    """Return the device that tasks train on: this machine's, or on a cluster the one that the flags name.
-
-    Raises UsageError if the device is missing or does not support the precision.
-    """
-    device = settings.device
+    """Return the device to train on. Raises UsageError if it is missing or does not support the precision."""
     if settings.engine == "local":
         from fmnist_transfer.training.device import choose_device
 
-        return str(choose_device(device, settings.precision))
+        return str(choose_device(settings.device, settings.precision))
+    device = settings.device
     if device.startswith("cuda") and not settings.gpus_per_task:
         raise UsageError(f"--device {device} --engine ray: Ray assigns GPUs by --gpus-per-task; give it, too")
     if device == "auto":

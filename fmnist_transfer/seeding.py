@@ -1,8 +1,4 @@
-"""One independent random stream per purpose.
-
-Fraction, init, order of the cells and worker do not enter, so within a replicate every init sees the same subset,
-classifier, batch order, augmentation and dropout.
-"""
+"""One independent random stream per purpose. Fraction, init, order of the cells and worker do not enter."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,10 +12,10 @@ Stage = Literal["source", "target", "pretraining", "selffer"]
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one replicate (counted from 0) of `--seed`.
+    """The random streams of one replicate (counted from 0) of `--seed`, shared by all its inits.
 
-    Each half has its own stage: with one, `random` would start as the very network that `pretrained` grew from.
-    Networks that a sweep trains before its cells (source networks, `selffer`) have their own stages, too.
+    Each half, and each kind of network that a sweep trains before its cells, has its own stage: with one for all,
+    `random` would start as the very network that `pretrained` grew from.
     """
 
     root_seed: int

@@ -1,10 +1,4 @@
-"""Show a store in a browser: MLflow's UI, opened at the comparison of the latest sweep.
-
-    python -m fmnist_transfer.show                 # the checkout's mlruns/, or MLFLOW_TRACKING_URI
-    python -m fmnist_transfer.show --dashboard     # Optuna's dashboard on the study, too
-
-The servers listen on this machine only and end with the command.
-"""
+"""Show a store in a browser: MLflow's UI at the latest sweep, and with --dashboard Optuna's dashboard of the search."""
 
 import contextlib
 import importlib.util
@@ -15,7 +9,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,9 +25,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
 HOST = "127.0.0.1"
-END_SECONDS = 10.0  # for a server to end after each signal
-# URIs pass through the environment, because the list of processes would show a database's password.
-DASHBOARD = "import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {host!r}, {port})"
+Server = tuple[list[str], dict[str, str]]  # command, environment: the list of processes must not show a URI's password
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +62,12 @@ def main(settings: ShowSettings) -> int:
     from fmnist_transfer.store.opening import open_store
 
     store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout), mend_copy=settings.mend_copy)
-    titles = pages(store, settings.sweep)
     root, port, commands = masked(store.uri).replace("***@", "").rstrip("/"), settings.port - 1, []
     if not store.uri.startswith("http"):
         port = free_port(settings.port)
         root = f"http://{HOST}:{port}"
         commands.append(mlflow_server(store, port))
-    addresses = {title: f"{root}/{page}" for title, page in titles.items()}
+    addresses = {title: f"{root}/{page}" for title, page in pages(store, settings.sweep).items()}
     if settings.dashboard:
         port = free_port(port + 1)
         addresses["Optuna's dashboard"] = f"http://{HOST}:{port}"
@@ -105,7 +96,7 @@ class EndSignal(StopSignal):
 
 
 def pages(store: "Store", sweep: str) -> dict[str, str]:
-    """Return title -> address of each page; the first is opened. Raises UsageError for an unknown sweep."""
+    """Return title -> path of each page; the first is opened. Raises UsageError for an unknown sweep."""
     from fmnist_transfer.store.links import curves_page, experiment_page, run_page
     from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 
@@ -124,8 +115,8 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
     return addresses or {"an empty store": ""}
 
 
-def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command and environment of MLflow's UI on the store, for this machine only."""
+def mlflow_server(store: "Store", port: int) -> Server:
+    """Return MLflow's UI on the store, for this machine only."""
     hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default accepts other names, too
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
@@ -133,11 +124,11 @@ def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]
     return command, {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def dashboard(storage: str | None, store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command and environment of Optuna's dashboard. Raises StoreError if there is no study database."""
+def dashboard(storage: str | None, store: "Store", port: int) -> Server:
     uri = study_uri(storage, store.folder)
     check_exists(uri, "study database")
-    return [sys.executable, "-c", DASHBOARD.format(host=HOST, port=port)], {"STUDY": uri}
+    code = f"import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {HOST!r}, {port})"
+    return [sys.executable, "-c", code], {"STUDY": uri}
 
 
 def check_exists(uri: str, title: str) -> None:
@@ -147,10 +138,10 @@ def check_exists(uri: str, title: str) -> None:
 
 
 @contextlib.contextmanager
-def served(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def served(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a web server in its own process group, which ends with the block."""
-    environment = os.environ | environment
-    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    env = os.environ | environment
+    server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield server
     finally:
@@ -158,11 +149,11 @@ def served(command: list[str], environment: Mapping[str, str]) -> Iterator[subpr
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(timeout=END_SECONDS)
+                server.wait(timeout=10)
 
 
 def free_port(first: int) -> int:
-    """Return the first free port from `first` on; after the last, the search goes on at 1024."""
+    """Return the first free port from `first` on, then from 1024."""
     return next(filter(is_free, (*range(first, 65_536), *range(1_024, first))))
 
 
@@ -175,7 +166,6 @@ def is_free(port: int) -> bool:
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
     return run_command(ShowSettings, main, "fmnist_transfer.show", args)
 
 

@@ -24,8 +24,7 @@ from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
-from fmnist_transfer.terminal.progress import Progress
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.workers.run import Workers
 from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.grid import Cell, Grid, by_fraction

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fmnist_transfer.flags import device_of_tasks, workers_for
 from fmnist_transfer.terminal.command import run_command
 from fmnist_transfer.terminal.output import say, write_json
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps.grid import N_TUNING
 from sweeps.settings import TransferSettings

@@ -17,7 +17,7 @@ from fmnist_transfer.flags import ONE_TIME, device_of_tasks, workers_for
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import command_line, run_command
 from fmnist_transfer.terminal.output import print_pairs, say, write_json
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 from tuning.settings import SearchSettings

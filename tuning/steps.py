@@ -24,7 +24,7 @@ from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, print_pairs, say
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.mlflow_text import description

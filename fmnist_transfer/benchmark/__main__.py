@@ -15,7 +15,7 @@ from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_distinct, run_command
 from fmnist_transfer.terminal.output import say, write_json
 from fmnist_transfer.terminal.process import check_open_files
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
 

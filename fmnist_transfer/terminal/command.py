@@ -1,26 +1,22 @@
 """Run a command: flags, help, exit status. Imports no torch and no mlflow."""
 
 import dataclasses
-import os
 import shlex
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
-from fmnist_transfer.terminal.process import prepare_command
+from fmnist_transfer.terminal.process import prepare_command, quiet_mlflow
 
 STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
 S = TypeVar("S")
 
 
-def run_command(
-    settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None
-) -> int:
-    """Parse `args` (default: the command line) into a dataclass; return the exit status of `main` or of its UserError.
+def run_command(settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None) -> int:
+    """Parse `args` (None: the command line) into a dataclass; return the exit status of `main` or of its UserError.
 
     Fields are the flags, docstrings the help. `__post_init__` raises UsageError for bad values.
     """
@@ -31,21 +27,18 @@ def run_command(
     command = ["python", "-m", module, *(sys.argv[1:] if args is None else args)]
     try:
         settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
-        _quiet_libraries()
-        if args is None and not sys.warnoptions:  # a calling program keeps its own filters
-            warnings.simplefilter("ignore")
+        quiet_mlflow()
         return main(settings)
     except UserError as error:
         return _report(error, command)
-    except KeyboardInterrupt:  # while the command does not handle signals itself
+    except KeyboardInterrupt:  # outside a StopSignal
         return _report(Interrupted("stopped; finished work is kept"), command)
-    except Exception as error:  # any other error is reported in one line, too
+    except Exception as error:  # reported in one line, too
         kind = StoreError if _is_of_a_store(error) else UserError
         return _report(kind(f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."), command)
 
 
 def _is_of_a_store(error: BaseException | None) -> bool:
-    """Return whether a library that talks to the store raised or caused the error."""
     while error is not None:
         if type(error).__module__.partition(".")[0] in STORE_LIBRARIES:
             return True
@@ -60,16 +53,6 @@ def _report(error: UserError, command: Sequence[str]) -> int:
     if SAME_COMMAND in str(error):
         print(f"  {masked(shlex.join(command))}", file=sys.stderr)
     return error.exit_status
-
-
-def _quiet_libraries() -> None:
-    """Before mlflow is imported, turn off its telemetry (unless the user enabled it) and its internal messages."""
-    if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 
 def command_line(module: str, settings: Any, **changes: Any) -> str:

@@ -1,4 +1,4 @@
-"""Terminal output: notes, tables, durations, JSON; user information in URIs is masked."""
+"""Output for the user: notes, tables, durations, JSON; user information in URIs is masked."""
 
 import json
 import os
@@ -35,12 +35,10 @@ def warn_of_password(uri: str | None, instead: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a note on the error stream."""
     print(f"{styled('note:', YELLOW, sys.stderr)} {masked(text)}", file=sys.stderr, flush=True)
 
 
 def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
-    """Print a heading, then one aligned line per pair."""
     say_heading(title)
     width = max(map(len, pairs))
     for key, value in pairs.items():
@@ -48,10 +46,7 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Mapping[str, int] | None = None) -> None:
-    """Print aligned columns, the first to the left and the others to the right.
-
-    groups: titles above the columns after the first -> number of columns that each spans.
-    """
+    """Print aligned columns, the first to the left. `groups`: title above the others -> number of columns it spans."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     if groups:
         line, column = " " * widths[0], 1
@@ -62,8 +57,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: M
             column += n
         print(styled(line, BOLD, sys.stdout))
     for i, (first, *rest) in enumerate([columns, *rows]):
-        cells = [first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
-        line = masked("  ".join(cells).rstrip())
+        line = masked("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip())
         print(line if i else styled(line, BOLD, sys.stdout), flush=True)
 
 
@@ -76,7 +70,6 @@ def duration(seconds: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """Format as `1 cell` or `2 cells`."""
     return f"{n} {noun}" + "s" * (n != 1)
 
 

@@ -1,4 +1,4 @@
-"""Prepare a command's process, so that streams, terminal and limits do not break it."""
+"""Side effects of commands on their process: streams, limits, warnings, and the environment of libraries."""
 
 import contextlib
 import io
@@ -6,19 +6,13 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from typing import Any
 
 from fmnist_transfer.errors import UsageError
 
 FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
-OWN_FILES, FILES_PER_WORKER = 64, 32  # open at once, with room to spare
-LIBRARIES = {  # environment variables that no user has set
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # its default retries silently for four minutes, and makes second runs
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default: num_gpus=0 hides none
-}
-MANY_FILES = (65_536, 10_240)  # open at once: a worker takes a handful; macOS grants no more than the second
+OWN_FILES, FILES_PER_WORKER = 64, 32  # with room to spare: a driver of two workers had 100 open, of four 157
 
 
 def prepare_command() -> None:
@@ -29,15 +23,27 @@ def prepare_command() -> None:
     _allow_many_files()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
     os.environ.pop("MLFLOW_RUN_ID", None)
-    os.environ |= LIBRARIES | os.environ
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else four minutes of retries, and second runs
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default: num_gpus=0 hides none
     logging.disable(logging.ERROR)  # the command itself says what a user needs to know of these
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def quiet_mlflow() -> None:
+    """Before mlflow is imported, turn off its telemetry (unless the user enabled it) and its internal messages."""
+    if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 
 def check_open_files(n_workers: int) -> None:
-    """Raise UsageError if the workers need more open files than this process may have.
-
-    A driver had 100 files open with two workers, 157 with four.
-    """
+    """Raise UsageError if the workers need more open files than this process may have."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -50,7 +56,6 @@ def check_open_files(n_workers: int) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Let the work go on when a stream is closed or can no longer be written."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -82,12 +87,12 @@ class _LastingFile(io.FileIO):
 
 
 def _allow_many_files() -> None:
-    """Raise the soft limit on open files towards `MANY_FILES`, as far as the hard limit allows."""
+    """Raise the soft limit on open files, as far as the hard limit allows."""
     with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for many in MANY_FILES:
+        for many in (65_536, 10_240):  # macOS grants no more than the second
             wanted = many if hard == resource.RLIM_INFINITY else min(many, hard)
             if soft in (resource.RLIM_INFINITY, wanted) or soft > wanted:
                 return

@@ -1,7 +1,4 @@
-"""Show a command's progress on the error stream: a bar on a terminal; if piped, a plain line every 30 s and at the end.
-
-Both give finished tasks, elapsed time, the time left by work done, and the latest note.
-"""
+"""Progress of a command's tasks, on the error stream, and its wall time by stage."""
 
 import os
 import sys
@@ -12,11 +9,14 @@ from typing import Any
 from fmnist_transfer.terminal.output import duration
 
 LINE_SECONDS = 30.0  # minimum between two plain lines
-BAR_WIDTH = 16  # characters; leaves room for the text in 80 columns
 
 
 class Progress:
-    """Shows the progress of `total` tasks in a `with` block. `sizes`: work of each task in any unit, if not equal."""
+    """Shows the progress of `total` tasks in a `with` block: a bar on a terminal, else plain lines.
+
+    Both give finished tasks, elapsed time, the time left by work done, and the latest note. `sizes`: work of each task
+    in any unit, if not equal.
+    """
 
     def __init__(
         self,
@@ -25,16 +25,14 @@ class Progress:
         sizes: Mapping[Any, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.best = ""
-        """Best result so far, in words."""
+        self.best = ""  # best result so far, in words
         self._title, self._total, self._sizes, self._clock = title, total, sizes or {}, clock
         self._size = sum(self._sizes.values()) or float(total)
         self._start = self._printed = clock()
         self._shares: dict[Hashable, float] = {}  # task -> how much of it is done, in [0, 1]
         self._n_done = 0
         self._unsaid: str | None = None  # note of a finished task that no line has counted yet
-        is_drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._bar = _bar(title, self._size) if is_drawn else None
+        self._bar = self._draw() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else None
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -73,19 +71,44 @@ class Progress:
             self._printed, self._unsaid = now, None
             print(text, file=sys.stderr, flush=True)
 
+    def _draw(self) -> Any:
+        """Return rich's bar with a text at its right. Rich respects NO_COLOR."""
+        from rich import console, progress, table
 
-def _bar(title: str, size: float) -> Any:
-    """Return rich's bar with a text at its right. Rich respects NO_COLOR."""
-    from rich import console, progress, table
+        cut = table.Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
+        bar = progress.Progress(
+            progress.BarColumn(bar_width=16),  # leaves room for the text in 80 columns
+            progress.TextColumn("{task.description}", markup=False, table_column=cut),
+            console=console.Console(stderr=True, highlight=False),
+            expand=True,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # output to a file still goes there
+        )
+        bar.add_task(self._title, total=self._size)
+        return bar
 
-    cut = table.Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
-    bar = progress.Progress(
-        progress.BarColumn(BAR_WIDTH),
-        progress.TextColumn("{task.description}", markup=False, table_column=cut),
-        console=console.Console(stderr=True, highlight=False),
-        expand=True,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # output to a file still goes there
-    )
-    bar.add_task(title, total=size)
-    return bar
+
+class Stopwatch:
+    """Wall time since its creation."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}  # seconds of each
+        self.marks: dict[str, float] = {}  # event -> seconds until it first happened
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to `stage`."""
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def mark(self, event: str) -> None:
+        self.marks.setdefault(event, time.perf_counter() - self._start)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.stages.items() if round(seconds))
+        return ": ".join(filter(None, (duration(self.seconds), stages)))

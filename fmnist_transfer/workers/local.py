@@ -1,7 +1,4 @@
-"""Worker processes on this machine, one torch thread each.
-
-They start before this process imports torch, so that all import it in parallel. Tensors are shared, not copied.
-"""
+"""Worker processes on this machine, started before this process imports torch: all import it in parallel."""
 
 import contextlib
 import multiprocessing
@@ -18,8 +15,6 @@ from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attemp
 
 
 class ProcessPool(Pool):
-    """`n` worker processes."""
-
     def __init__(self, n: int, prepare: bool):
         self.workers: list[_Process] = []
         self._n, self._prepare = n, prepare
@@ -94,7 +89,7 @@ class _Process(Worker):
 
 
 def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) -> None:
-    """Run tasks in a worker: receive them, send reports and outcomes, until the pipe closes."""
+    """Receive tasks, send reports and outcomes, until the pipe closes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent handles signals and cancels the task
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,14 +1,10 @@
 """Workers on a Ray cluster: one actor per CPU or share of a GPU.
 
-    with Workers(100, stop, engine="ray", gpus_per_task=0.25) as workers: ...
-
-Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used; if a node
-leaves, only its own tasks are lost.
+Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used.
 """
 
 import contextlib
 import logging
-import math
 import os
 import queue
 import signal
@@ -25,9 +21,7 @@ from fmnist_transfer.terminal.output import say, warn
 from fmnist_transfer.workers.stop import SIGNALS
 from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attempt
 
-CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 2.0  # between checks of the cluster for room
-MAILS = 2  # concurrent calls that an actor answers while it works: `message` and `cancel`
 
 
 class RayPool(Pool):
@@ -39,14 +33,13 @@ class RayPool(Pool):
     def __init__(self, n: int, gpus_per_task: float):
         self.workers: list[_Actor] = []
         self._n, self._gpus = n, gpus_per_task
-        self._looked_at = -math.inf
         self._has_warned = False
         _connect()
-        remote = cast(Any, ray.remote)(concurrency_groups={"mail": MAILS})
+        remote = cast(Any, ray.remote)(concurrency_groups={"mail": 2})  # `message` and `cancel`, while it works
         options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
         self._make = remote(RayActor).options(**options)
         if not (room := self._room()):
-            nodes = ", ".join(map(_resources, _nodes())) or "no node is alive"
+            nodes = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, cpu, gpu in _nodes()) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
             ray.shutdown()
             raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
@@ -79,7 +72,6 @@ class RayPool(Pool):
         ray.shutdown()
 
     def _fill(self) -> None:
-        """Start actors if there is room."""
         self._looked_at = time.monotonic()
         room = self._room()
         if not room and not self._has_warned:
@@ -90,11 +82,8 @@ class RayPool(Pool):
 
     def _room(self) -> int:
         """Return the number of tasks that the nodes can hold at once if nobody else uses them."""
-        room = 0
-        for node in _nodes():
-            cpus, gpus = (node["Resources"].get(kind, 0) for kind in ("CPU", "GPU"))
-            room += min(int(cpus), int(gpus / self._gpus + 1e-9)) if self._gpus else int(cpus)
-        return room
+        share = self._gpus
+        return sum(int(min(cpu, gpu / share + 1e-9) if share else cpu) for _, cpu, gpu in _nodes())
 
 
 class _Actor(Worker):
@@ -172,12 +161,12 @@ class RayActor:
 
 
 def _connect() -> None:
-    """Connect to the cluster at `RAY_ADDRESS`, else to one on this machine, else start one. Raises UsageError."""
+    """Connect to the cluster at `RAY_ADDRESS`, else to one on this machine, else start one."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.partition(":")
     try:
         if port.isdecimal():  # Ray itself would retry for minutes
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise UsageError(f"cannot reach the Ray cluster at {address} ({error.strerror or error})") from error
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -192,10 +181,7 @@ def _connect() -> None:
             signal.signal(number, handler)  # ray.init replaces the handler of SIGTERM
 
 
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _resources(node: dict[str, Any]) -> str:
-    resources = node["Resources"]
-    return f"{node['NodeManagerHostname']}: {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU"
+def _nodes() -> list[tuple[str, float, float]]:
+    """Return host, CPUs and GPUs of each node that is alive."""
+    nodes = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [(host, resources.get("CPU", 0), resources.get("GPU", 0)) for host, resources in nodes]

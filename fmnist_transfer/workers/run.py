@@ -1,8 +1,5 @@
 """Run many independent tasks: in this process, on worker processes of this machine, or on a Ray cluster.
 
-    with StopSignal() as stop, Workers(2, stop) as workers:
-        for outcome in workers.run(square, shared, numbers, on_report=show): ...
-
 A worker imports torch once, and receives the shared data of a `run` once. If a worker dies, only its task is lost. The
 task is retried once on another worker, and again if a worker died before it began the task; engines must not retry.
 """
@@ -61,10 +58,7 @@ class Workers:
             self._pool.close()
 
     def share(self, half: "Half") -> "Half":
-        """Move the tensors of `half` to shared memory if there are worker processes on this machine; return `half`.
-
-        Raises UsageError if there is too little shared memory, as in a container by default.
-        """
+        """Return `half`, moved to shared memory for local worker processes. Raises UsageError if that is too small."""
         if self._apart and self.engine == "local":
             try:
                 half.share_memory()
@@ -92,13 +86,12 @@ class Workers:
         `report` (and may `cancel` it), and `on_lost` why its worker died if it is to be retried.
         """
 
-        def started() -> Iterator[Task]:
-            for task in tasks:
-                on_start(task)
-                yield task
+        def started(task: Task) -> Task:
+            on_start(task)
+            return task
 
-        job = Job(function, shared, on_report, on_lost)
-        return self._run_on(self._pool, job, started()) if self._pool else self._run_here(job, started())
+        job, todo = Job(function, shared, on_report, on_lost), map(started, tasks)
+        return self._run_on(self._pool, job, todo) if self._pool else self._run_here(job, todo)
 
     def cancel(self, task: Any) -> None:
         """Stop this running task only; its outcome is `interrupted` unless it ended first."""
@@ -154,10 +147,7 @@ class Workers:
         return cast(Outcome[Any, Any], content)
 
     def _after_death(self, worker: Worker, job: Job, reason: str) -> Outcome[Any, Any] | None:
-        """Return the outcome of the dead worker's task; None if the task is to be retried.
-
-        Raises UsageError after `MOST_UNUSED` dead workers in a row that never began a task.
-        """
+        """Return the outcome of the dead worker's task; None if the task is to be retried."""
         task = worker.task
         if worker.is_cancelled or self.stop.is_set():  # it was to end in any case
             return Outcome(task, "interrupted", reason=reason)

@@ -1,4 +1,4 @@
-"""Turn signals and the loss of the store into a flag that ends tasks. Imports no torch."""
+"""Signals and the loss of the store become a flag that ends tasks. Imports no torch."""
 
 import contextlib
 import os
@@ -40,7 +40,6 @@ class StopSignal:
             os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 
     def halt(self) -> None:
-        """Set the flag without a signal."""
         self._is_set = True
 
     def is_set(self) -> bool:

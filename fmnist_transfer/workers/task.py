@@ -19,14 +19,13 @@ POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[Task, Result]):
-    """The end of a task. `result` is set only if `status` is `done`; otherwise `reason` says why."""
+    """The end of a task: its `result` if `done`, else the `reason`; `details` is the traceback of a failure."""
 
     task: Task
     status: Literal["done", "failed", "interrupted"]
     result: Result | None = None
     reason: str = ""
     details: str = ""
-    """Traceback of an unexpected failure."""
 
 
 @dataclass(eq=False)

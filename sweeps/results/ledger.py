@@ -17,7 +17,7 @@ from fmnist_transfer.store.open_runs import OpenRuns, open_parent
 from fmnist_transfer.store.roles import TRANSFER, Role, result_rows, settings_params
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.output import say
-from fmnist_transfer.terminal.stopwatch import Stopwatch
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.task import Outcome
 from sweeps.grid import Cell, Grid
 from sweeps.results.read import GRIDS, TUNED, counting_runs, grids_of, row_of
