@@ -40,7 +40,6 @@ def main(settings: TransferSettings) -> int:
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command with `args` (default: `sys.argv`); return its exit status."""
     return run_command(TransferSettings, main, "sweeps.transfer", args)
 
 
