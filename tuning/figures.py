@@ -33,11 +33,11 @@ def _figures(study: Study, scores: Sequence[float]) -> dict[str, Figure]:
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figures = {"figures/expected_best.png": figure}
-    for name, plot in {
-        "history": optuna_figures.plot_optimization_history,
-        "importances": optuna_figures.plot_param_importances,
-        "slices": optuna_figures.plot_slice,
-    }.items():
+    for name, plot in (
+        ("history", optuna_figures.plot_optimization_history),
+        ("importances", optuna_figures.plot_param_importances),
+        ("slices", optuna_figures.plot_slice),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the figures are experimental, and an axis may have a single value
             figure = np.asarray(plot(study)).flat[0].get_figure()

@@ -4,7 +4,7 @@
     python -m tuning.search --reference    # train the original report's network instead, as `cnn2-reference`
     python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
 
-Reads the data; writes an Optuna study, MLflow runs and a registered model. Selection uses validation scores only.
+Writes an Optuna study, MLflow runs and a registered model. Selection uses validation scores only.
 """
 
 import sys

@@ -39,10 +39,8 @@ class SearchContext:
 
 
 class Retrained(NamedTuple):
-    """A candidate and its finished re-trainings, at least one."""
-
     candidate: Candidate
-    trainings: tuple[Trained, ...]
+    trainings: tuple[Trained, ...]  # the finished ones, at least one
 
     @property
     def val_accuracies(self) -> list[float]:

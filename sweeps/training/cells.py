@@ -1,7 +1,4 @@
-"""Training of cells and of source networks: the settings that they share, and the functions that workers run.
-
-Workers import this module, so it imports no mlflow.
-"""
+"""Train cells and source networks in a worker. Workers import this module, so it imports no mlflow."""
 
 import dataclasses
 import itertools
@@ -22,8 +19,6 @@ from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.task import Report
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
-
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
 
 
-def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: ShouldStop) -> Result:
+def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: Callable[[], bool]) -> Result:
     """Train the source network of one replicate on the whole half. Reports each `Epoch`."""
     streams = Streams(plan.seed, replicate, stage="pretraining")
     options = {"precision": plan.precision, "on_epoch": report, "should_stop": should_stop}
@@ -73,7 +68,7 @@ def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: Should
 
 
 def train_cells(
-    plan: CellPlan, cells: tuple[Cell, ...], report: Report, should_stop: ShouldStop
+    plan: CellPlan, cells: tuple[Cell, ...], report: Report, should_stop: Callable[[], bool]
 ) -> list[CellResult | Diverged]:
     """Train a cell, or with `stack` several of one fraction. Reports 0 at the start, then each epoch's number."""
     half = on_device(plan.half, plan.device)

@@ -1,8 +1,8 @@
 """Recipes tuned per init with equal effort: the settings tried, and the one that each cell trains with.
 
-The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
-nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins.
-Tuning cells have replicates of their own, so a setting is not judged by the draws that chose it.
+The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` each init tries nine
+settings at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Tuning cells have replicates of
+their own, so a setting is not judged by the draws that chose it.
 """
 
 import dataclasses
