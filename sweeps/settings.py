@@ -41,16 +41,13 @@ class TransferFlags(Flags):
         check_range("--pretrain-replicates", self.pretrain_replicates, 0)
         n_replicates = max(self.replicates, 2) if self.recipe == "tuned" else self.replicates
         if 0 < self.pretrain_replicates < n_replicates:
-            raise UsageError(
-                f"--pretrain-replicates {self.pretrain_replicates}: each of the {n_replicates} replicates needs a "
-                "source network of its own"
-            )
+            need = f"each of the {n_replicates} replicates needs a source network of its own"
+            raise UsageError(f"--pretrain-replicates {self.pretrain_replicates}: {need}")
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
         if self.stack and (apart := [init for init in self.inits if not TRAITS[init].is_one_fit]):
-            raise UsageError(
-                f"--stack trains all layers in a single training: leave it out with --inits {' '.join(apart)}"
-            )
+            inits = " ".join(apart)
+            raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {inits}")
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         super().__post_init__()

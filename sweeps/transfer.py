@@ -2,8 +2,7 @@
 
     python -m sweeps.transfer --model-uri models:/cnn2/best        # run it again to resume
 
-Reads a registered model and the data. Writes one MLflow run per fraction x init x replicate. Their parent run gets the
-curves, the table, and a verdict on each of the original report's four claims.
+Writes one MLflow run per fraction x init x replicate; their parent run gets curves, table and verdicts.
 """
 
 import sys
@@ -40,7 +39,6 @@ def main(settings: TransferSettings) -> int:
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command with `args` (default: `sys.argv`); return its exit status."""
     return run_command(TransferSettings, main, "sweeps.transfer", args)
 
 

@@ -35,7 +35,6 @@ LAYERS = [  # a module imports its own layer and earlier lines only
     "tuning.trials",
     "tuning.winner",
     "tuning.figures",
-    "tuning.mlflow_text",
     "tuning.steps",
     "tuning.search",
     "sweeps.grid",

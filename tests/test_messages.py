@@ -28,7 +28,7 @@ from fmnist_transfer.workers.stop import StopSignal
 from sweeps.report.findings import find
 from sweeps.report.write import claims_text, markdown_of
 from tuning import search
-from tuning.mlflow_text import description
+from tuning.steps import description
 
 Said = Callable[[], str]
 

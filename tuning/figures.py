@@ -13,14 +13,13 @@ from optuna.trial import TrialState
 from fmnist_transfer.store.links import picture
 from fmnist_transfer.store.runs import Store
 
-FEWEST_TRIALS = 4  # completed trials needed for figures
 INLINE = "figures/inline.png"  # a smaller copy of the history
 
 
 def log_figures(store: Store, run_id: str, study: Study) -> str:
-    """Log the search's figures unless fewer than `FEWEST_TRIALS` trials completed. Returns Markdown that shows one."""
+    """Log the search's figures unless fewer than four trials completed. Returns Markdown that shows one."""
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(completed) < FEWEST_TRIALS:
+    if len(completed) < 4:
         return ""
     scores = [trial.value or 0.0 for trial in completed]
     store.log_figures(run_id, lambda: _figures(study, scores), ("figures/history.png", INLINE))
@@ -28,7 +27,12 @@ def log_figures(store: Store, run_id: str, study: Study) -> str:
 
 
 def _figures(study: Study, scores: Sequence[float]) -> dict[str, Figure]:
-    figures = {"figures/expected_best.png": expected_best_figure(scores)}
+    figure, axes = plt.subplots(figsize=(6, 4))
+    axes.plot(np.arange(1, len(scores) + 1), 100 * expected_best(scores), marker="o")
+    axes.set(xlabel="completed trials", ylabel="expected best validation accuracy (%)")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figures = {"figures/expected_best.png": figure}
     for name, plot in (
         ("history", optuna_figures.plot_optimization_history),
         ("importances", optuna_figures.plot_param_importances),
@@ -36,8 +40,7 @@ def _figures(study: Study, scores: Sequence[float]) -> dict[str, Figure]:
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the figures are experimental, and an axis may have a single value
-            axes = plot(study)
-        figure = np.asarray(axes).flat[0].get_figure()
+            figure = np.asarray(plot(study)).flat[0].get_figure()
         if name == "slices":
             figure.set_size_inches(2.6 * len(figure.axes), 4)
         else:
@@ -55,12 +58,3 @@ def expected_best(scores: Sequence[float]) -> np.ndarray:
     n = len(ordered)
     cumulative = (np.arange(n + 1) / n)[None, :] ** np.arange(1, n + 1)[:, None]
     return np.diff(cumulative, axis=1) @ ordered
-
-
-def expected_best_figure(scores: Sequence[float]) -> Figure:
-    figure, axes = plt.subplots(figsize=(6, 4))
-    axes.plot(np.arange(1, len(scores) + 1), 100 * expected_best(scores), marker="o")
-    axes.set(xlabel="completed trials", ylabel="expected best validation accuracy (%)")
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    return figure

@@ -68,7 +68,6 @@ class SearchFlags(Flags):
 
     @property
     def n_seeds(self) -> int:
-        """Number of fresh seeds per configuration that is trained again."""
         return 1 if self.reference else self.retrain_seeds
 
     @property

@@ -15,7 +15,6 @@ from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, forward_mflop
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
 
 SPACE_VERSION = 1  # Bump by hand when earlier trials must not share a study with later ones.
-EDGE = 0.02  # share of a range that counts as its edge
 FIRST_CHANNELS = range(4, 65, 2)  # channels of the first block
 GROWTHS = (1.5, 2.0, 2.5, 3.0)  # ratio of second-block to first-block channels
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -26,18 +25,15 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATES = {"adamw": (3e-4, 1e-2), "sgd": (0.02, 0.5)}
 WEIGHT_DECAYS = {"adamw": (1e-5, 1e-1), "sgd": (1e-5, 1e-2)}
-
-# The hand-made configuration widens with the limit, up to this number of channels in the first block.
-FIRST_CHANNELS_BY_HAND = 32
-_SPEC, _RECIPE = HAND_MADE_SPEC, HAND_MADE_RECIPE
-_OF_SPEC = ("convs_per_block", "kernel_size", "fc1", "fc2", "normalisation", "fc_dropout", "conv_dropout")
-_OF_RECIPE = ("optimizer", "schedule", "batch_size", "label_smoothing")
+SAME_NAMES = {  # fields of spec and recipe that are parameters
+    HAND_MADE_SPEC: ("convs_per_block", "kernel_size", "fc1", "fc2", "normalisation", "fc_dropout", "conv_dropout"),
+    HAND_MADE_RECIPE: ("optimizer", "schedule", "batch_size", "label_smoothing"),
+}
 FIRST_TRIAL: dict[str, Any] = {
-    **{name: getattr(_SPEC, name) for name in _OF_SPEC},
-    **{name: getattr(_RECIPE, name) for name in _OF_RECIPE},
-    "growth": _SPEC.channels[1] / _SPEC.channels[0],
-    "adamw_learning_rate": _RECIPE.learning_rate,
-    "adamw_weight_decay": _RECIPE.weight_decay,
+    **{name: getattr(hand_made, name) for hand_made, names in SAME_NAMES.items() for name in names},
+    "growth": HAND_MADE_SPEC.channels[1] / HAND_MADE_SPEC.channels[0],
+    "adamw_learning_rate": HAND_MADE_RECIPE.learning_rate,
+    "adamw_weight_decay": HAND_MADE_RECIPE.weight_decay,
     "augmentation": "flip",
 }
 
@@ -77,9 +73,9 @@ def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | N
 
 
 def first_trial(max_mflops: float | None) -> dict[str, Any]:
-    """Parameters of the hand-made configuration, as wide as the limit allows, up to `FIRST_CHANNELS_BY_HAND`."""
+    """Parameters of the hand-made configuration, as wide as the limit allows, up to 32 channels in the first block."""
     channels = affordable_channels(HAND_MADE_SPEC, FIRST_TRIAL["growth"], max_mflops)
-    index = max(i for i, (first, _) in enumerate(channels) if i == 0 or first <= FIRST_CHANNELS_BY_HAND)
+    index = max(i for i, (first, _) in enumerate(channels) if i == 0 or first <= 32)
     return FIRST_TRIAL | {"width": index / max(1, len(channels) - 1)}
 
 
@@ -100,7 +96,7 @@ def check_limit(max_mflops: float | None) -> None:
 
 
 def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """Numeric parameters of the trial that lie at an end of their range, each with value and range.
+    """Numeric parameters of the trial in the outer 2 % of their range, each with value and range.
 
     Excluded are ends that cannot be moved: `width` at 1, which the cost limit sets, and lower ends at zero.
     """
@@ -110,6 +106,6 @@ def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
         if isinstance(end, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution):
             scale = math.log if end.log else float
             share = (scale(value) - scale(end.low)) / (scale(end.high) - scale(end.low))
-            if (share < EDGE and end.low > 0) or (share > 1 - EDGE and name != "width"):
+            if (share < 0.02 and end.low > 0) or (share > 0.98 and name != "width"):
                 edges.append(f"{name} = {value:.3g} (range {end.low:g} to {end.high:g})")
     return edges

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
@@ -22,20 +23,17 @@ SETTINGS, EPOCHS, SPEC, RECIPE = "settings", "epochs", "spec", "recipe"
 REASON = "reason"  # why a trial failed or diverged; a failed trial without it was interrupted and does not count
 AGAIN = "again"  # number of the trial that this one repeats; the repeated trial no longer counts
 FIXED = "fixed_params"  # Optuna's private system attribute for an enqueued trial's parameters
-SCHEMA = Schema("Optuna", "studies")
 
 
-def open_storage(
-    storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True
-) -> optuna.storages.RDBStorage:
-    """Open the study database, `storage` or else `optuna.db` in `folder`; create it if missing.
+def open_storage(storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True) -> RDBStorage:
+    """Open the study database, `storage` or else `optuna.db` in `folder`. Raises StoreError.
 
-    Raises StoreError; if `may_write` is False, NoStoreError for a missing database.
+    A missing database is created; if `may_write` is False, it raises NoStoreError.
     """
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
     try:
-        retry.call(open_database, uri, SCHEMA, _connect, may_write=may_write)
+        retry.call(open_database, uri, Schema("Optuna", "studies"), _connect, may_write=may_write)
         return retry.call(_connect, uri)
     except StoreError:
         raise
@@ -44,18 +42,18 @@ def open_storage(
         raise StoreError(f"cannot open the study database {masked(uri)}: {text}") from error
 
 
-def _connect(uri: str) -> optuna.storages.RDBStorage:
+def _connect(uri: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A server may restart meanwhile, so connections are tested before use.
     options = {} if sqlite_path(uri) else {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
-    storage = optuna.storages.RDBStorage(uri, engine_kwargs=options)
+    storage = RDBStorage(uri, engine_kwargs=options)
     # Optuna itself leaves the connections of an unused storage open. The last finalizer is called first.
     weakref.finalize(storage, storage.engine.dispose)
     weakref.finalize(storage, storage.scoped_session.remove)
     return storage
 
 
-def open_study(storage: optuna.storages.RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
+def open_study(storage: RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
     """Open or create the study; call `begin` next. Raises UsageError if it was begun with other settings."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS, settings)
@@ -91,12 +89,9 @@ def requeue(study: optuna.Study, *, failed: bool) -> None:
 
 def counting(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count towards `--trials`: completed, pruned, or failed with an error, and not repeated by another."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [
-        trial
-        for trial in _not_repeated(study)
-        if trial.state in ended or (trial.state == TrialState.FAIL and REASON in trial.user_attrs)
-    ]
+    complete, pruned, failed = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+    trials = _not_repeated(study)
+    return [t for t in trials if t.state in (complete, pruned) or (t.state == failed and REASON in t.user_attrs)]
 
 
 def _not_repeated(study: optuna.Study) -> list[FrozenTrial]:

@@ -41,19 +41,18 @@ STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL":
 def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_shared: bool, take_over: bool) -> str:
     """Reopen or start the study's parent run; return its id. The caller holds the study's lock.
 
-    Raises BusyError if a driver on another machine works on the study, StoreError if the study is logged in another
-    store and `is_shared`: other machines may use its database.
+    Raises BusyError if a driver on another machine works on the study, StoreError if other machines share the study's
+    database (`is_shared`) and it is logged in another store.
     """
     name = study.study_name
 
     def start() -> str:
-        tags = {"role": Role.STUDY, "study": name}
-        run_id = store.start(TUNING, f"study {name}", params=params, tags=tags)
+        run_id = store.start(TUNING, f"study {name}", params=params, tags={"role": Role.STUDY, "study": name})
         study.set_user_attr(f"{PARENT} {run_id}", run_id)
         return run_id
 
     def find() -> list[Run]:
-        runs = [store.get(str(value)) for key, value in study.user_attrs.items() if key.startswith(PARENT)]
+        runs = [store.get(str(run_id)) for key, run_id in study.user_attrs.items() if key.startswith(PARENT)]
         if runs and is_shared and not any(runs):
             raise StoreError(
                 f"study {name!r} is logged in another MLflow store than {masked(store.uri)}; give that store with "
@@ -72,18 +71,15 @@ def candidate(trial: FrozenTrial) -> Candidate:
 
 @dataclass
 class _Running:
-    """A trial of Optuna, whose calls are retried, that a worker is training."""
-
-    trial: Any
+    trial: Any  # an Optuna trial, whose calls are retried
     epochs: list[Epoch] = field(default_factory=list)
     is_pruned: bool = False
 
 
 class Trials:
-    """A `TaskLog` for the trials of a study that has begun; `counting` holds those that count.
+    """A `TaskLog` for the trials of a study that has begun, whose lock the caller holds, with parent run `run_id`.
 
-    The caller holds the study's lock; `run_id` is its parent run. Trials that an earlier command could not log are
-    logged at once.
+    `counting` holds the trials that count. Trials that an earlier command could not log are logged at once.
     """
 
     def __init__(
@@ -115,30 +111,25 @@ class Trials:
 
     def tasks(self) -> Iterator[Candidate]:
         """Yield trials until enough count or the deadline has passed; enqueued parameters come first."""
-        while time.monotonic() < self._deadline:
-            ordinal = len(self.counting) + len(self._running)
-            if ordinal >= self._settings.trials:
-                return
-            yield self._ask(ordinal)
-
-    def _ask(self, ordinal: int) -> Candidate:
-        """Ask for the next trial. Its own sampler makes a resumed study (one worker) equal an uninterrupted one."""
         settings, retry = self._settings, self._store.retry
-        seed = Streams(settings.seed, ordinal).seed("sampler") % 2**32
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
-        trial: Any = RetryingClient(retry.call(self._study.ask), retry)
-        spec, recipe = suggest(trial, epochs=settings.epochs, max_mflops=settings.mflops_limit)
-        trial.set_user_attr(SPEC, spec.to_dict())
-        trial.set_user_attr(RECIPE, recipe.to_dict())
-        task = Candidate(spec, recipe, trial.number)
-        self._running[task] = _Running(trial)
-        return task
+        while time.monotonic() < self._deadline:
+            if (ordinal := len(self.counting) + len(self._running)) >= settings.trials:
+                return
+            # A sampler per trial makes a resumed study (one worker) equal an uninterrupted one.
+            seed = Streams(settings.seed, ordinal).seed("sampler") % 2**32
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+            trial: Any = RetryingClient(retry.call(self._study.ask), retry)
+            spec, recipe = suggest(trial, epochs=settings.epochs, max_mflops=settings.mflops_limit)
+            trial.set_user_attr(SPEC, spec.to_dict())
+            trial.set_user_attr(RECIPE, recipe.to_dict())
+            task = Candidate(spec, recipe, trial.number)
+            self._running[task] = _Running(trial)
+            yield task
 
     def name(self, task: Candidate) -> str:
         return task.name
 
-    def begin(self, task: Candidate) -> None:
-        """Do nothing: `end` creates the trial's run."""
+    def begin(self, task: Candidate) -> None: ...  # `end` creates the trial's run
 
     def report(self, task: Candidate, news: Epoch) -> tuple[float, str]:
         """Report an epoch to the trial, and cancel the training if Optuna prunes it."""
@@ -175,7 +166,7 @@ class Trials:
         self._store.retry.call(requeue, self._study, failed=False)
 
     def _log_finished(self) -> None:
-        """Read which trials count, and log those that are not logged yet, in order of number."""
+        """Read which trials count, and log those that are not logged yet."""
         self.counting: list[FrozenTrial] = self._store.retry.call(counting, self._study)
         complete = [trial for trial in self.counting if trial.state == TrialState.COMPLETE]
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
@@ -186,7 +177,7 @@ class Trials:
                 self._logged.add(trial.number)
 
     def _log(self, trial: FrozenTrial, scores: list[float]) -> None:
-        """Log the trial as a run; `scores` are those of the trials up to it."""
+        """Log the trial; `scores` are those of the trials up to it."""
         store, task, epochs = self._store, candidate(trial), [Epoch(**e) for e in trial.user_attrs.get(EPOCHS, [])]
         params = self._params | settings_params(task.spec, task.recipe)
         tags = {"role": Role.TRIAL, "trial": trial.number, "parent": self._run_id, "optuna.state": trial.state.name}

@@ -6,9 +6,10 @@ re-trainings, and the registered network's test accuracy.
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fmnist_transfer.data.split import Split, digits
+from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import Trained, TrainedNetworks, Training, run_logged
@@ -19,16 +20,26 @@ from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, 
 from fmnist_transfer.store.roles import TUNING, Role, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, print_table, say, say_heading
-from fmnist_transfer.terminal.progress import Progress
+from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.workers.run import Workers
+from tuning.settings import SearchSettings
 from tuning.trainings import Candidate, Plan, Retraining, retrain_one
 
 
-class Retrained(NamedTuple):
-    """A candidate and its finished re-trainings, at least one."""
+@dataclass(frozen=True)
+class SearchContext:
+    """Settings, data and resources that every step of a search uses."""
 
+    settings: SearchSettings
+    store: Store
+    plan: Plan
+    workers: Workers
+    stopwatch: Stopwatch
+
+
+class Retrained(NamedTuple):
     candidate: Candidate
-    trainings: tuple[Trained, ...]
+    trainings: tuple[Trained, ...]  # the finished ones, at least one
 
     @property
     def val_accuracies(self) -> list[float]:
@@ -45,13 +56,33 @@ class Retrained(NamedTuple):
         }
 
 
-def retrain(
-    store: Store, run_id: str, plan: Plan, tasks: Sequence[Retraining], workers: Workers, *, debug: bool
-) -> list[Retrained]:
-    """Do the re-trainings, reusing earlier ones of run `run_id`; sorted by finished seeds, then mean accuracy.
+def register_best(context: SearchContext, best: list[Candidate], run_id: str, study: str, name: str) -> dict[str, Any]:
+    """Train the best again, register the winner as `name`, and move the alias. Returns their part of `--json`.
 
-    Raises Interrupted after a signal, UserError if no candidate could be trained.
+    Earlier re-trainings and registrations are reused; failed re-trainings are retried. Raises Interrupted after a
+    signal, UserError if no candidate could be trained.
     """
+    settings, store, plan = context.settings, context.store, context.plan
+    tasks = [Retraining(each, replicate) for each in best for replicate in range(1, settings.n_seeds + 1)]
+    retrained = _retrain(context, tasks, run_id)
+    context.stopwatch.lap("training the best again")
+    _print_retrained(retrained)
+    facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256}
+    facts["winner_key"] = winner_key(retrained, plan, settings.n_seeds)
+    version = _register(context, name, retrained[0], facts, run_id)
+    promoted, message = _move_best(store, version, force=settings.promote)
+    say(message)
+    scores, uri = retrained[0].scores(), f"models:/{name}/{version.version}"
+    metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
+    store.log(run_id, metrics=metrics, tags={"registered": uri})
+    n_failed = len(tasks) - sum(len(each.trainings) for each in retrained)
+    result = {"study": study, "model_uri": uri, "version": int(version.version), "promoted": promoted}
+    return result | scores | {"n_failed": n_failed}
+
+
+def _retrain(context: SearchContext, tasks: Sequence[Retraining], run_id: str) -> list[Retrained]:
+    """Do the re-trainings, reusing earlier ones of run `run_id`; sorted by finished seeds, then mean accuracy."""
+    plan, workers = context.plan, context.workers
 
     def training(task: Retraining) -> Training:
         candidate, replicate = task
@@ -59,12 +90,12 @@ def retrain(
         key, name = identity(device=plan.device, **params).key, f"{candidate.name} seed {replicate}"
         return Training(name, params | {"device": plan.device}, key, candidate.recipe.epochs)
 
-    log = TrainedNetworks[Retraining](store, TUNING, run_id, Role.RETRAINED, half=plan.half, training=training)
+    log = TrainedNetworks[Retraining](context.store, TUNING, run_id, Role.RETRAINED, half=plan.half, training=training)
     todo = [task for task in tasks if log.trained(task) is None]
     if len(todo) < len(tasks):
         say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are done already")
     with Progress("training the best again", len(todo)) as progress:
-        run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=debug)
+        run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=context.settings.debug)
     trainings: dict[Candidate, tuple[Trained, ...]] = {}
     for task in tasks:
         if trained := log.trained(task):
@@ -78,8 +109,7 @@ def retrain(
     return sorted(retrained, key=lambda each: (-len(each.trainings), -statistics.mean(each.val_accuracies)))
 
 
-def print_retrained(retrained: Sequence[Retrained]) -> None:
-    """Print a table with one line per candidate."""
+def _print_retrained(retrained: Sequence[Retrained]) -> None:
     say_heading("Validation accuracy in percent, in the search and trained again; test accuracy of the first")
     rows = []
     for each in retrained:
@@ -97,17 +127,13 @@ def winner_key(retrained: Sequence[Retrained], plan: Plan, n_seeds: int) -> str:
     return identity(device=plan.device, **facts).key
 
 
-def register_winner(
-    store: Store, name: str, winner: Retrained, split: Split, facts: dict[str, Any], *, run_id: str
-) -> ModelVersion:
+def _register(context: SearchContext, name: str, winner: Retrained, facts: dict[str, Any], run_id: str) -> ModelVersion:
     """Register the winner's first re-trained network as `name`, or return the version with the same winner key.
 
-    The network is not chosen by its own score, so its test accuracy is fair.
-
-    Args:
-        facts: study, seed, data sha256 and winner key; with the scores they become tags of the version.
-        run_id: the search's parent run, to which the version links.
+    The network is not chosen by its own score, so its test accuracy is fair. `facts` (study, seed, data sha256, winner
+    key) and the scores become tags of the version.
     """
+    store, split = context.store, context.plan.split
     for version in versions_of(store, name):
         if version.tags.get("winner_key") == facts["winner_key"] and not is_gone(store, version):
             return version
@@ -132,7 +158,7 @@ def register_winner(
     return register(store, trained.run_id, name, model, tags=facts | {"split": split}, description=description)
 
 
-def move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
+def _move_best(store: Store, version: ModelVersion, *, force: bool) -> tuple[bool, str]:
     """Point alias `best` to `version` if it has the higher score on the same split and data, or if `force`.
 
     Returns whether `best` points to it now, and a message that says why.

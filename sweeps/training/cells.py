@@ -1,16 +1,14 @@
-"""Training of cells and of source networks: the settings that they share, and the functions that workers run.
-
-Workers import this module, so it imports no mlflow.
-"""
+"""Train cells and source networks in a worker. Workers import this module, so it imports no mlflow."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from fmnist_transfer.data.examples import Half, fraction, on_device
-from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
@@ -18,11 +16,9 @@ from fmnist_transfer.training.fit import Diverged, train_on_half
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import Group, fit_stacked
+from fmnist_transfer.workers.task import Report
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
 from sweeps.training.inits import starting_network, train_arm
-
-Report = Callable[[Any], None]
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,6 @@ class CellPlan:
         """Steps of a nominal epoch under the steps budget; None: one pass over the cell's images."""
         return self.recipe.steps_per_epoch(len(self.half.train)) if self.budget == "steps" else None
 
-    def draw(self, streams: Streams) -> CNN2:
-        return fresh_network(self.spec, streams)
-
     def source(self, cell: Cell) -> State:
         """Weights and buffers that the cell's init copies from."""
         return self.sources[cell.replicate % TUNING_REPLICATE if len(self.sources) > 1 else 0]
@@ -59,30 +52,25 @@ class CellResult(NamedTuple):
 
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
-    """Work of the cell in forward passes of an image, three for an image of a training step.
-
-    Training the classifier alone needs features only once.
-    """
+    """Work of the cell in forward passes of an image, three for an image of a training step."""
     recipe, n_val, traits = plan.recipe, len(plan.half.val), TRAITS[cell.init]
     steps = recipe.epochs * (plan.steps_per_epoch or recipe.steps_per_epoch(n_train))
     whole = 3 * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
+    # Training the classifier alone needs features only once.
     return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
 
 
-def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: ShouldStop) -> Result:
-    """Train the source network of one replicate on the whole half, in a worker. Reports each `Epoch`."""
+def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: Callable[[], bool]) -> Result:
+    """Train the source network of one replicate on the whole half. Reports each `Epoch`."""
     streams = Streams(plan.seed, replicate, stage="pretraining")
     options = {"precision": plan.precision, "on_epoch": report, "should_stop": should_stop}
     return train_on_half(plan.spec, plan.half, plan.recipe, streams, plan.device, **options)
 
 
 def train_cells(
-    plan: CellPlan, cells: tuple[Cell, ...], report: Report, should_stop: ShouldStop
+    plan: CellPlan, cells: tuple[Cell, ...], report: Report, should_stop: Callable[[], bool]
 ) -> list[CellResult | Diverged]:
-    """Train a cell, or several of one fraction at once, in a worker; return the outcome of each.
-
-    Reports 0 at the start, then each epoch's number at its end.
-    """
+    """Train a cell, or with `stack` several of one fraction. Reports 0 at the start, then each epoch's number."""
     half = on_device(plan.half, plan.device)
     options: dict[str, Any] = {"precision": plan.precision, "should_stop": should_stop}
     options["steps_per_epoch"] = plan.steps_per_epoch
@@ -95,7 +83,7 @@ def train_cells(
     options |= {"init": cell.init, "source": plan.source(cell), "on_epoch": lambda epoch: report(epoch.epoch)}
     report(0)
     try:
-        return [_without_weights(train_arm(plan.draw, train, half, recipe, streams, **options))]
+        return [_without_weights(train_arm(partial(fresh_network, plan.spec), train, half, recipe, streams, **options))]
     except Diverged as error:
         return [error]
 
@@ -103,18 +91,18 @@ def train_cells(
 def _train_together(
     plan: CellPlan, cells: tuple[Cell, ...], half: Half, report: Report, options: dict[str, Any]
 ) -> list[CellResult | Diverged]:
-    """Train cells of one fraction, sorted by replicate, as one stack."""
-    groups = []
+    """Train cells of one fraction, sorted by replicate."""
+    draw, groups = partial(fresh_network, plan.spec), []
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
         streams = Streams(plan.seed, replicate, stage="target")
-        networks = [starting_network(cell.init, plan.draw, plan.source(cell), streams) for cell in of_replicate]
+        networks = [starting_network(cell.init, draw, plan.source(cell), streams) for cell in of_replicate]
         train = fraction(half.train, cells[0].percent, streams)
         groups.append(Group(tuple(network.to(plan.device) for network in networks), train, streams))
     report(0)
     trained = fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options)
-    networks_and_data = [(network, group.train) for group in groups for network in group.networks]
+    started = [(network, group.train) for group in groups for network in group.networks]
     results: list[CellResult | Diverged] = []
-    for (network, train), (history, final_state) in zip(networks_and_data, trained, strict=True):
+    for (network, train), (history, final_state) in zip(started, trained, strict=True):
         if isinstance(history, Diverged):
             results.append(history)
         else:

@@ -1,8 +1,7 @@
 """Starting networks and trained layers of each init, for CNN2 or any network with a named classifier.
 
-README.md has a table of the inits. Their source is the registered network or, with `--pretrain-replicates`, that of the
-replicate; its buffers are copied with its layers. The classifier is always drawn anew, and within a replicate it is
-the same for every init and fraction.
+README.md has a table of the inits. A source's buffers are copied with its layers. The classifier is always drawn anew,
+and within a replicate it is the same for every init and fraction.
 """
 
 import dataclasses
@@ -71,9 +70,9 @@ def starting_network(
 
     `draw` makes a fresh network with the target's number of classes from the streams alone, on the CPU:
     `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other. `source` has the
-    source network's weights and buffers, for `selffer` those of its first training; its classifier is not used.
-    `classifier` names the module that outputs the logits. Raises ModelError if outside of it a name, shape or type
-    differs between source and network; UsageError if the network has no such module.
+    weights and buffers of the source network, for `selffer` those of its first training. `classifier` names the module
+    that outputs the logits; the source's is not used. Raises ModelError if another layer's name, shape or type differs
+    between source and network; UsageError if the network has no such module.
     """
     network = draw(streams)
     find_classifier(network, classifier)
@@ -108,10 +107,7 @@ def _matched(weights: Tensor, generator: torch.Generator) -> Tensor:
 def fit_arm(
     network: nn.Module, train: Examples, val: Examples, recipe: Recipe, streams: Streams, *, init: Init, **options: Any
 ) -> History:
-    """Train the layers that the init trains; arguments are those of `fit`.
-
-    Each of lp-ft's two stages runs the whole schedule; the best epoch may be in either.
-    """
+    """Run `fit` on the layers that the init trains. Each of lp-ft's two stages runs the whole schedule."""
     if not TRAITS[init].probes:
         return fit(network, train, val, recipe, streams, **options)
     n_probing = recipe.epochs if init == "frozen" else probing_epochs(recipe.epochs)

@@ -1,11 +1,12 @@
 """Recipes tuned per init with equal effort: the settings tried, and the one that each cell trains with.
 
-The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` every init has a grid of
-nine settings, run as ordinary cells at 5, 25 and 100 % of the target; the lowest mean final validation loss wins.
-Tuning cells have replicates of their own, so a setting is not judged by the draws that chose it.
+The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` each init tries nine
+settings at 5, 25 and 100 % of the target; the lowest mean final validation loss wins. Tuning cells have replicates of
+their own, so a setting is not judged by the draws that chose it.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -35,19 +36,15 @@ def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
 
 def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
     """Cells that try every setting, replicate by replicate, the longest first."""
-    return [
-        Cell(percent, init, replicate, change)
-        for replicate in REPLICATES
-        for percent in PERCENTS
-        for init in inits
-        for change in recipe_grid(init, recipe)
-    ]
+    settings = [(init, change) for init in inits for change in recipe_grid(init, recipe)]
+    order = itertools.product(REPLICATES, PERCENTS, settings)
+    return [Cell(percent, init, replicate, change) for replicate, percent, (init, change) in order]
 
 
 def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
     """Choose the setting with the lowest mean final validation loss for each init and percent of the grid.
 
-    A setting counts only if all its replicates are finished. Raises UserError if no setting counts.
+    Settings with unfinished replicates are left out. Raises UserError if none is left.
     """
     losses = {row.cell: row.scores[VAL_LOSS.key] for row in rows if VAL_LOSS.key in row.scores}
     chosen: Chosen = {}
@@ -84,15 +81,12 @@ def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
         return float(np.interp(math.log(percent), np.log(known), values))
 
     rates, factors, warm_ups = zip(*(dataclasses.astuple(chosen[percent]) for percent in known), strict=True)
-    values = (math.exp(at([*map(math.log, rates)])), math.exp(at([*map(math.log, factors)])), at(warm_ups))
+    values = math.exp(at([*map(math.log, rates)])), math.exp(at([*map(math.log, factors)])), at(warm_ups)
     # Six digits, so that a cell is found by its setting even where logarithms round differently.
     return RecipeChange(*(float(f"{value:.6g}") for value in values))
 
 
 def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:
     """Give each cell its init's setting; drop cells of inits without one."""
-    return [
-        dataclasses.replace(cell, change=change_at(chosen[cell.init], cell.percent))
-        for cell in cells
-        if cell.init in chosen
-    ]
+    kept = [cell for cell in cells if cell.init in chosen]
+    return [dataclasses.replace(cell, change=change_at(chosen[cell.init], cell.percent)) for cell in kept]
