@@ -37,7 +37,6 @@ class Verdict:
 
 
 def judge(pair: Comparison) -> dict[str, Verdict]:
-    """Judge every claim in `CLAIMS`."""
     if not pair.n:
         return dict.fromkeys(CLAIMS, Verdict("cannot be told", pair.too_few))
     if not all(pair.difference(score).is_known for score in (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)):
@@ -47,7 +46,7 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
-    """Judge the final training loss. The effect is at the fraction nearest to failing."""
+    """Judge the final training loss, with the effect at the fraction nearest to failing."""
     d = pair.difference(Score.TRAIN_LOSS)
     verdict = _verdict(d, int(np.argmin(d.intervals.low if d.intervals else d.mean)), _ends(d))
     if pair.too_few:
@@ -67,7 +66,7 @@ def _judge_train_loss(pair: Comparison) -> Verdict:
 
 
 def _judge_val_loss(pair: Comparison) -> Verdict:
-    """Judge the final validation loss. The effect is at the largest fraction."""
+    """Judge the final validation loss, with the effect at the largest fraction."""
     d = pair.difference(Score.VAL_LOSS)
     cross, later = d.crossover, d.percents >= FROM_PERCENT
     observed = "no crossover" if cross.percent is None else f"crossover of the mean at {cross.percent:.0f} %"
@@ -128,11 +127,8 @@ def _judge_need(pair: Comparison) -> Verdict:
     ]
     observed = f"random minus pretrained {_effect(d.at(last), d.t_interval(last), 'accuracy')} points"
     observed += f"; effective data {', '.join(multipliers)}" if multipliers else ""
-    verdict = partial(
-        _verdict(d, last, f"accuracy at {pair.percents[-1]} %: {observed}"),
-        interval=d.t_interval(last),
-        unit="accuracy",
-    )
+    verdict = _verdict(d, last, f"accuracy at {pair.percents[-1]} %: {observed}")
+    verdict = partial(verdict, interval=d.t_interval(last), unit="accuracy")
     if pair.too_few:
         return verdict("cannot be told", pair.too_few)
     if pair.percents[-1] != 100:
@@ -146,9 +142,8 @@ def _judge_need(pair: Comparison) -> Verdict:
     if reasons:
         return verdict("does not hold", " and ".join(reasons))
     if not d.is_equivalent[last]:
-        return verdict(
-            "cannot be told", f"accuracies at 100 % are not shown to be within {margin}; try more replicates"
-        )
+        shown = f"accuracies at 100 % are not shown to be within {margin}"
+        return verdict("cannot be told", f"{shown}; try more replicates")
     if not judged.any():
         between = f"{FROM_PERCENT} to {100 / MAX_MULTIPLIER:.0f} %"
         return verdict("cannot be told", f"no fraction from {between} to measure effective data at")
@@ -159,7 +154,6 @@ def _judge_need(pair: Comparison) -> Verdict:
 
 
 def _verdict(d: Difference, i: int, observed: str) -> Callable[..., Verdict]:
-    """Make verdicts with the effect at the i-th fraction."""
     effect, interval, percent = d.at(i), d.interval(i), int(d.percents[i])
     return partial(Verdict, effect=effect, interval=interval, n_replicates=d.n, observed=observed, percent=percent)
 

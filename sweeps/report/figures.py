@@ -43,11 +43,9 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
             "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
             "bootstrap intervals; triangles are bounds.",
         ),
-        "best_epoch": (
-            both(Score.VAL_LOSS, Score.BEST_VAL_LOSS),
-            "Validation loss at the final and at the best epoch.",
-        ),
     }
+    best = both(Score.VAL_LOSS, Score.BEST_VAL_LOSS)
+    figures["best_epoch"] = best, "Validation loss at the final and at the best epoch."
     if pair.difference(Score.SCALED_VAL_LOSS).is_known:
         figures["calibration"] = (
             both(Score.VAL_ECE, Score.VAL_TEMPERATURE, Score.SCALED_VAL_LOSS),

@@ -75,17 +75,13 @@ def _effective_data(pair: Comparison) -> Table:
     if len(pair.percents) < 2 or not pair.n:
         return []
     data, percents = pair.effective_data, np.array(pair.percents)
-    columns = {
-        "percent": percents,
-        "effective_percent": data.effective,
-        "transferred_percent": data.transferred,
+    columns = {"percent": percents, "effective_percent": data.effective, "transferred_percent": data.transferred}
+    columns |= {
         "multiplier": data.multiplier,
         "low": np.where(np.isfinite(data.low), data.low, percents[-1] / percents),
         "high": np.where(np.isfinite(data.high), data.high, np.nan),
-        "at_least": data.at_least,
-        "at_most": data.at_most,
     }
-    return pd.DataFrame(columns).to_dict("records")
+    return pd.DataFrame(columns | {"at_least": data.at_least, "at_most": data.at_most}).to_dict("records")
 
 
 def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:

@@ -69,9 +69,9 @@ def find_sweep(store: Store, run_id: str) -> str:
     """
     sweeps = store.find(TRANSFER, role=Role.SWEEP)
     if run_id == "latest":
-        if not sweeps:
-            raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
-        return str(sweeps[0].info.run_id)
+        if sweeps:
+            return str(sweeps[0].info.run_id)
+        raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
     names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:5])
     known = f"the latest sweeps are {names}" if names else "there is no sweep yet"
     run = store.get(run_id)
@@ -152,7 +152,7 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Recipe from a run's params: the inverse of `roles.settings_params`."""
+    """Read the recipe from a run's params: the inverse of `roles.settings_params`."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):
