@@ -18,7 +18,7 @@ N_TUNING = 54  # cells that choose an init's recipe: 9 settings, 3 fractions, 2 
 
 @dataclass(frozen=True)
 class InitTraits:
-    """Facts of an init that a sweep needs; `training/inits.py` has how it starts and trains."""
+    """Facts of an init that a sweep needs; `training/inits.py` starts and trains it."""
 
     colour: str  # in figures
     n_trainings: float = 1.0  # work of a cell, in trainings of all layers
@@ -68,9 +68,13 @@ class Cell:
         return f"{self.init} {self.percent:03d}% r{self.replicate}{change}"
 
     @property
+    def setting(self) -> dict[str, float]:
+        return dataclasses.asdict(self.change) if self.change else {}
+
+    @property
     def position(self) -> tuple[Any, ...]:
         """Sort key of tables."""
-        return self.percent, self.init, self.replicate, dataclasses.astuple(self.change) if self.change else ()
+        return self.percent, self.init, self.replicate, tuple(self.setting.values())
 
 
 class Grid(NamedTuple):
@@ -81,22 +85,16 @@ class Grid(NamedTuple):
     n_replicates: int
 
     def cells(self) -> list[Cell]:
-        return plan_cells(*self)
+        """List the cells replicate by replicate, with the inits of a fraction side by side.
 
-
-def plan_cells(percents: Sequence[int], inits: Sequence[Init], n_replicates: int) -> list[Cell]:
-    """List the cells replicate by replicate, with the inits of a fraction side by side.
-
-    Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells first,
-    so that no worker is left alone with a long cell at the end.
-    """
-    last = sorted(percents, reverse=True)
-    if n_replicates == 1:  # both ends come first, so that early figures span the range
-        last = [*last[:1], *last[1:][-1:], *last[1:-1]]
-    orders = [coarse_to_fine(percents)] * (n_replicates - 1) + [last]
-    return [
-        Cell(percent, init, replicate) for replicate, order in enumerate(orders) for percent in order for init in inits
-    ]
+        Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells
+        first, so that no worker is left alone with a long cell at the end.
+        """
+        last = sorted(self.percents, reverse=True)
+        if self.n_replicates == 1:  # both ends come first, so that early figures span the range
+            last = [*last[:1], *last[1:][-1:], *last[1:-1]]
+        orders = [coarse_to_fine(self.percents)] * (self.n_replicates - 1) + [last]
+        return [Cell(percent, init, i) for i, order in enumerate(orders) for percent in order for init in self.inits]
 
 
 def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:

@@ -1,51 +1,40 @@
 """Results of a sweep as a table with one row per cell: as CSV, JSON, and arrays over replicates and fractions."""
 
-import csv
-import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from fmnist_transfer.store import roles
-from sweeps.grid import Cell, Init, RecipeChange
+from sweeps.grid import Cell, Init
 
 Status = Literal["open", "finished", "failed"]
 GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores' keys
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(Enum):
     """One number of a finished cell: its metric key in MLflow, and how it is displayed."""
 
-    key: str
-    label: str
-    unit: Literal["nats", "%", "s", ""] = ""  # accuracies are logged as shares in [0, 1] and displayed in percent
-    digits: int = 4
+    TRAIN_LOSS = roles.TRAIN_LOSS, "training loss", "nats"
+    VAL_LOSS = roles.VAL_LOSS, "validation loss", "nats"
+    BEST_VAL_LOSS = roles.BEST_VAL_LOSS, "validation loss at the best epoch", "nats"
+    SCALED_VAL_LOSS = roles.SCALED_VAL_LOSS, "loss after scaling", "nats"
+    GAP = "final/gap", "generalisation gap", "nats"
+    VAL_ACCURACY = roles.VAL_ACCURACY, "validation accuracy", "%", 2
+    TEST_ACCURACY = roles.TEST_ACCURACY, "test accuracy", "%", 2
+    VAL_ECE = "final/val_ece", "expected calibration error"
+    VAL_TEMPERATURE = "final/val_temperature", "temperature"
+    DISTANCE = "distance/all", "distance from the start"
 
-    @property
-    def scale(self) -> float:
-        """Factor from the logged to the displayed number."""
-        return 100.0 if self.unit == "%" else 1.0
-
-    @property
-    def axis(self) -> str:
-        """Axis label, such as `validation loss (nats)`."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
+    def __init__(self, key: str, label: str, unit: str = "", digits: int = 4):
+        self.key, self.label, self.unit, self.digits = key, label, unit, digits
+        self.scale = 100.0 if unit == "%" else 1.0  # accuracies are logged as shares and displayed in percent
+        self.axis = f"{label} ({unit})" if unit else label  # label of an axis, such as `validation loss (nats)`
 
 
-TRAIN_LOSS = Score(roles.TRAIN_LOSS, "training loss", "nats")
-VAL_LOSS = Score(roles.VAL_LOSS, "validation loss", "nats")
-VAL_ACCURACY = Score(roles.VAL_ACCURACY, "validation accuracy", "%", 2)
-VAL_ECE = Score("final/val_ece", "expected calibration error")
-VAL_TEMPERATURE = Score("final/val_temperature", "temperature")
-SCALED_VAL_LOSS = Score(roles.SCALED_VAL_LOSS, "loss after scaling", "nats")
-GAP = Score("final/gap", "generalisation gap", "nats")
-BEST_VAL_LOSS = Score(roles.BEST_VAL_LOSS, "validation loss at the best epoch", "nats")
-TEST_ACCURACY = Score(roles.TEST_ACCURACY, "test accuracy", "%", 2)
-DISTANCE = Score("distance/all", "distance from the start")
 COLUMNS = [  # keys of the scores in a table of cells
     *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy", "final/val_ece"),
     *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
@@ -67,35 +56,26 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""
-        groups = {
-            group: {
-                key.removeprefix(f"{group}/"): value
-                for key, value in self.scores.items()
-                if key.startswith(f"{group}/")
-            }
-            for group in GROUPS
-        }
-        cell, change = self.cell, self.cell.change
-        setting = {"setting": dataclasses.asdict(change)} if change else {}
+        groups: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
+        for key, value in self.scores.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = value
+        cell = self.cell
+        setting = {"setting": cell.setting} if cell.change else {}
         known = {"n_train": self.n_train, "run_id": self.run_id, "status": self.status}
         return {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate} | setting | known | groups
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line per cell, sorted by percent, init and replicate; missing values are empty."""
-    settings = (
-        [field.name for field in dataclasses.fields(RecipeChange)] if any(row.cell.change for row in rows) else []
-    )
-    columns = [*settings, *COLUMNS]
-    lines: list[list[Any]] = [["percent", "init", "replicate", "n_train", "status", *columns, "run_id"]]
+    columns = [*next((row.cell.setting for row in rows if row.cell.change), {}), *COLUMNS]
+    lines = []
     for row in sorted(rows, key=lambda row: row.cell.position):
-        cell = row.cell
-        values = {**row.scores, **(dataclasses.asdict(cell.change) if cell.change else {})}
+        cell, values = row.cell, {**row.scores, **row.cell.setting}
         texts = [f"{values[column]:.6g}" if column in values else "" for column in columns]
         lines.append([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *texts, row.run_id])
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(lines)
-    return stream.getvalue()
+    columns = ["percent", "init", "replicate", "n_train", "status", *columns, "run_id"]
+    return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:

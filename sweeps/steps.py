@@ -1,7 +1,4 @@
-"""The steps of a sweep: source networks, recipes, cells, curves, report.
-
-Imports torch and mlflow, so the command imports this module only after it has parsed its flags.
-"""
+"""The steps of a sweep: source networks, recipes, cells, curves, report. Imports torch and mlflow."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -47,10 +44,13 @@ class SweepContext:
     store: Store
     model: TrainedModel
     plan: CellPlan
-    grid: Grid
     name: str
     workers: Workers
     stopwatch: Stopwatch
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.settings.fractions, self.settings.inits, self.settings.replicates)
 
 
 def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: Stopwatch) -> dict[str, Any]:
@@ -58,56 +58,68 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
 
     Raises BusyError if another process runs the sweep.
     """
+    store = _open(settings, workers)
+    source = resolve(store, settings.model_uri)
+    model = load(store, source)
+    plan = _plan(settings, model, workers, device)
+    name = f"{source.pinned.removeprefix('models:/')} on classes {digits(plan.half.classes)}"
+    context = SweepContext(settings, store, model, plan, name, workers, stopwatch)
+    has_own_sources = settings.pretrain_replicates > 0
+    work = identify_sweep(model, plan, is_tuned=settings.recipe == "tuned", has_own_sources=has_own_sources)
+    stopwatch.lap("start")
+    if settings.dry_run:
+        return _dry_run(context, Ledger(store, work, plan.half))
+    tags = {"model_uri": source.asked, "model_uri_pinned": source.pinned}
+    with locked(store.uri, "sweep", f"sweep-{work.key}"):
+        ledger = open_ledger(store, work, plan.half, name, tags, take_over=settings.take_over)
+        with store.ending(ledger.run_id):
+            note_sweep(store, source, ledger.run_id, name)
+            result = _sweep(context, ledger)
+    _print_next(context, ledger.run_id, source.pinned)
+    return result | {"model_uri": source.pinned, "split": str(model.split)}
+
+
+def _open(settings: TransferSettings, workers: Workers) -> Store:
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     if settings.dry_run:
-        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
-    else:
-        store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
-    pinned_model = resolve(store, settings.model_uri)
-    model = load(store, pinned_model)
-    half = workers.share(
-        load_half(settings.data_dir or default_data_dir(), model.split.target, fetch=not settings.dry_run)
-    )
+        return open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
+    return open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
+
+
+def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
+    """Load the target half and plan its trainings. Raises UsageError where a fraction or an init cannot be trained."""
+    data_dir, fetch = settings.data_dir or default_data_dir(), not settings.dry_run
+    half = workers.share(load_half(data_dir, model.split.target, fetch=fetch))
     for percent in settings.fractions:
         n_train(half.train, percent)  # refuses a fraction without images
     spec = replace(model.spec, n_classes=len(half.classes))
     recipe = replace(model.recipe, epochs=settings.epochs or model.recipe.epochs)
-    plan = CellPlan(
-        half, spec, recipe, (model.state,), settings.budget, settings.seed, device, settings.precision, settings.stack
-    )
     if "lp-ft" in settings.inits:
         probing_epochs(recipe.epochs)  # refuses a single epoch
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
-    grid = Grid(settings.fractions, settings.inits, settings.replicates)
-    name = f"{pinned_model.pinned.removeprefix('models:/')} on classes {digits(half.classes)}"
-    is_tuned, n_sources = settings.recipe == "tuned", settings.pretrain_replicates
-    work = identify_sweep(model, plan, is_tuned=is_tuned, has_own_sources=n_sources > 0)
-    context = SweepContext(settings, store, model, plan, grid, name, workers, stopwatch)
-    stopwatch.lap("start")
-    if settings.dry_run:
-        return _dry_run(context, Ledger(store, work, half))
-    tags = {"model_uri": pinned_model.asked, "model_uri_pinned": pinned_model.pinned}
-    with locked(store.uri, "sweep", f"sweep-{work.key}"):
-        ledger = open_ledger(store, work, half, name, tags, take_over=settings.take_over)
-        with store.ending(ledger.run_id):
-            note_sweep(store, pinned_model, ledger.run_id, name)
-            result = _sweep(context, ledger)
+    sources, budget, seed, precision = (model.state,), settings.budget, settings.seed, settings.precision
+    return CellPlan(half, spec, recipe, sources, budget, seed, device, precision, settings.stack)
+
+
+def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
+    """Print where the results are, and the command that extends the sweep."""
+    settings = context.settings
     n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
-    changes = {"model_uri": pinned_model.pinned, "replicates": n_more, "pretrain_replicates": n_sources and n_more}
+    sources = settings.pretrain_replicates and n_more
+    changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_more, "pretrain_replicates": sources}
     look_next = {
-        "in a browser": f"{store.show_command}  # curves, report, every run",
-        "on paper": place_of(ledger.run_id),
-        "go on": f"{command_line('sweeps.transfer', settings, **(ONE_TIME | changes))}  # extends this sweep",
+        "in a browser": f"{context.store.show_command}  # curves, report, every run",
+        "on paper": place_of(run_id),
+        "go on": f"{command_line('sweeps.transfer', settings, **changes)}  # extends this sweep",
     }
     print_pairs("Look next", look_next)
-    return result | {"model_uri": pinned_model.pinned, "split": str(model.split)}
 
 
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
-    print_pairs(f"Sweep of {context.name}", outline(context, run_id))
+    print_pairs(f"Sweep of {context.name}", _outline(context, run_id))
     if settings.pretrain_replicates:
         context = replace(context, plan=replace(context.plan, sources=_source_networks(context, run_id)))
     cells, shown = context.grid.cells(), add_grid(store, run_id, context.grid)  # figures show all grids so far
@@ -128,10 +140,7 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
 
 
 def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
-    """Train one source network per replicate below the sweep's parent, unless there already; return their weights.
-
-    Raises Interrupted after a signal, and UserError if a network cannot be trained.
-    """
+    """Train one source network per replicate below the sweep's parent, unless there already; return their weights."""
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, sources=())
@@ -142,17 +151,16 @@ def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
         return Training(f"source r{replicate}", own, identity(device=plan.device, **own).key, plan.recipe.epochs)
 
     log = TrainedNetworks[int](store, TRANSFER, run_id, Role.SOURCE, half=half, training=training)
-    replicates = range(settings.pretrain_replicates)
-    todo = [replicate for replicate in replicates if log.trained(replicate) is None]
-    n = len(replicates)
+    n = settings.pretrain_replicates
+    todo = [replicate for replicate in range(n) if log.trained(replicate) is None]
     say(f"Source networks, one per replicate: {n - len(todo)} of {n} are there already")
     if todo:
         store.describe(run_id, begun(store, model.split))
     with Progress("source networks", len(todo)) as progress:
         run_logged(workers, pretrain, plan, todo, log=log, progress=progress, debug=settings.debug)
-    trained = {replicate: network for replicate in replicates if (network := log.trained(replicate))}
+    trained = {replicate: network for replicate in range(n) if (network := log.trained(replicate))}
     workers.stop.raise_if_set(f"{len(trained)} of {n} source networks trained; {SAME_COMMAND}")
-    if missing := [replicate for replicate in replicates if replicate not in trained]:
+    if missing := [replicate for replicate in range(n) if replicate not in trained]:
         raise UserError(f"source networks of replicates {missing} could not be trained; their runs in MLflow say why")
     context.stopwatch.lap("source networks")
     return tuple(load_weights(store, network.run_id, plan.spec) for network in trained.values())
@@ -175,7 +183,7 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
 
 
 def _done_rows(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:
-    """Rows of the cells after `_run`. Raises Interrupted if a signal ended it."""
+    """Rows of the cells after `_run`; raises Interrupted if a signal ended it."""
     rows = ledger.rows(cells)
     n_done = sum(row.status != "open" for row in rows)
     context.workers.stop.raise_if_set(f"{n_done} of {len(rows)} {noun} done; {SAME_COMMAND}")
@@ -184,7 +192,7 @@ def _done_rows(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], nou
 
 def _with_tuned_recipes(context: SweepContext, ledger: Ledger, cells: Sequence[Cell]) -> list[Cell]:
     """Train the recipe grid of every init, choose and print the best settings, and give them to the cells."""
-    inits, recipe = context.grid.inits, context.plan.recipe
+    inits, recipe = context.settings.inits, context.plan.recipe
     tried = tuning_cells(inits, recipe)
     say(f"Tuning one recipe per init: {len(tried)} cells")
     _run(context, ledger, tried, lambda: None)
@@ -215,19 +223,17 @@ def _dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     return {"sweep_run_id": ledger.run_id or None, "cells": [row.to_dict() for row in rows], "n_to_run": len(todo)}
 
 
-def outline(context: SweepContext, run_id: str) -> dict[str, str]:
+def _outline(context: SweepContext, run_id: str) -> dict[str, str]:
     """Describe what is about to run, as label -> text."""
-    grid, recipe = context.grid, context.plan.recipe
+    grid, recipe, workers = context.grid, context.plan.recipe, context.workers
     inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
-    percents = f"{len(grid.percents)} fractions ({min(grid.percents)} to {max(grid.percents)} %)"
-    if len(grid.percents) == 1:
-        percents = f"{grid.percents[0]} %"
+    first, *more = sorted(grid.percents)
+    percents = f"{len(grid.percents)} fractions ({first} to {more[-1]} %)" if more else f"{first} %"
     budget = ", equal steps at each fraction" if context.plan.budget == "steps" else ""
-    workers = counted(context.workers.n, "worker")
     own = ", one tuned recipe per init" if context.settings.recipe == "tuned" else ""
     return {
         "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
         "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
-        "on": f"{workers}, {context.plan.device}" if context.workers.engine == "local" else "Ray",
+        "on": f"{counted(workers.n, 'worker')}, {context.plan.device}" if workers.engine == "local" else "Ray",
         "run": run_id,
     }

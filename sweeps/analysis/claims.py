@@ -12,7 +12,7 @@ import numpy as np
 
 from sweeps.analysis.comparison import ACCURACY_MARGIN, LOSS_MARGIN, Comparison, Difference
 from sweeps.analysis.statistics import Interval, Mask
-from sweeps.rows import BEST_VAL_LOSS, SCALED_VAL_LOSS, TRAIN_LOSS, VAL_ACCURACY, VAL_LOSS
+from sweeps.rows import Score
 
 CLAIMS = {
     "train_loss": "training loss: pretrained is lower at every fraction",
@@ -37,18 +37,17 @@ class Verdict:
 
 
 def judge(pair: Comparison) -> dict[str, Verdict]:
-    """Judge every claim in `CLAIMS`."""
     if not pair.n:
         return dict.fromkeys(CLAIMS, Verdict("cannot be told", pair.too_few))
-    if not all(pair.difference(score).is_known for score in (TRAIN_LOSS, VAL_LOSS, VAL_ACCURACY)):
+    if not all(pair.difference(score).is_known for score in (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)):
         return dict.fromkeys(CLAIMS, Verdict("cannot be told", "cells lack their final scores", n_replicates=pair.n))
     judges = (_judge_train_loss, _judge_val_loss, _judge_overfitting, _judge_need)
     return {claim: judge_claim(pair) for claim, judge_claim in zip(CLAIMS, judges, strict=True)}
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
-    """Judge the final training loss. The effect is at the fraction nearest to failing."""
-    d = pair.difference(TRAIN_LOSS)
+    """Judge the final training loss, with the effect at the fraction nearest to failing."""
+    d = pair.difference(Score.TRAIN_LOSS)
     verdict = _verdict(d, int(np.argmin(d.intervals.low if d.intervals else d.mean)), _ends(d))
     if pair.too_few:
         return verdict("cannot be told", pair.too_few)
@@ -67,8 +66,8 @@ def _judge_train_loss(pair: Comparison) -> Verdict:
 
 
 def _judge_val_loss(pair: Comparison) -> Verdict:
-    """Judge the final validation loss. The effect is at the largest fraction."""
-    d = pair.difference(VAL_LOSS)
+    """Judge the final validation loss, with the effect at the largest fraction."""
+    d = pair.difference(Score.VAL_LOSS)
     cross, later = d.crossover, d.percents >= FROM_PERCENT
     observed = "no crossover" if cross.percent is None else f"crossover of the mean at {cross.percent:.0f} %"
     observed += f", none in {cross.never:.0%} of the resamples" if pair.n > 1 else ""
@@ -94,7 +93,7 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
 
     The effect is the final difference at the fraction where it is lowest.
     """
-    final, best, scaled = map(pair.difference, (VAL_LOSS, BEST_VAL_LOSS, SCALED_VAL_LOSS))
+    final, best, scaled = map(pair.difference, (Score.VAL_LOSS, Score.BEST_VAL_LOSS, Score.SCALED_VAL_LOSS))
     i = int(np.argmin(final.mean))
     whens = ((final, "at the final epoch"), (best, "at the best epoch"), (scaled, "after temperature scaling"))
     effects = ", ".join(f"{_effect(d.at(i), d.interval(i))} {when}" for d, when in whens if d.is_known)
@@ -120,7 +119,7 @@ def _judge_need(pair: Comparison) -> Verdict:
 
     The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist.
     """
-    d, data, last = pair.difference(VAL_ACCURACY), pair.effective_data, len(pair.percents) - 1
+    d, data, last = pair.difference(Score.VAL_ACCURACY), pair.effective_data, len(pair.percents) - 1
     judged = (d.percents >= FROM_PERCENT) & (d.percents * MAX_MULTIPLIER <= d.percents[-1])
     multipliers = [
         f"{'>= ' if data.at_least[i] else ''}x{data.multiplier[i]:.2f} at {pair.percents[i]} %"
@@ -128,11 +127,8 @@ def _judge_need(pair: Comparison) -> Verdict:
     ]
     observed = f"random minus pretrained {_effect(d.at(last), d.t_interval(last), 'accuracy')} points"
     observed += f"; effective data {', '.join(multipliers)}" if multipliers else ""
-    verdict = partial(
-        _verdict(d, last, f"accuracy at {pair.percents[-1]} %: {observed}"),
-        interval=d.t_interval(last),
-        unit="accuracy",
-    )
+    verdict = _verdict(d, last, f"accuracy at {pair.percents[-1]} %: {observed}")
+    verdict = partial(verdict, interval=d.t_interval(last), unit="accuracy")
     if pair.too_few:
         return verdict("cannot be told", pair.too_few)
     if pair.percents[-1] != 100:
@@ -146,9 +142,8 @@ def _judge_need(pair: Comparison) -> Verdict:
     if reasons:
         return verdict("does not hold", " and ".join(reasons))
     if not d.is_equivalent[last]:
-        return verdict(
-            "cannot be told", f"accuracies at 100 % are not shown to be within {margin}; try more replicates"
-        )
+        shown = f"accuracies at 100 % are not shown to be within {margin}"
+        return verdict("cannot be told", f"{shown}; try more replicates")
     if not judged.any():
         between = f"{FROM_PERCENT} to {100 / MAX_MULTIPLIER:.0f} %"
         return verdict("cannot be told", f"no fraction from {between} to measure effective data at")
@@ -159,7 +154,6 @@ def _judge_need(pair: Comparison) -> Verdict:
 
 
 def _verdict(d: Difference, i: int, observed: str) -> Callable[..., Verdict]:
-    """Make verdicts with the effect at the i-th fraction."""
     effect, interval, percent = d.at(i), d.interval(i), int(d.percents[i])
     return partial(Verdict, effect=effect, interval=interval, n_replicates=d.n, observed=observed, percent=percent)
 

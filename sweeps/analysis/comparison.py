@@ -1,8 +1,4 @@
-"""Comparison of an init with random: which replicates and fractions count, and how their scores differ.
-
-A replicate counts if both inits are finished at every fraction compared. Fractions where few replicates finished are
-left out if that leaves more to compare.
-"""
+"""Comparison of an init with random: which replicates and fractions count, and how their scores differ."""
 
 import functools
 from collections.abc import Sequence
@@ -13,9 +9,9 @@ import numpy as np
 from sweeps.analysis import statistics
 from sweeps.analysis.statistics import MIN_REPLICATES, Array, Band, Crossover, EffectiveData, FlipTest, Interval, Mask
 from sweeps.grid import Init
-from sweeps.rows import VAL_LOSS, Row, Score, by_replicate
+from sweeps.rows import Row, Score, by_replicate
 
-LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share; smaller differences do not matter
+LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Difference:
 
     percents: Array
     d: Array  # [n_replicates, n_fractions]
-    margin: float
+    margin: float  # smaller differences do not matter
 
     @property
     def n(self) -> int:
@@ -32,7 +28,7 @@ class Difference:
 
     @property
     def is_known(self) -> bool:
-        """True if every cell has the score; cells of earlier versions may lack it."""
+        """False if a cell lacks the score, as those of earlier versions may."""
         return not np.isnan(self.d).any()
 
     @property
@@ -80,7 +76,6 @@ class Difference:
         return statistics.t_interval(self.d[:, [i]]).at(0) if self.n >= 2 else None
 
     def interval(self, i: int) -> Interval | None:
-        """Interval at the i-th fraction, from `intervals`."""
         return self.intervals.at(i) if self.intervals else None
 
     def at(self, i: int) -> float:
@@ -118,7 +113,7 @@ class Comparison:
 
     @functools.cached_property
     def effective_data(self) -> EffectiveData:
-        random, own = self.scores("random", VAL_LOSS), self.scores(self.init, VAL_LOSS)
+        random, own = self.scores("random", Score.VAL_LOSS), self.scores(self.init, Score.VAL_LOSS)
         return statistics.effective_data(np.array(self.percents, float), random, own)
 
     def difference(self, score: Score) -> Difference:
@@ -131,10 +126,13 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], init: Init = "pretrained") -> Comparison:
-    """Compare an init with random over the replicates in which both are finished at every fraction compared."""
+    """Compare an init with random over the replicates in which both are finished at every fraction compared.
+
+    Fractions where few replicates finished are left out if that leaves more to compare.
+    """
     percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, "random")})
-    # Every finished cell has the validation loss.
-    both = ~np.isnan(by_replicate(rows, init, VAL_LOSS, percents) + by_replicate(rows, "random", VAL_LOSS, percents))
+    own = by_replicate(rows, init, Score.VAL_LOSS, percents)
+    both = ~np.isnan(own + by_replicate(rows, "random", Score.VAL_LOSS, percents))  # all finished cells have this score
     chosen = _choose_fractions(both)
     whole = both[:, chosen].all(axis=1) if chosen else np.zeros(len(both), bool)
     return Comparison(

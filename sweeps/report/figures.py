@@ -13,7 +13,7 @@ from sweeps.grid import TRAITS
 from sweeps.report.findings import Findings, Table, beside
 from sweeps.results.figures import PANELS, label_axes, panel_row, scores_panel
 from sweeps.results.read import LoggedSweep
-from sweeps.rows import BEST_VAL_LOSS, SCALED_VAL_LOSS, TRAIN_LOSS, VAL_ECE, VAL_LOSS, VAL_TEMPERATURE, Score
+from sweeps.rows import Score
 
 
 def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Figure, str]]:
@@ -28,12 +28,12 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
 
     figures = {
         "losses": (
-            both(TRAIN_LOSS, VAL_LOSS),
+            both(Score.TRAIN_LOSS, Score.VAL_LOSS),
             f"Training and validation loss at the final epoch: mean over {pair.n} replicates, "
             f"{'simultaneous 95 % band' if is_enough else 'range over replicates'}.",
         ),
         "differences": (
-            panel_row(*(partial(_draw_difference, pair=pair, score=score) for score in PANELS.values())),
+            panel_row(*(partial(_draw_difference, pair=pair, score=score) for score in PANELS)),
             f"Random minus pretrained, paired, with {'simultaneous 95 % band' if is_enough else '95 % t-intervals'}: "
             "a loss above 0 means that pretraining helps. Shaded: fractions at which the band of the validation loss "
             "contains 0. Dotted: crossover of its mean.",
@@ -43,16 +43,17 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
             "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
             "bootstrap intervals; triangles are bounds.",
         ),
-        "best_epoch": (both(VAL_LOSS, BEST_VAL_LOSS), "Validation loss at the final and at the best epoch."),
     }
-    if pair.difference(SCALED_VAL_LOSS).is_known:
+    best = both(Score.VAL_LOSS, Score.BEST_VAL_LOSS)
+    figures["best_epoch"] = best, "Validation loss at the final and at the best epoch."
+    if pair.difference(Score.SCALED_VAL_LOSS).is_known:
         figures["calibration"] = (
-            both(VAL_ECE, VAL_TEMPERATURE, SCALED_VAL_LOSS),
+            both(Score.VAL_ECE, Score.VAL_TEMPERATURE, Score.SCALED_VAL_LOSS),
             "Calibration on validation: expected calibration error (15 bins), temperature (above 1: over-confident), "
             "and cross-entropy after temperature scaling (cross-fitted in two folds).",
         )
     if len({row.cell.init for row in rows if row.status == "finished"}) > 2:
-        every = panel_row(*(scores_panel(rows, score) for score in PANELS.values()))
+        every = panel_row(*(scores_panel(rows, score) for score in PANELS))
         figures["inits"] = (every, "Every init: mean over replicates and range.")
     if findings["compared_with"]:
         figures["sweeps"] = (
@@ -80,10 +81,10 @@ def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
         axes.fill_between(d.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(d.percents, scale * d.d.T, color=colour, alpha=0.25, linewidth=0.6)
     axes.plot(d.percents, scale * d.mean, marker="o", markersize=3, color=colour, label="random - pretrained")
-    if score == VAL_LOSS and band:
+    if score == Score.VAL_LOSS and band:
         zero_at = d.percents[(band.low <= 0) & (band.high >= 0)]
         axes.plot(zero_at, np.zeros(len(zero_at)), "s", color="black", alpha=0.15, markersize=9)
-    if score == VAL_LOSS and d.crossover.percent is not None:
+    if score == Score.VAL_LOSS and d.crossover.percent is not None:
         axes.axvline(d.crossover.percent, color="black", linestyle=":", linewidth=1)
     label_axes(axes, f"difference of {score.axis}".replace("%", "points"))
 

@@ -10,26 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeps import rows
 from sweeps.analysis.claims import judge
 from sweeps.analysis.comparison import Comparison, compare
 from sweeps.analysis.statistics import Crossover
 from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
-from sweeps.rows import VAL_LOSS, Score, by_replicate
+from sweeps.rows import Score, by_replicate
 
-SCORES = {
-    "train_loss": rows.TRAIN_LOSS,
-    "val_loss": rows.VAL_LOSS,
-    "best_val_loss": rows.BEST_VAL_LOSS,
-    "scaled_val_loss": rows.SCALED_VAL_LOSS,
-    "gap": rows.GAP,
-    "val_accuracy": rows.VAL_ACCURACY,
-    "test_accuracy": rows.TEST_ACCURACY,
-    "val_ece": rows.VAL_ECE,
-    "val_temperature": rows.VAL_TEMPERATURE,
-    "distance": rows.DISTANCE,
-}
+SCORES = {score.name.lower(): score for score in Score}
 COMPARED = ("train_loss", "val_loss", "best_val_loss", "scaled_val_loss", "val_accuracy")
 NONE = (np.nan, np.nan)  # no interval
 Findings = dict[str, Any]
@@ -42,7 +30,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
     flips = {name: pair.difference(SCORES[name]).flips for name in band}
     controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
-    cross = pair.difference(VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
+    cross = pair.difference(Score.VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
@@ -59,16 +47,13 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
         "family_p": {name: flip.family for name, flip in flips.items() if flip},
         "inits": list(_means(sweep)),
         "controls": [{"init": it.init, "n_replicates": it.n, "points": points(it)} for it in controls if it.n],
-        "recipes": {
-            init: {str(percent): vars(setting) for percent, setting in settings.items()}
-            for init, settings in sweep.chosen.items()
-        },
+        "recipes": {init: {str(p): vars(change) for p, change in own.items()} for init, own in sweep.chosen.items()},
         "compared_with": [beside(other) for other in others],
         "missing": [f"{row.cell.name} ({row.status})" for row in sweep.rows if row.status != "finished"],
     }
 
 
-def points(pair: Comparison, score: Score = VAL_LOSS) -> Table:
+def points(pair: Comparison, score: Score = Score.VAL_LOSS) -> Table:
     """random - init of one score at each fraction; empty if nothing can be compared or a cell lacks the score.
 
     `t_low` and `t_high` limit the paired 95 % t-interval of the fraction alone, `low` and `high` the simultaneous band
@@ -90,17 +75,13 @@ def _effective_data(pair: Comparison) -> Table:
     if len(pair.percents) < 2 or not pair.n:
         return []
     data, percents = pair.effective_data, np.array(pair.percents)
-    columns = {
-        "percent": percents,
-        "effective_percent": data.effective,
-        "transferred_percent": data.transferred,
+    columns = {"percent": percents, "effective_percent": data.effective, "transferred_percent": data.transferred}
+    columns |= {
         "multiplier": data.multiplier,
         "low": np.where(np.isfinite(data.low), data.low, percents[-1] / percents),
         "high": np.where(np.isfinite(data.high), data.high, np.nan),
-        "at_least": data.at_least,
-        "at_most": data.at_most,
     }
-    return pd.DataFrame(columns).to_dict("records")
+    return pd.DataFrame(columns | {"at_least": data.at_least, "at_most": data.at_most}).to_dict("records")
 
 
 def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
@@ -116,25 +97,20 @@ def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
 
 
 def beside(sweep: LoggedSweep) -> dict[str, Any]:
-    """One sweep in a comparison of several."""
-    return {
-        "run_id": sweep.run_id,
-        "name": sweep.name,
-        "kind": kind_of(sweep),
-        "n_replicates": sweep.pair.n,
-        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()},
-        "points": points(sweep.pair),
-    }
-
-
-def kind_of(sweep: LoggedSweep) -> str:
-    """Describe in a phrase how the sweep differs from others."""
+    """One sweep in a comparison of several; `kind` says how it differs from others."""
     split, budget, seed = (sweep.params.get(key, "?") for key in ("split", "budget", "seed"))
     recipe = "a recipe for each init" if sweep.is_tuned else "one recipe"
     augmentation = " and ".join(name for name in ("flip", "shift", "erase") if getattr(sweep.recipe, name)) or "none"
     training = f"budget {budget}, {sweep.recipe.epochs} epochs, augmentation {augmentation}, seed {seed}"
     sources = ", a source network for each replicate" if "sources" in sweep.params else ""
-    return f"split {split}, {recipe}, {training}{sources}"
+    return {
+        "run_id": sweep.run_id,
+        "name": sweep.name,
+        "kind": f"split {split}, {recipe}, {training}{sources}",
+        "n_replicates": sweep.pair.n,
+        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()},
+        "points": points(sweep.pair),
+    }
 
 
 def csv_of(findings: Findings) -> str:

@@ -9,12 +9,12 @@ import pandas as pd
 from sweeps.analysis.claims import CLAIMS
 from sweeps.report.findings import SCORES, Table
 from sweeps.results.read import LoggedSweep
-from sweeps.rows import VAL_LOSS, Score
+from sweeps.rows import Score
 from sweeps.training.recipes import is_on_edge
 
 
 def markdown_table(lines: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
-    """Columns without any cell are left out."""
+    """Leave out columns without any cell."""
     table = pd.DataFrame(lines).dropna(axis="columns", how="all").fillna("").astype(str)
     rows = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
@@ -29,7 +29,7 @@ def controls_table(controls: Table) -> str:
     return markdown_table(head | _cells(at, label="random - init") for head, points in heads for at in points)
 
 
-def _cells(at: dict[str, Any], score: Score = VAL_LOSS, label: str = "random - pretrained") -> dict[str, str]:
+def _cells(at: dict[str, Any], score: Score = Score.VAL_LOSS, label: str = "random - pretrained") -> dict[str, str]:
     """One line of `findings.points`; an accuracy in points."""
     texts = {key: f"{score.scale * value:+.{score.digits}f}" for key, value in at.items()}
     intervals = [f"{texts[low]} to {texts[high]}" for low, high in (("t_low", "t_high"), ("low", "high"))]
@@ -55,7 +55,7 @@ def inits_table(inits: Table) -> str:
     for line in inits:
         means = {name.replace("_", " "): _number(line["means"].get(name, nan), score) for name, score in SCORES.items()}
         head = {"init": line["init"], "data": f"{line['percent']} %", "n": line["n_replicates"]}
-        lines.append(head | means | {"sd of val loss": _number(line["val_loss_sd"], VAL_LOSS) or ""})
+        lines.append(head | means | {"sd of val loss": _number(line["val_loss_sd"], Score.VAL_LOSS) or ""})
     return markdown_table(lines)
 
 
@@ -75,7 +75,6 @@ def recipes_table(sweep: LoggedSweep) -> str:
 
 
 def beside_table(sweeps: Table) -> str:
-    """A column per sweep."""
     percents = [f"{percent} %" for percent in sorted({at["percent"] for sweep in sweeps for at in sweep["points"]})]
     columns = []
     for sweep in sweeps:

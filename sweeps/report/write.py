@@ -1,5 +1,4 @@
-"""The report among the artifacts of the sweep's parent run: a self-contained page, its Markdown, numbers and figures;
-the run's description in the MLflow UI; the claims for the terminal."""
+"""The report: page, numbers and figures among the artifacts of the sweep's parent run, and the run's description."""
 
 import base64
 import html
@@ -28,9 +27,7 @@ from sweeps.rows import to_csv
 from sweeps.training import recipes
 
 FOLDER = "report"  # among the artifacts of the sweep's parent run
-PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"
-INLINE = "losses"  # the figure that the run's description shows
-PAGE_DPI = 110
+PAGE, INLINE_COPY = f"{FOLDER}/report.html", f"{FOLDER}/inline.png"  # the run's description shows the copy
 MOST_NAMES = 12  # of missing cells
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -56,12 +53,12 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
         for name, (figure, caption) in report_figures(sweep, findings).items():
             check_stop()
             content = io.BytesIO()
-            figure.savefig(content, format="png", dpi=PAGE_DPI)
+            figure.savefig(content, format="png", dpi=110)
             images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
             figures[f"{FOLDER}/{name}.png"] = figure
         return figures
 
-    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/{INLINE}.png", INLINE_COPY))
+    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/losses.png", INLINE_COPY))
     page = markdown_of(sweep, findings, captions)
     texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
     for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
@@ -89,10 +86,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def html_of(text: str, images: Mapping[str, bytes]) -> str:
-    """The Markdown as a page that needs nothing else; HTML within it is shown and not obeyed.
-
-    images: path in the Markdown -> PNG.
-    """
+    """Make a page that needs nothing else; HTML in the Markdown is shown and not obeyed. images: path -> PNG."""
     converter = markdown.Markdown(extensions=["tables"])
     converter.preprocessors.deregister("html_block")
     converter.inlinePatterns.deregister("html")
@@ -105,7 +99,6 @@ def html_of(text: str, images: Mapping[str, bytes]) -> str:
 
 
 def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
-    """The claims for the terminal, and how many cells are missing."""
     lines = []
     for i, (name, claim) in enumerate(findings["claims"].items(), 1):
         lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
@@ -116,7 +109,6 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
 
 
 def place_of(run_id: str) -> str:
-    """Location of the page, in words."""
     return f"{PAGE} among the artifacts of run {run_id}"
 
 

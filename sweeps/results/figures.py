@@ -1,7 +1,8 @@
 """Figures and table of a sweep's parent run, refreshed as cells finish; its curve runs; its tables in the terminal."""
 
+import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,30 +13,18 @@ from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import duration, print_table, say, say_heading
 from sweeps.grid import INITS, TRAITS, Cell, Init
-from sweeps.rows import (
-    BEST_VAL_LOSS,
-    TEST_ACCURACY,
-    TRAIN_LOSS,
-    VAL_ACCURACY,
-    VAL_LOSS,
-    Row,
-    Score,
-    by_replicate,
-    finished_percents,
-    to_csv,
-)
+from sweeps.rows import Row, Score, by_replicate, finished_percents, to_csv
 
 REFRESH_SECONDS = 60.0  # at least, between two drawings
 FEWEST_CELLS = 4  # enough for both ends of two curves
-PANELS = {"training_loss": TRAIN_LOSS, "validation_loss": VAL_LOSS, "validation_accuracy": VAL_ACCURACY}  # by file name
+PANELS = (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)  # their labels are the names of the files
 CURVES = {  # the UI shows a section per prefix: first the original report's two graphs
-    "curve/train_loss": TRAIN_LOSS,
-    "curve/val_loss": VAL_LOSS,
-    "more/val_accuracy": VAL_ACCURACY,
-    "more/best_val_loss": BEST_VAL_LOSS,
-    "more/test_accuracy": TEST_ACCURACY,
+    "curve/train_loss": Score.TRAIN_LOSS,
+    "curve/val_loss": Score.VAL_LOSS,
+    "more/val_accuracy": Score.VAL_ACCURACY,
+    "more/best_val_loss": Score.BEST_VAL_LOSS,
+    "more/test_accuracy": Score.TEST_ACCURACY,
 }
-MOST_INITS_BESIDE = 3  # up to this number all scores fit side by side
 Draw = Callable[[Axes], None]
 
 
@@ -66,8 +55,8 @@ class SweepFigures:
 
 
 def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
-    """One figure per score and one of all, artifact path -> figure."""
-    panels = {name: scores_panel(rows, score) for name, score in PANELS.items()}
+    """Draw one figure per score and one of all, artifact path -> figure."""
+    panels = {score.label.replace(" ", "_"): scores_panel(rows, score) for score in PANELS}
     figures = {name: panel_row(panel) for name, panel in panels.items()} | {"overview": panel_row(*panels.values())}
     for figure in figures.values():
         figure.suptitle(title, fontsize=10)
@@ -99,7 +88,6 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
 
 
 def label_axes(axes: Axes, label: str, *, legend: bool = True) -> None:
-    """Label both axes; x is the fraction in percent."""
     axes.set_xlabel("percent of the target's training images")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
@@ -127,10 +115,9 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
     """Print cell counts by status, one line per fraction."""
-    counts: dict[tuple[int, str], Counter[str]] = {}
+    counts: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
-        of_cells = counts.setdefault((row.cell.percent, row.cell.init), Counter())
-        of_cells["to run" if row.cell in to_run else row.status] += 1
+        counts[row.cell.percent, row.cell.init]["to run" if row.cell in to_run else row.status] += 1
     texts = {key: ", ".join(f"{n} {status}" for status, n in of_cells.items()) for key, of_cells in counts.items()}
     percents, inits = sorted({percent for percent, _ in texts}), list(dict.fromkeys(init for _, init in texts))
     print_table(["percent", *inits], [[str(p), *(texts.get((p, init), "") for init in inits)] for p in percents])
@@ -145,11 +132,7 @@ def print_summary(rows: Sequence[Row]) -> None:
         return "-" if np.isnan(values).all() else f"{np.nanmean(values):.{score.digits}f}"
 
     say_heading("Means over replicates, final epoch")
-    scores = list(PANELS.values())
-    for beside in [scores] if len(inits) <= MOST_INITS_BESIDE else [[score] for score in scores]:
-        lines = [
-            [str(percent), *(mean(score, init, percent) for score in beside for init in inits)]
-            for percent in finished_percents(rows)
-        ]
-        groups = {score.axis: len(inits) for score in beside}
-        print_table(["percent", *inits * len(beside)], lines, groups)
+    for beside in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
+        columns = list(itertools.product(beside, inits))
+        lines = [[str(p), *(mean(score, init, p) for score, init in columns)] for p in finished_percents(rows)]
+        print_table(["percent", *inits * len(beside)], lines, {score.axis: len(inits) for score in beside})

@@ -3,10 +3,9 @@
 The runs are listed once, when the ledger is made; only the driver adds to them. The parent gets nothing per cell.
 """
 
-import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from fmnist_transfer.data.examples import Half, n_train
@@ -30,14 +29,9 @@ Cells = tuple[Cell, ...]  # a task: one cell, or with `--stack` all cells of a f
 
 def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_own_sources: bool) -> Identity:
     """Identify a sweep by all that a cell's result depends on, except fraction, init, replicate and tuned setting."""
-    facts = settings_params(plan.spec, plan.recipe) | {
-        "weights_digest": weights_digest(model.state),
-        "split": str(model.split),
-        "budget": plan.budget,
-        "seed": plan.seed,
-        "data_sha256": plan.half.data_sha256,
-        "dtype": plan.precision,
-    }
+    facts = settings_params(plan.spec, plan.recipe)
+    facts |= {"weights_digest": weights_digest(model.state), "split": str(model.split), "budget": plan.budget}
+    facts |= {"seed": plan.seed, "data_sha256": plan.half.data_sha256, "dtype": plan.precision}
     if plan.stack:
         facts["stacked"] = True  # rounds differently; on CUDA dropout masks differ, too
     if is_tuned:
@@ -55,7 +49,7 @@ class Ledger:
 
     def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
         self._store, (self._facts, self._key) = store, work
-        self.n_train = functools.cache(functools.partial(n_train, half.train))
+        self.n_train = cache(partial(n_train, half.train))
         known = parent or next(reversed(_parents(store, work)), None)  # the earliest
         self.run_id = str(known.info.run_id) if known else ""  # of the sweep's parent; empty if there is none yet
         children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if known else []
@@ -66,35 +60,33 @@ class Ledger:
 
     def cell_key(self, cell: Cell) -> str:
         """Key of a cell; percents that give the same number of images share it."""
-        change = {"setting": dataclasses.astuple(cell.change)} if cell.change else {}
+        change = {"setting": list(cell.setting.values())} if cell.change else {}
         own = {"n_train": self.n_train(cell.percent), "init": cell.init, "replicate": cell.replicate}
         return identity(device=str(self._facts["device"]), sweep=self._key, **own, **change).key
 
     def rows(self, cells: Iterable[Cell]) -> list[Row]:
-        """Rows of cells, `open` where no run counts."""
         return [row_of(cell, self.n_train(cell.percent), self._runs.get(self.cell_key(cell))) for cell in cells]
 
     def to_run(self, cells: Iterable[Cell], *, retry_failed: bool = False) -> list[Cell]:
         """Open and failed cells; diverged ones, which would diverge again, only with `retry_failed`."""
 
-        runs = {cell: self._runs.get(self.cell_key(cell)) for cell in cells}
-        return [
-            cell
-            for cell, run in runs.items()
-            if run is None or (run.info.status == "FAILED" and (retry_failed or not has_diverged(run)))
-        ]
+        def is_due(run: Run | None) -> bool:
+            if run is None or run.info.status != "FAILED":
+                return run is None
+            return retry_failed or not run.data.tags.get("reason", "").startswith("Diverged")
+
+        return [cell for cell in cells if is_due(self._runs.get(self.cell_key(cell)))]
 
     def hosts(self, rows: Iterable[Row]) -> list[str]:
-        """The hosts that trained the finished cells, one entry per cell."""
+        """Hosts that trained the finished cells, one entry per cell."""
         tags = {str(run.info.run_id): run.data.tags for run in self._runs.values()}
         finished = [tags[row.run_id] for row in rows if row.status == "finished"]
         return [own.get("trained_on", own.get("host", "unknown")) for own in finished]
 
     def begin(self, cell: Cell) -> None:
         labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
-        change = dataclasses.asdict(cell.change) if cell.change else {}
         params = self._facts | labels | {"n_train": self.n_train(cell.percent)}
-        params |= {f"recipe.{name}": value for name, value in change.items()}
+        params |= {f"recipe.{name}": value for name, value in cell.setting.items()}
         self.open_runs.begin(cell, cell.name, params, labels | {"cell_key": self.cell_key(cell)})
 
     def finish(self, cell: Cell, trained: CellResult) -> None:
@@ -110,11 +102,6 @@ class Ledger:
             self._runs[self.cell_key(cell)] = self._store.client.get_run(run_id)
 
 
-def has_diverged(run: Run) -> bool:
-    """Return whether a FAILED run diverged; its cell would diverge again."""
-    return str(run.data.tags.get("reason", "")).startswith("Diverged")
-
-
 def _parents(store: Store, work: Identity) -> list[Run]:
     return store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
 
@@ -127,15 +114,12 @@ def open_ledger(
     The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep, unless
     `take_over`. `tags` of the parent are overwritten each time.
     """
-    own = {"role": Role.SWEEP, "sweep_key": work.key}
-    parent = open_parent(
-        store,
-        "sweep",
-        find=lambda: _parents(store, work),
-        start=lambda: store.start(TRANSFER, name, params=work.facts, tags=own),
-        params=work.facts,
-        take_over=take_over,
-    )
+
+    def start() -> str:
+        return store.start(TRANSFER, name, params=work.facts, tags={"role": Role.SWEEP, "sweep_key": work.key})
+
+    find = partial(_parents, store, work)
+    parent = open_parent(store, "sweep", find=find, start=start, params=work.facts, take_over=take_over)
     store.log(parent.info.run_id, tags=tags)
     return Ledger(store, work, half, parent)
 
@@ -180,12 +164,12 @@ class CellLog:
         for cell, result in zip(outcome.task, results, strict=True):
             if isinstance(result, CellResult):
                 self._ledger.finish(cell, result)
-            elif result is not None:
+            elif result is None:
+                self._ledger.fail(cell, outcome.reason, outcome.details)
+            else:
                 reason = f"{type(result).__name__}: {result}"
                 say(f"{cell.name} failed: {reason}")
                 self._ledger.fail(cell, reason)
-            else:
-                self._ledger.fail(cell, outcome.reason, outcome.details)
         self._on_finished()
         if not isinstance(results[0], CellResult):
             return ""

@@ -39,12 +39,11 @@ class LoggedSweep:
 
     @functools.cached_property
     def pair(self) -> Comparison:
-        """Comparison of pretrained with random."""
         return compare(self.rows)
 
     @property
     def halves(self) -> tuple[str, str]:
-        """The classes of the source and of the target, as digits."""
+        """Classes of the source and of the target."""
         source, _, target = self.params.get("split", "?/?").partition("/")
         return source, target
 
@@ -60,8 +59,7 @@ class LoggedSweep:
     def is_reference(self) -> bool:
         """True if the sweep uses the original report's network, recipe and budget."""
         wanted = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()} | {"budget": "epochs"}
-        same = all(self.params.get(key) == value for key, value in wanted.items())
-        return same and self.recipe == REFERENCE_RECIPE and not self.is_tuned
+        return wanted.items() <= self.params.items() and self.recipe == REFERENCE_RECIPE and not self.is_tuned
 
 
 def find_sweep(store: Store, run_id: str) -> str:
@@ -71,9 +69,9 @@ def find_sweep(store: Store, run_id: str) -> str:
     """
     sweeps = store.find(TRANSFER, role=Role.SWEEP)
     if run_id == "latest":
-        if not sweeps:
-            raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
-        return str(sweeps[0].info.run_id)
+        if sweeps:
+            return str(sweeps[0].info.run_id)
+        raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
     names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:5])
     known = f"the latest sweeps are {names}" if names else "there is no sweep yet"
     run = store.get(run_id)
@@ -137,9 +135,7 @@ def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
 
 
 def cell_of(run: Run) -> Cell:
-    """The cell that a run trained."""
-    params = run.data.params
-    change = None
+    params, change = run.data.params, None
     if params.get("recipe_mode") == TUNED:
         recipe = _recipe_of(params)
         change = RecipeChange(recipe.learning_rate, recipe.trunk_factor, recipe.warm_up_share)
@@ -147,7 +143,6 @@ def cell_of(run: Run) -> Cell:
 
 
 def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
-    """Row of the cell whose counting run is `run`; `open` if `run` is None."""
     if run is None:
         return Row(cell, n_train, "", "open", {})
     status = STATUSES.get(run.info.status, "open")
@@ -157,17 +152,16 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
-    """Recipe from a run's params: the inverse of `roles.settings_params`."""
+    """Read the recipe from a run's params: the inverse of `roles.settings_params`."""
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):
-            try:
-                fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):  # a bare word
-                fields[key.removeprefix("recipe.")] = text
+            name = key.removeprefix("recipe.")
+            fields[name] = text
+            with contextlib.suppress(ValueError, SyntaxError):  # a bare word
+                fields[name] = ast.literal_eval(text)
     return Recipe(**fields)
 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    """Grids asked for so far, from the parent's tags."""
     return [Grid(tuple(percents), tuple(inits), n) for percents, inits, n in json.loads(tags.get(GRIDS, "[]"))]

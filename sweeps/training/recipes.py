@@ -15,7 +15,7 @@ import numpy as np
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell, Init, RecipeChange
-from sweeps.rows import VAL_LOSS, Row
+from sweeps.rows import Row, Score
 
 PERCENTS = (100, 5, 25)
 REPLICATES = (TUNING_REPLICATE, TUNING_REPLICATE + 1)
@@ -46,7 +46,7 @@ def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 
     Settings with unfinished replicates are left out. Raises UserError if none is left.
     """
-    losses = {row.cell: row.scores[VAL_LOSS.key] for row in rows if VAL_LOSS.key in row.scores}
+    losses = {row.cell: row.scores[Score.VAL_LOSS.key] for row in rows if Score.VAL_LOSS.key in row.scores}
     chosen: Chosen = {}
     for init in inits:
         for percent in sorted(PERCENTS):

@@ -9,7 +9,7 @@ from constructed import PERCENTS, rows
 from sweeps.analysis.claims import judge
 from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
-from sweeps.rows import VAL_LOSS, Row
+from sweeps.rows import Row, Score
 
 
 def without(table: list[Row], is_missing: Callable[[Cell], bool]) -> list[Row]:
@@ -60,7 +60,7 @@ def test_a_sweep_that_is_running_shows_what_is_there() -> None:
 
 
 def test_margins_and_signs() -> None:
-    d = compare(rows(8, {"final/val_loss": (0.1, 0.003, 0.0, -0.003, -0.1)})).difference(VAL_LOSS)
+    d = compare(rows(8, {"final/val_loss": (0.1, 0.003, 0.0, -0.003, -0.1)})).difference(Score.VAL_LOSS)
     assert d.is_below.tolist() == [False, False, False, False, True]
     assert d.is_not_below.tolist() == [True, True, True, True, False]
     assert d.at(0) == pytest.approx(0.1, abs=0.005)

@@ -7,7 +7,7 @@ import pytest
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import INITS, Cell, Init, RecipeChange
-from sweeps.rows import VAL_LOSS, Row
+from sweeps.rows import Row, Score
 from sweeps.training.recipes import PERCENTS, REPLICATES, change_at, choose, recipe_grid, tuned_cells, tuning_cells
 
 RECIPE = Recipe(learning_rate=3e-3)
@@ -33,7 +33,7 @@ def rows(best: dict[Init, dict[int, RecipeChange]], inits: tuple[Init, ...]) -> 
         # The first replicate alone would choose another one: the mean counts.
         loss = 0.5 if cell.change == best[cell.init][cell.percent] else 0.6
         luck = -0.15 if cell.replicate == REPLICATES[0] and cell.change == recipe_grid(cell.init, RECIPE)[0] else 0.0
-        found.append(Row(cell, 1, "id", "finished", {VAL_LOSS.key: loss + luck}))
+        found.append(Row(cell, 1, "id", "finished", {Score.VAL_LOSS.key: loss + luck}))
     return found
 
 
