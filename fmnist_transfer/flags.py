@@ -45,7 +45,7 @@ class OutputFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags(Flags):
     tracking_uri: str | None = None
-    """Store of runs and models: a file or a server's URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Store of runs and models: a file, http:// or postgresql:// URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     store_timeout: float = TIMEOUT_SECONDS
     """Seconds to wait for a store that does not answer before giving up."""
     mend_copy: bool = False
@@ -80,15 +80,15 @@ class MachineFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(Flags):
     seed: int = 0
-    """Root of all random draws; equal seeds give equal results on the same kind of machine."""
+    """Seed of all random draws; equal seeds give equal results on the same kind of machine."""
     precision: Precision = "float32"
-    """Arithmetic: float32; bf16 in training's forward passes; tf32 in all products on CUDA, evaluation too."""
+    """Number format. bf16: in the forward passes of training; tf32: in all matrix products on CUDA, evaluation too."""
     engine: Engine = "local"
-    """Engine of the trainings: local, on this machine; ray, on the Ray cluster at RAY_ADDRESS, else on a local one."""
+    """Where trainings run. local: on this machine; ray: on the cluster at RAY_ADDRESS, else on one of this machine."""
     gpus_per_task: float = 0.0
     """With --engine ray: GPUs per training, such as 0.25 for four on one GPU; 0 trains on the CPU."""
     dry_run: bool = False
-    """Only print what is done and what would run; change nothing."""
+    """Only print what has been done and what would run; change nothing."""
     take_over: bool = False
     """Continue what another machine was running and end its runs. Use this only if that machine is gone for good."""
 

@@ -51,7 +51,7 @@ class ShowFlags(SweepFlags):
 @dataclass(frozen=True, kw_only=True)
 class ShowSettings(CommandFlags, StoreFlags, ShowFlags):
     """Show the results in a browser: start MLflow's user interface and open the comparison of the latest sweep. It
-    listens on this machine only and ends with the command (Ctrl-C)."""
+    listens on this machine only, until Ctrl-C. For a store with a server it only prints addresses."""
 
 
 def main(settings: ShowSettings) -> int:

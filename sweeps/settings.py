@@ -16,21 +16,21 @@ class TransferFlags(Flags):
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
     """Percentages of the target's training images to train on, whole numbers from 1 to 100."""
     inits: tuple[Init, ...] = REPORTED
-    """Ways to start a network: pretrained and random are compared, the others are controls; selffer trains twice."""
+    """Starting points: pretrained and random are compared, the others are controls (see README); selffer trains twice."""
     replicates: int = 3
     """Number of times to train every cell, each time with new random draws. Verdicts need at least 6."""
     recipe: Literal["model", "tuned"] = "model"
     """Training recipe. model: the network's own; tuned: the best of nine for each init (54 more trainings per init)."""
     pretrain_replicates: int = 0
-    """Train this many source networks first, one per replicate to start from; 0: all start from --model-uri's."""
+    """Source networks to train first, so that each replicate starts from its own; 0: all start from --model-uri's."""
     epochs: int | None = None
     """Passes over the training images; default: as many as the network of --model-uri was trained for."""
     budget: Literal["epochs", "steps"] = "epochs"
     """Equal budget at each fraction. epochs: passes over its images; steps: optimiser steps (as many as at 100 %)."""
     stack: bool = False
-    """Train all networks of a fraction as one computation: meant for a GPU, slower on a CPU."""
+    """Train a fraction's networks as one computation, for a GPU; not with frozen, lp-ft, selffer or --recipe tuned."""
     retry_failed: bool = False
-    """Also retry trainings whose loss became infinite; they fail again unless something else has changed."""
+    """Also retry trainings whose loss became NaN or infinite; they fail again unless something else has changed."""
 
     def __post_init__(self) -> None:
         check_distinct("--fractions", self.fractions)

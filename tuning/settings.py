@@ -17,7 +17,7 @@ def _flag(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
     trials: int = 24
-    """Number of networks to try in total; a search that has fewer is continued up to it."""
+    """Total number of networks to try; a search with fewer continues up to this number."""
     epochs: int = 10
     """Passes over the training images per trial; poor trials are stopped earlier."""
     max_mflops: float | Literal["none"] = 4.0
@@ -29,13 +29,13 @@ class SearchFlags(Flags):
     retrain_seeds: int = 3
     """Number of fresh seeds per trial that is trained again (--reference: one)."""
     reference: bool = False
-    """Do not search: train the original report's network by its recipe (100 epochs); register it as cnn2-reference."""
+    """Do not search: train the original report's network with its recipe (100 epochs) and register it."""
     like: str | None = None
-    """Do not search: train the network of this model (models:/cnn2/best) from scratch on the source half of --split."""
+    """Do not search: train the network and recipe of this model, such as models:/cnn2/best, on another --split."""
     promote: bool = False
     """Move alias best to the new model even if its score is lower."""
     study_name: str | None = None
-    """Name of the Optuna study; default: cnn2, with the source classes appended if --split is given."""
+    """Name of the Optuna study; default: cnn2, or cnn2-s02468 and the like for another --split."""
     storage: str | None = None
     """Study database: a file or a URI (postgresql://...); default: optuna.db beside the runs."""
     timeout: float | None = None

@@ -45,7 +45,7 @@ class BenchmarkFlags(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, BenchmarkFlags):
-    """Measure how fast this machine trains, compared with a notebook's loop and with the machine's own limit."""
+    """Measure how fast this machine trains, compared with a notebook's loop and with plain matrix products."""
 
 
 def main(settings: BenchmarkSettings) -> int:

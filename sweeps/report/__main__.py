@@ -20,13 +20,13 @@ from fmnist_transfer.workers.stop import StopSignal
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(SweepFlags):
     vs: tuple[str, ...] = ()
-    """Run ids of sweeps to compare it with, which differ in recipe, budget, augmentation or split; default: none."""
+    """Run ids of other sweeps to show beside it, for example of another recipe, budget or split; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(CommandFlags, OutputFlags, StoreFlags, ReportFlags):
-    """Judge each of the original report's claims from a sweep's logged runs alone, with effects and intervals, and save
-    the report as a page among the sweep's artifacts. The sweep may be unfinished."""
+    """Judge the original report's four claims from the logged runs of one sweep, finished or not, and save the result as
+    an HTML page among the sweep's artifacts."""
 
 
 def main(settings: ReportSettings) -> int:
