@@ -45,7 +45,7 @@ class OutputFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags(Flags):
     tracking_uri: str | None = None
-    """Store of runs and models: a file, http:// or postgresql:// URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
+    """Store of runs: a file, http:// or postgresql:// URI; default: MLFLOW_TRACKING_URI, else mlruns/mlflow.db."""
     store_timeout: float = TIMEOUT_SECONDS
     """Seconds to wait for a store that does not answer before giving up."""
     mend_copy: bool = False

@@ -16,7 +16,7 @@ class TransferFlags(Flags):
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
     """Percentages of the target's training images to train on, whole numbers from 1 to 100."""
     inits: tuple[Init, ...] = REPORTED
-    """Starting points: pretrained and random are compared, the others are controls (see README); selffer trains twice."""
+    """Starting points: pretrained and random are compared, the others are controls, listed in README."""
     replicates: int = 3
     """Number of times to train every cell, each time with new random draws. Verdicts need at least 6."""
     recipe: Literal["model", "tuned"] = "model"

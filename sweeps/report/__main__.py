@@ -25,8 +25,8 @@ class ReportFlags(SweepFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(CommandFlags, OutputFlags, StoreFlags, ReportFlags):
-    """Judge the original report's four claims from the logged runs of one sweep, finished or not, and save the result as
-    an HTML page among the sweep's artifacts."""
+    """Judge the original report's four claims from the logged runs of one sweep, finished or not, and save the result
+    as an HTML page among the sweep's artifacts."""
 
 
 def main(settings: ReportSettings) -> int:
