@@ -84,7 +84,7 @@ class TrainingFlags(Flags):
     precision: Precision = "float32"
     """Number format. bf16: in the forward passes of training; tf32: in all matrix products on CUDA, evaluation too."""
     engine: Engine = "local"
-    """Where trainings run. local: on this machine; ray: on the cluster at RAY_ADDRESS, else on one of this machine."""
+    """Place of the trainings. local: this machine; ray: the cluster at RAY_ADDRESS, else one of this machine."""
     gpus_per_task: float = 0.0
     """With --engine ray: GPUs per training, such as 0.25 for four on one GPU; 0 trains on the CPU."""
     dry_run: bool = False

@@ -88,14 +88,14 @@ def _open(settings: TransferSettings, workers: Workers) -> Store:
 
 def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
     """Load the target half and plan its trainings. Raises UsageError where a fraction or an init cannot be trained."""
-    data_dir, fetch = settings.data_dir or default_data_dir(), not settings.dry_run
-    half = workers.share(load_half(data_dir, model.split.target, fetch=fetch))
+    data_dir = settings.data_dir or default_data_dir()
+    half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
     for percent in settings.fractions:
-        n_train(half.train, percent)  # refuses a fraction without images
+        n_train(half.train, percent)  # raises UsageError if a class gets no image
     spec = replace(model.spec, n_classes=len(half.classes))
     recipe = replace(model.recipe, epochs=settings.epochs or model.recipe.epochs)
     if "lp-ft" in settings.inits:
-        probing_epochs(recipe.epochs)  # refuses a single epoch
+        probing_epochs(recipe.epochs)  # raises UsageError for one epoch
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
     sources, budget, seed, precision = (model.state,), settings.budget, settings.seed, settings.precision
@@ -105,9 +105,10 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
 def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
     """Print where the results are, and the command that extends the sweep."""
     settings = context.settings
-    n_more = next((n for n in (MIN_REPLICATES, 10) if n > settings.replicates), settings.replicates + 10)
-    sources = settings.pretrain_replicates and n_more
-    changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_more, "pretrain_replicates": sources}
+    suggestions = (MIN_REPLICATES, 10, settings.replicates + 10)
+    n_replicates = min(n for n in suggestions if n > settings.replicates)
+    n_sources = n_replicates if settings.pretrain_replicates else 0
+    changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_replicates, "pretrain_replicates": n_sources}
     look_next = {
         "in a browser": f"{context.store.show_command}  # curves, report, every run",
         "on paper": place_of(run_id),
@@ -122,25 +123,26 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     print_pairs(f"Sweep of {context.name}", _outline(context, run_id))
     if settings.pretrain_replicates:
         context = replace(context, plan=replace(context.plan, sources=_source_networks(context, run_id)))
-    cells, shown = context.grid.cells(), add_grid(store, run_id, context.grid)  # figures show all grids so far
+    cells = context.grid.cells()
+    figure_cells = add_grid(store, run_id, context.grid)  # those of all commands of this sweep so far
     if settings.recipe == "tuned":
         cells = _with_tuned_recipes(context, ledger, cells)
-        shown = tuned_cells(shown, read_sweep(store, run_id).chosen)
-    figures = SweepFigures(store, run_id, lambda: ledger.rows(shown), context.name)
+        figure_cells = tuned_cells(figure_cells, read_sweep(store, run_id).chosen)
+    figures = SweepFigures(store, run_id, lambda: ledger.rows(figure_cells), context.name)
     _run(context, ledger, cells, figures.refresh)
     stopwatch.lap("cells")
-    rows = figures.draw()
-    asked_rows = _done_rows(context, ledger, cells, "cells")
-    store.log_hosts(run_id, ledger.hosts(asked_rows), "cells")
-    log_curves(store, run_id, rows)
-    print_summary(rows)
+    figure_rows = figures.draw()
+    rows = _done_rows(context, ledger, cells, "cells")
+    store.log_hosts(run_id, ledger.hosts(rows), "cells")
+    log_curves(store, run_id, figure_rows)
+    print_summary(figure_rows)
     findings = write_report(store, read_sweep(store, run_id), stop=context.workers.stop)
     stopwatch.lap("figures and curves")
-    return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in asked_rows]} | findings
+    return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in rows]} | findings
 
 
 def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
-    """Train one source network per replicate below the sweep's parent, unless there already; return their weights."""
+    """Train the missing source networks, one per replicate, as runs below the sweep's parent; return all weights."""
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, sources=())
@@ -167,7 +169,7 @@ def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
 
 
 def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], object]) -> None:
-    """Train the cells that are not done yet; `on_finished` is called after each task whose results are logged."""
+    """Train the cells that are not done. `on_finished` is called after each task that was logged, failures included."""
     plan, debug = context.plan, context.settings.debug
     todo = ledger.to_run(cells, retry_failed=context.settings.retry_failed)
     if n_there := len(cells) - len(todo):
@@ -210,7 +212,8 @@ def _with_tuned_recipes(context: SweepContext, ledger: Ledger, cells: Sequence[C
 def _dry_run(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     """Print what is done and what would run. Creates and changes no run."""
     settings, cells, recipe = context.settings, context.grid.cells(), context.plan.recipe
-    say(f"{f'Sweep {ledger.run_id}' if ledger.run_id else 'A new sweep'}: {context.name}")
+    title = f"Sweep {ledger.run_id}" if ledger.run_id else "A new sweep"
+    say(f"{title}: {context.name}")
     if settings.recipe == "tuned":
         tried = tuning_cells(settings.inits, recipe)
         n_open = len(ledger.to_run(tried, retry_failed=settings.retry_failed))

@@ -41,8 +41,8 @@ STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL":
 def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_shared: bool, take_over: bool) -> str:
     """Reopen or start the study's parent run; return its id. The caller holds the study's lock.
 
-    Raises BusyError if a driver on another machine works on the study, StoreError if other machines share the study's
-    database (`is_shared`) and it is logged in another store.
+    Raises BusyError if another machine runs the study, StoreError if its database is shared (`is_shared`) but its runs
+    are in another store.
     """
     name = study.study_name
 
@@ -65,21 +65,24 @@ def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_s
 
 
 def candidate(trial: FrozenTrial) -> Candidate:
+    """Rebuild the configuration of a trial from its attributes."""
     spec, recipe = CNN2Spec(**trial.user_attrs[SPEC]), Recipe(**trial.user_attrs[RECIPE])
     return Candidate(spec, recipe, trial.number, trial.value)
 
 
 @dataclass
 class _Running:
+    """A trial that a worker is training, with the epochs that it has reported."""
+
     trial: Any  # an Optuna trial, whose calls are retried
     epochs: list[Epoch] = field(default_factory=list)
     is_pruned: bool = False
 
 
 class Trials:
-    """A `TaskLog` for the trials of a study that has begun, whose lock the caller holds, with parent run `run_id`.
+    """A `TaskLog` for a study's trials, logged below the parent run `run_id`. The caller holds the study's lock.
 
-    `counting` holds the trials that count. Trials that an earlier command could not log are logged at once.
+    `counting` lists the trials that count towards `--trials`. Those that an earlier command did not log are logged now.
     """
 
     def __init__(
@@ -147,14 +150,16 @@ class Trials:
         running = self._running.pop(outcome.task)
         if outcome.status == "interrupted" and not running.is_pruned:
             return None
-        trial, reason = running.trial, outcome.reason
-        result: dict[str, Any] = {"state": TrialState.FAIL}
+        trial, reason = running.trial, ""
+        result: dict[str, Any]
         if running.is_pruned:
-            reason, result = "", {"state": TrialState.PRUNED}
+            result = {"state": TrialState.PRUNED}
         elif isinstance(outcome.result, Diverged):  # pruned rather than failed, so that the sampler learns from it
-            reason, result = f"Diverged: {outcome.result}", {"state": TrialState.PRUNED}
+            result, reason = {"state": TrialState.PRUNED}, f"Diverged: {outcome.result}"
         elif outcome.status == "done":
             result = {"values": outcome.result}
+        else:
+            result, reason = {"state": TrialState.FAIL}, outcome.reason
         trial.set_user_attr(EPOCHS, [dataclasses.asdict(epoch) for epoch in running.epochs])
         if reason:
             trial.set_user_attr(REASON, reason)
@@ -166,7 +171,7 @@ class Trials:
         self._store.retry.call(requeue, self._study, failed=False)
 
     def _log_finished(self) -> None:
-        """Read which trials count, and log those that are not logged yet."""
+        """Reread the trials that count, update the best for the progress, and log trials not logged yet."""
         self.counting: list[FrozenTrial] = self._store.retry.call(counting, self._study)
         complete = [trial for trial in self.counting if trial.state == TrialState.COMPLETE]
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)

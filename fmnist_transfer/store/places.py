@@ -23,9 +23,12 @@ ARTIFACTS = "artifacts"  # the folder beside the database
 POSTGRESQL = "postgresql"  # followed by :// or +driver://
 CREATION_SECONDS, CREATION_POLL_SECONDS = 30.0, 0.2
 PROBE_BYTES = 8 * 2**20  # enough for the runs and figures of a small sweep
-LOCATIONS = (  # tables and columns of MLflow that hold absolute artifact paths
-    "experiments.artifact_location runs.artifact_uri logged_models.artifact_location model_versions.storage_location "
-    "model_versions.source"
+LOCATIONS = (  # (table, column) of MLflow's database that hold absolute artifact paths
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
 )
 
 
@@ -121,22 +124,24 @@ def open_database(uri: str, schema: Schema, create: Callable[[str], None], *, ma
 
 
 def _open_on_server(uri: str, schema: Schema, create: Callable[[str], None], *, may_write: bool) -> None:
-    """Create the tables of an empty database. If several commands do so, all but one fail, and wait for its tables."""
+    """Create the tables of an empty database. If several commands try at once, one succeeds and the others wait."""
     import sqlalchemy.exc
 
     deadline = time.monotonic() + CREATION_SECONDS
-    while "alembic_version" not in (tables := table_names(uri)) and time.monotonic() < deadline:
+    tables = table_names(uri)
+    while "alembic_version" not in tables and time.monotonic() < deadline:
         if tables and schema.table not in tables:
-            break
+            break  # another program's database, which `check` refuses
         if not may_write:
             raise NoStoreError(f"{masked(uri)} has no tables yet")
         try:
             if not tables:
                 create(uri)
-        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # a table is there already
-            if not table_names(uri):  # a missing right, say
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):  # another command was first
+            if not table_names(uri):  # permission denied, for example
                 raise
         time.sleep(CREATION_POLL_SECONDS)
+        tables = table_names(uri)
     schema.check(masked(uri), tables)
 
 
@@ -193,9 +198,10 @@ def mend(database: Path, *, mend_copy: bool, may_write: bool) -> None:
             raise StoreError(f"{database.parent} was moved from {original.parent}; repair it without --dry-run")
         n, prefix = 0, f"{former}/"
         with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-            for table, column in (location.split(".") for location in LOCATIONS.split()):
-                change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-                n += connection.execute(change, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
+            for table, column in LOCATIONS:
+                # substr counts from 1: what is kept of a path begins with the slash that ends the prefix.
+                statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                n += connection.execute(statement, (here.as_uri(), len(prefix), len(prefix), prefix)).rowcount
         warn(f"this store was moved from {original.parent}: {n} artifact paths now point to {here}")
 
 

@@ -21,7 +21,7 @@ from fmnist_transfer.training.evaluation import Scores, evaluate, features, re_e
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch, History, Result, score
 
-FACTOR = "learning_rate_factor"  # key of a parameter group
+FACTOR = "learning_rate_factor"  # key of a parameter group: its multiple of the recipe's rate
 
 
 class Diverged(Exception):
@@ -41,14 +41,15 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
-    """Train `network` in place, on the device of all three; `train` in the order of `fraction`, for batch norm.
+    """Train `network` in place. It, `train` and `val` are on one device; losses are in nats.
 
+    train: classes mixed, as by `fraction`, since its first images give the batch-norm statistics.
     classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
-    steps_per_epoch: steps between validations; default: one pass over `train`. More are the *steps* budget.
+    steps_per_epoch: steps between validations; default: one pass over `train`. The *steps* budget gives more.
     precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
-    on_epoch, should_stop: called after each nominal epoch (may raise), and before each batch (True ends the training).
+    on_epoch: called after each validation; may raise. should_stop: called before each batch; True raises Interrupted.
 
-    Raises Diverged for a NaN or infinite loss, Interrupted if stopped, UsageError without a module `classifier`.
+    Raises Diverged for a NaN or infinite loss, UsageError without a module `classifier`.
     """
     device = train.images.device
     use_precision(precision)
@@ -57,7 +58,7 @@ def fit(
     optimizer = make_optimizer(network, recipe, classifier)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
-    order = batches(len(train), recipe.batch_size, streams.generator("batches"))
+    index_batches = batches(len(train), recipe.batch_size, streams.generator("batches"))
     augmentation = streams.generator("augmentation", device)
     record = Record(recipe, steps_per_epoch)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -66,13 +67,13 @@ def fit(
             start = time.perf_counter()
             network.train()
             losses = torch.empty(steps_per_epoch, device=device)
-            orders = torch.stack([next(order) for _ in range(steps_per_epoch)]).to(device)
+            indices = torch.stack([next(index_batches) for _ in range(steps_per_epoch)]).to(device)  # [steps, batch]
             for i in range(steps_per_epoch):
                 if should_stop():
                     raise Interrupted("training was interrupted")
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate_at(first_step + i, total_steps) * group[FACTOR]
-                batch = train.take(orders[i])
+                batch = train.take(indices[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
                 loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
@@ -98,7 +99,7 @@ class Record:
         self.best_epoch, self.best_state = 0, State()
 
     def check_finite(self, losses: Tensor) -> None:
-        """Raise Diverged at the next epoch's first non-finite loss of [steps_per_epoch]. Waits for the device."""
+        """Raise Diverged if a loss [steps_per_epoch] of the epoch just trained is not finite. Waits for the device."""
         bad = torch.nonzero(~torch.isfinite(losses)).flatten()
         if len(bad):
             i, n_epochs = int(bad[0]), len(self.epochs)
@@ -140,11 +141,13 @@ def make_optimizer(
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the indices of batches without end, from fresh permutations; each permutation's remainder is dropped."""
+    """Yield indices [batch_size] endlessly, from fresh permutations of n; the remainder of each is dropped.
+
+    If n is below batch_size, each batch is all n.
+    """
+    n_used = n - n % batch_size if n >= batch_size else n
     while True:
-        order = torch.randperm(n, generator=generator)
-        full = n - n % batch_size or n
-        yield from order[:full].split(batch_size)
+        yield from torch.randperm(n, generator=generator)[:n_used].split(batch_size)
 
 
 def fit_classifier(
@@ -159,12 +162,12 @@ def fit_classifier(
 ) -> History:
     """Train only the classifier, in place, on features computed once without augmentation; otherwise as `fit`.
 
-    Batch-norm statistics are re-estimated before; the trunk's weights stay as they are.
+    Batch-norm statistics are re-estimated first; the trunk's weights stay. `best_state` is the whole network's.
     """
     re_estimate_batch_norm(network, train)
-    plain = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
-    train, val = (features(network, examples, classifier) for examples in (train, val))
-    history = fit(find_classifier(network, classifier), train, val, plain, streams, **options)
+    recipe = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
+    train_features, val_features = (features(network, examples, classifier) for examples in (train, val))
+    history = fit(find_classifier(network, classifier), train_features, val_features, recipe, streams, **options)
     best_classifier = {f"{classifier}.{name}": tensor for name, tensor in history.best_state.items()}
     return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
 

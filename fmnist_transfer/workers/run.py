@@ -1,7 +1,7 @@
 """Run many independent tasks: in this process, on worker processes of this machine, or on a Ray cluster.
 
 A worker imports torch once, and receives the shared data of a `run` once. If a worker dies, only its task is lost. The
-task is retried once on another worker, and again if a worker died before it began the task; engines must not retry.
+task is retried once on another worker; a death before the task began does not count. Engines must not retry.
 """
 
 import functools
@@ -116,20 +116,24 @@ class Workers:
             if self.stop.is_set():
                 if not is_stopping:
                     pool.stop_tasks()
-                yield from (Outcome(task, "interrupted", reason="its worker died") for task in job.lost)
+                for task in job.lost:
+                    yield Outcome(task, "interrupted", reason="its worker died")
                 job.lost, has_more, is_stopping = [], False, True
             elif (job.lost or has_more) and (idle := pool.idle()):
-                if (task := job.lost.pop() if job.lost else next(tasks, None)) is None:
+                task = job.lost.pop() if job.lost else next(tasks, None)
+                if task is None:
                     has_more = False
                 else:
-                    worker = idle[0]
-                    worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
-                    worker.send(job, task)
-                    self._busy.append(worker)
-                continue
+                    self._hand_out(idle[0], job, task)
+                continue  # fill every idle worker before waiting
             for worker in pool.wait(self._busy):
                 if outcome := self._receive(pool, worker, job):
                     yield outcome
+
+    def _hand_out(self, worker: Worker, job: Job, task: Any) -> None:
+        worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
+        worker.send(job, task)
+        self._busy.append(worker)
 
     def _receive(self, pool: Pool, worker: Worker, job: Job) -> Outcome[Any, Any] | None:
         """Handle the worker's message. Returns the outcome of its task once the task has ended."""

@@ -17,36 +17,40 @@ from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score, by_replicate
 
-SCORES = {score.name.lower(): score for score in Score}
+SCORES = {score.name.lower(): score for score in Score}  # by name in `--json`, such as `val_loss`
 COMPARED = ("train_loss", "val_loss", "best_val_loss", "scaled_val_loss", "val_accuracy")
-NONE = (np.nan, np.nan)  # no interval
+NO_INTERVAL = (np.nan, np.nan)
 Findings = dict[str, Any]
 Table = list[dict[str, Any]]
 
 
 def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
-    """Everything that the logged runs say of a sweep, with others beside it."""
+    """Collect everything that the logged runs say about a sweep, and summaries of `others` to compare it with."""
     pair = sweep.pair
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
     flips = {name: pair.difference(SCORES[name]).flips for name in band}
     controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
-    cross = pair.difference(Score.VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
+    crossover = pair.difference(Score.VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
         "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
-        "crossover_percent": cross.percent,
+        "crossover_percent": crossover.percent,
         "crossover": {
-            "percent": cross.percent,
-            "never_share": cross.never,
-            "claimable": cross.is_claimable,
-            "fractions_with_0_in_the_band": [at["percent"] for at in points(pair) if at["low"] <= 0 <= at["high"]],
+            "percent": crossover.percent,
+            "never_share": crossover.never,
+            "claimable": crossover.is_claimable,
+            "fractions_with_0_in_the_band": [row["percent"] for row in points(pair) if row["low"] <= 0 <= row["high"]],
         },
         "effective_data": _effective_data(pair),
         "band": band,
         "family_p": {name: flip.family for name, flip in flips.items() if flip},
         "inits": list(_means(sweep)),
-        "controls": [{"init": it.init, "n_replicates": it.n, "points": points(it)} for it in controls if it.n],
+        "controls": [
+            {"init": control.init, "n_replicates": control.n, "points": points(control)}
+            for control in controls
+            if control.n
+        ],
         "recipes": {init: {str(p): vars(change) for p, change in own.items()} for init, own in sweep.chosen.items()},
         "compared_with": [beside(other) for other in others],
         "missing": [f"{row.cell.name} ({row.status})" for row in sweep.rows if row.status != "finished"],
@@ -64,7 +68,7 @@ def points(pair: Comparison, score: Score = Score.VAL_LOSS) -> Table:
         return []
     p = d.flips.each if d.flips else np.full(len(pair.percents), np.nan)
     lines = [
-        (percent, d.at(i), *(d.t_interval(i) or NONE), *(d.interval(i) or NONE), p[i])
+        (percent, d.at(i), *(d.t_interval(i) or NO_INTERVAL), *(d.interval(i) or NO_INTERVAL), p[i])
         for i, percent in enumerate(pair.percents)
     ]
     columns = ["percent", "mean", "t_low", "t_high", "low", "high", "p"]
@@ -123,36 +127,39 @@ def csv_of(findings: Findings) -> str:
 
 
 def _lines(findings: Findings) -> Iterator[tuple[Any, ...]]:
+    """Yield the lines of report.csv, each in the order of the columns in `csv_of`."""
     n, of = findings["n_replicates"], "random - pretrained"
     for name, claim in findings["claims"].items():
-        values = (claim["effect"], *(claim["interval"] or NONE), None)
+        values = (claim["effect"], *(claim["interval"] or NO_INTERVAL), None)
         yield f"claim {name}", "", claim["percent"], *values, claim["n_replicates"], claim["verdict"]
     for name, table in findings["band"].items():
-        for percent, mean, t_low, t_high, *band_and_p in map(dict.values, table):
-            yield f"difference {name}", of, percent, mean, *band_and_p, n, "band"
-            yield f"difference {name}", of, percent, mean, t_low, t_high, None, n, "t-interval"
+        for row in table:
+            difference = (f"difference {name}", of, row["percent"], row["mean"])
+            yield *difference, row["low"], row["high"], row["p"], n, "band"
+            yield *difference, row["t_low"], row["t_high"], None, n, "t-interval"
         if name in findings["family_p"]:
-            yield f"difference {name}", of, None, None, *NONE, findings["family_p"][name], n, "all fractions"
+            yield f"difference {name}", of, None, None, *NO_INTERVAL, findings["family_p"][name], n, "all fractions"
     if n:
         remark = f"none in {findings['crossover']['never_share']:.3f} of the resamples"
-        yield "crossover percent", of, None, findings["crossover"]["percent"], *NONE, None, n, remark
-    for at in findings["effective_data"]:
-        remark = "at least" if at["at_least"] else "at most" if at["at_most"] else ""
-        values = (at["multiplier"], at["low"], at["high"], None)
-        yield "effective data multiplier", "pretrained", at["percent"], *values, n, remark
+        yield "crossover percent", of, None, findings["crossover"]["percent"], *NO_INTERVAL, None, n, remark
+    for row in findings["effective_data"]:
+        remark = "at least" if row["at_least"] else "at most" if row["at_most"] else ""
+        values = (row["multiplier"], row["low"], row["high"], None)
+        yield "effective data multiplier", "pretrained", row["percent"], *values, n, remark
     for line in findings["inits"]:
         for name, mean in line["means"].items():
-            yield f"mean {name}", line["init"], line["percent"], mean, *NONE, None, line["n_replicates"], ""
+            yield f"mean {name}", line["init"], line["percent"], mean, *NO_INTERVAL, None, line["n_replicates"], ""
     for control in findings["controls"]:
         yield from _compared(control, f"random - {control['init']}")
     for init, settings in findings["recipes"].items():
         for percent, setting in settings.items():
             remark = str(RecipeChange(**setting))
-            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NONE, None, 2, remark
+            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NO_INTERVAL, None, 2, remark
     for other in findings["compared_with"]:
         yield from _compared(other, other["run_id"], other["kind"])
 
 
 def _compared(compared: dict[str, Any], of: str, remark: str = "") -> Iterator[tuple[Any, ...]]:
-    for percent, mean, _, _, *band_and_p in map(dict.values, compared["points"]):
-        yield "difference val_loss", of, percent, mean, *band_and_p, compared["n_replicates"], remark
+    for row in compared["points"]:
+        values = (row["mean"], row["low"], row["high"], row["p"])
+        yield "difference val_loss", of, row["percent"], *values, compared["n_replicates"], remark

@@ -37,22 +37,22 @@ def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_o
     if is_tuned:
         facts["recipe_mode"] = TUNED
     if has_own_sources:
-        facts["sources"] = "one a replicate"
+        facts["sources"] = "one a replicate"  # part of the key: do not reword
     return identity(device=plan.device, **facts)
 
 
 class Ledger:
-    """The cells of one sweep, as the store has them. `parent` is the run that `open_ledger` opened; None looks for it.
+    """The cells of one sweep and their runs in the store. Without `parent`, the earliest parent run is looked up.
 
     `work` is the identity from `identify_sweep`, whose facts are the runs' params; `half` is the target half.
     """
 
     def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
-        self._store, (self._facts, self._key) = store, work
+        self._store, self._facts, self._key = store, work.facts, work.key
         self.n_train = cache(partial(n_train, half.train))
-        known = parent or next(reversed(_parents(store, work)), None)  # the earliest
-        self.run_id = str(known.info.run_id) if known else ""  # of the sweep's parent; empty if there is none yet
-        children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if known else []
+        parents = [parent] if parent else _parents(store, work)
+        self.run_id = str(parents[-1].info.run_id) if parents else ""  # the earliest parent's; empty if there is none
+        children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if parents else []
         self._runs = counting_runs(children)
         self.open_runs = OpenRuns[Cell](store, TRANSFER, self.run_id, Role.CELL, half=half, half_role="target")
         if parent:
@@ -68,12 +68,13 @@ class Ledger:
         return [row_of(cell, self.n_train(cell.percent), self._runs.get(self.cell_key(cell))) for cell in cells]
 
     def to_run(self, cells: Iterable[Cell], *, retry_failed: bool = False) -> list[Cell]:
-        """Open and failed cells; diverged ones, which would diverge again, only with `retry_failed`."""
+        """List the cells to train: open and failed ones; diverged ones, which would fail again, if `retry_failed`."""
 
         def is_due(run: Run | None) -> bool:
-            if run is None or run.info.status != "FAILED":
-                return run is None
-            return retry_failed or not run.data.tags.get("reason", "").startswith("Diverged")
+            if run is None:
+                return True
+            has_diverged = run.data.tags.get("reason", "").startswith("Diverged")
+            return run.info.status == "FAILED" and (retry_failed or not has_diverged)
 
         return [cell for cell in cells if is_due(self._runs.get(self.cell_key(cell)))]
 
@@ -92,17 +93,19 @@ class Ledger:
     def finish(self, cell: Cell, trained: CellResult) -> None:
         """Log all results in one batch, then end the run as FINISHED."""
         tags = {"weights_digest": trained.weights_digest} | trained.numerics
-        self._count(cell, self.open_runs.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
+        self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
 
     def fail(self, cell: Cell, reason: str, details: str = "") -> None:
-        self._count(cell, self.open_runs.fail(cell, reason, details))
+        self._remember(cell, self.open_runs.fail(cell, reason, details))
 
-    def _count(self, cell: Cell, run_id: str) -> None:
+    def _remember(self, cell: Cell, run_id: str) -> None:
+        """Make the ended run the cell's result. `run_id` is empty if the run was deleted meanwhile."""
         if run_id:
             self._runs[self.cell_key(cell)] = self._store.client.get_run(run_id)
 
 
 def _parents(store: Store, work: Identity) -> list[Run]:
+    """List the active parent runs of the sweep, newest first."""
     return store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
 
 
@@ -111,7 +114,7 @@ def open_ledger(
 ) -> Ledger:
     """Make the sweep's parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
 
-    The caller holds this machine's lock of the sweep. Raises BusyError if another machine runs the sweep, unless
+    The caller holds the sweep's lock on this machine. Raises BusyError if another machine runs the sweep, unless
     `take_over`. `tags` of the parent are overwritten each time.
     """
 
@@ -124,9 +127,9 @@ def open_ledger(
     return Ledger(store, work, half, parent)
 
 
-def add_grid(store: Store, run_id: str, grid: Grid) -> list[Cell]:
-    """Add the grid to the tags of the sweep's parent; return the cells of all grids asked for so far, each once."""
-    grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), grid]))
+def add_grid(store: Store, run_id: str, new_grid: Grid) -> list[Cell]:
+    """Add the grid to the tags of the sweep's parent. Return the cells of all its grids, each once."""
+    grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), new_grid]))
     cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
     tags = {
         GRIDS: json.dumps(grids),
@@ -139,7 +142,7 @@ def add_grid(store: Store, run_id: str, grid: Grid) -> list[Cell]:
 
 
 class CellLog:
-    """Log of one command's cells, as `run_logged` requires."""
+    """A `TaskLog` for the cells of one command."""
 
     def __init__(self, ledger: Ledger, epochs: int, stopwatch: Stopwatch, on_finished: Callable[[], object]):
         self._ledger, self._epochs, self._stopwatch, self._on_finished = ledger, epochs, stopwatch, on_finished
@@ -151,9 +154,10 @@ class CellLog:
         for cell in task:
             self._ledger.begin(cell)
 
-    def report(self, task: Cells, news: int) -> tuple[float, str]:
+    def report(self, task: Cells, n_epochs: int) -> tuple[float, str]:
+        """Return the share of epochs done and a note; stacked cells train together, so one name is enough."""
         self._stopwatch.mark(FIRST_STEP)
-        return news / self._epochs, f"{task[0].name}: epoch {news}/{self._epochs}"
+        return n_epochs / self._epochs, f"{task[0].name}: epoch {n_epochs}/{self._epochs}"
 
     def end(self, outcome: Outcome[Cells, list[CellResult | Exception]]) -> str | None:
         if outcome.status == "interrupted":
