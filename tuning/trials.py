@@ -183,8 +183,11 @@ class Trials:
 
     def _log(self, trial: FrozenTrial, scores: list[float]) -> None:
         """Log the trial; `scores` are those of the trials up to it."""
-        store, task, epochs = self._store, candidate(trial), [Epoch(**e) for e in trial.user_attrs.get(EPOCHS, [])]
-        params = self._params | settings_params(task.spec, task.recipe)
+        store, epochs = self._store, [Epoch(**epoch) for epoch in trial.user_attrs.get(EPOCHS, [])]
+        params, name = self._params, f"trial {trial.number:03d}"
+        if RECIPE in trial.user_attrs:  # another program may have added a trial
+            task = candidate(trial)
+            params = params | settings_params(task.spec, task.recipe)
         tags = {"role": Role.TRIAL, "trial": trial.number, "parent": self._run_id, "optuna.state": trial.state.name}
         if trial.state == TrialState.PRUNED:
             tags["optuna.pruned_step"] = len(epochs)
@@ -192,7 +195,7 @@ class Trials:
             tags["reason"] = trial.user_attrs[REASON]
         times = (trial.datetime_start, trial.datetime_complete)
         start_ms, end_ms = (int(at.timestamp() * 1_000) if at else None for at in times)
-        run_id = store.start(TUNING, task.name, parent=self._run_id, params=params, tags=tags, start_ms=start_ms or 0)
+        run_id = store.start(TUNING, name, parent=self._run_id, params=params, tags=tags, start_ms=start_ms or 0)
         store.log_data(run_id, self._plan.half, "source")
         metrics = curve_rows(epochs)
         if trial.state == TrialState.COMPLETE:

@@ -157,7 +157,6 @@ def _read(file: Path) -> str:
         return "its owner is not recorded yet"
 
 
-@functools.cache
 def locks_folder(uri: str) -> Path:
     """Make the folder of locks: beside a sqlite file; for a server, in the user's state or else in temporary files."""
     if (database := sqlite_path(uri)) is not None:

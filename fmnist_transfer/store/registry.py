@@ -4,6 +4,7 @@ MLflow serves the logged `pt2` program; this package loads the files `weights.sa
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ BEST = "best"
 SWEEP_TAG = "sweep."  # + run id: tag of a version; its value is the sweep's name
 DESCRIPTION_LENGTH = 5_000  # characters, the limit of MLflow's registry
 SWEEPS_HEAD = "\n\nSweeps that start from it:\n"
+SWEEPS_LINE = re.compile(r"\n- \[.*\]\(#/experiments/\S+\), run `\w+`")
 
 
 def register(
@@ -199,9 +201,9 @@ def note_sweep(store: Store, model: PinnedModel, run_id: str, name: str) -> None
         above, _, below = before.partition(SWEEPS_HEAD)
         line = f"\n- [{name}]({run_page(store.experiment(TRANSFER), run_id)}), run `{run_id}`"
         text = f"{above}{SWEEPS_HEAD}{line}{below}"
-        while len(text) > DESCRIPTION_LENGTH:
-            text = text.rpartition("\n")[0]  # the oldest sweep, which its tag still names
-        if run_id not in before:
+        while len(text) > DESCRIPTION_LENGTH and len(lines := list(SWEEPS_LINE.finditer(text))) > 1:
+            text = text[: lines[-1].start()] + text[lines[-1].end() :]  # the oldest sweep, which its tag still names
+        if run_id not in before and len(text) <= DESCRIPTION_LENGTH:  # else the user's own words fill it
             store.client.update_model_version(model.name, model.version, description=text)
     except MlflowException as error:  # for example, this user may only read the model, which suffices for a sweep
         warn(f"cannot list this sweep in the description of {model.pinned}: {reason(error)}. The sweep goes on")

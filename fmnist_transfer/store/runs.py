@@ -49,6 +49,7 @@ class Store:
     retry: RetryPolicy
     is_asked_for: bool = False  # a flag named the store; a command without that flag would use another
     _experiments: dict[str, str] = field(default_factory=dict)
+    _described: set[str] = field(default_factory=set)
 
     @property
     def is_shared(self) -> bool:
@@ -66,13 +67,13 @@ class Store:
 
     def experiment(self, name: str) -> str:
         """Id of the experiment. Creates it, its description and its saved views if missing."""
-        is_described = name in self._experiments
         if self._known_experiment(name) is None:
             location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
             with already_there():  # another command created it first
                 self.client.create_experiment(name, artifact_location=location)
         experiment_id = str(self._known_experiment(name))
-        if not is_described:
+        if name not in self._described:
+            self._described.add(name)
             tags = experiment_tags(name, experiment_id, int(time.time() * 1_000))
             for key in tags.keys() - self.client.get_experiment(experiment_id).tags:  # a tag that a user changed stays
                 with contextlib.suppress(MlflowException):  # another command set it, or this user may only read

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError
 from fmnist_transfer.terminal.output import RED, masked, styled
-from fmnist_transfer.terminal.process import prepare_command, quiet_mlflow
+from fmnist_transfer.terminal.process import prepare_command, set_environment
 
 STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
 S = TypeVar("S")
@@ -27,7 +27,7 @@ def run_command(settings_type: type[S], main: Callable[[S], int], module: str, a
     command = ["python", "-m", module, *(sys.argv[1:] if args is None else args)]
     try:
         settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
-        quiet_mlflow()
+        set_environment()
         return main(settings)
     except UserError as error:
         return _report(error, command)

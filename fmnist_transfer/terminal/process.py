@@ -21,19 +21,19 @@ def prepare_command() -> None:
     if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
     _allow_many_files()
+    logging.disable(logging.ERROR)  # the command itself says what a user needs to know of these
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def set_environment() -> None:
+    """Set what libraries read from the environment. Call this before they are imported; the user's settings stay."""
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
     os.environ.pop("MLFLOW_RUN_ID", None)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else four minutes of retries, and second runs
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default: num_gpus=0 hides none
-    logging.disable(logging.ERROR)  # the command itself says what a user needs to know of these
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
-def quiet_mlflow() -> None:
-    """Before mlflow is imported, turn off its telemetry (unless the user enabled it) and its internal messages."""
     if os.environ.get("DO_NOT_TRACK", "0").lower() not in ("", "0", "false"):
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -34,14 +34,17 @@ class RayPool(Pool):
         self.workers: list[_Actor] = []
         self._n, self._gpus = n, gpus_per_task
         self._has_warned = False
-        _connect()
+        self._is_ours = not ray.is_initialized()  # else a program's, which stays connected
+        if self._is_ours:
+            _connect()
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": 2})  # `message` and `cancel`, while it works
         options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
         self._make = remote(RayActor).options(**options)
         if not (room := self._room()):
             nodes = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, cpu, gpu in _nodes()) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
-            ray.shutdown()
+            if self._is_ours:
+                ray.shutdown()
             raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
         say(f"Ray: room for {room} tasks at once on {len(_nodes())} nodes")
         self._fill()
@@ -69,10 +72,14 @@ class RayPool(Pool):
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
-        ray.shutdown()
+        if self._is_ours:
+            ray.shutdown()
 
     def _fill(self) -> None:
+        """Forget idle actors of lost nodes, and start actors if there is room."""
         self._looked_at = time.monotonic()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self.workers = [worker for worker in self.workers if worker.task is not None or worker.node() in (None, *alive)]
         room = self._room()
         if not room and not self._has_warned:
             warn("the Ray cluster has no room for a task any more. Waiting for a node")
@@ -91,9 +98,15 @@ class _Actor(Worker):
 
     def __init__(self, handle: Any):
         self.mail: Any = None
-        self.started = handle.start.remote()
+        self.started = handle.node.remote()
         self._handle = handle
         self._number = 0  # number of the current task, for `cancel`
+
+    def node(self) -> str | None:
+        """Return the id of the actor's node; None if it has not started, or died at its start."""
+        with contextlib.suppress(RayError):
+            return str(ray.get(self.started)) if ray.wait([self.started], timeout=0)[0] else None
+        return None
 
     def send(self, job: Job, task: Any) -> None:
         self._number += 1
@@ -133,8 +146,9 @@ class RayActor:
         self._job: Any = None
         self._shared: Any = None
 
-    def start(self) -> None:
-        """Return once the actor has started."""
+    def node(self) -> str:
+        """Return the id of the actor's node, once the actor has started."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def work(self, number: int, shared: list[Any], task: Any) -> None:
         """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""

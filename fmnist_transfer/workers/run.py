@@ -139,7 +139,8 @@ class Workers:
         """Handle the worker's message. Returns the outcome of its task once the task has ended."""
         kind, content = worker.message()
         if kind in ("begun", "report"):
-            worker.is_at_work, worker.has_worked, job.n_unused = True, True, 0
+            worker.is_at_work = worker.has_worked = job.has_begun = True
+            job.n_unused = 0
             if kind == "report":
                 job.on_report(worker.task, content)
             return None
@@ -155,6 +156,10 @@ class Workers:
         task = worker.task
         if worker.is_cancelled or self.stop.is_set():  # it was to end in any case
             return Outcome(task, "interrupted", reason=reason)
+        if not worker.is_at_work:
+            job.lost_early.append(task)
+            if job.has_begun and job.lost_early.count(task) >= MOST_UNUSED:  # it cannot be unpickled, for example
+                return Outcome(task, "failed", reason=f"{reason}, {MOST_UNUSED} times before the task began")
         job.n_unused += not worker.has_worked
         if job.n_unused >= MOST_UNUSED:
             raise UsageError(

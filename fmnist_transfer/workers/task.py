@@ -38,6 +38,8 @@ class Job:
     on_lost: Callable[[Any, str], None]
     lost: list[Any] = field(default_factory=list)  # tasks to be retried
     lost_at_work: list[Any] = field(default_factory=list)  # tasks that were running when a worker died
+    lost_early: list[Any] = field(default_factory=list)  # tasks whose worker died before it began them
+    has_begun: bool = False  # any task
     n_unused: int = 0  # dead workers in a row that never began a task
     reference: Any = None  # an engine's, to function and shared data
 

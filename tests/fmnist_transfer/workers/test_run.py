@@ -148,6 +148,15 @@ def test_deaths_before_a_task_began_are_no_failures_of_the_task(deaths: dict[obj
         assert [outcome.status for outcome in workers.run(work, 1, range(10))] == ["done"] * 10
 
 
+def test_a_task_that_no_worker_can_begin_fails_alone() -> None:
+    with StopSignal() as stop:
+        workers = Workers(1, stop)
+        workers._pool = OneWorker({5: 9})
+        outcomes = list(workers.run(work, 1, range(10)))
+    assert [outcome.task for outcome in outcomes if outcome.status == "failed"] == [5]
+    assert len(outcomes) == 10
+
+
 def test_three_workers_in_a_row_that_die_at_their_start_end_a_run() -> None:
     with StopSignal() as stop:
         workers = Workers(1, stop)
