@@ -131,7 +131,7 @@ def check_artifacts(store: Store, experiment: str) -> None:
         try:
             repository = get_artifact_repository(location, store.uri)
             retry.call(repository.log_artifact, str(file), probe)
-            retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)
+            read = Path(retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)).read_text()
             with contextlib.suppress(Exception):  # not every kind of place can
                 repository.delete_artifacts(probe)
         except Exception as error:  # of any storage's client library, or for want of one
@@ -141,3 +141,5 @@ def check_artifacts(store: Store, experiment: str) -> None:
             elif isinstance(error, ImportError):
                 remedy = "Install that storage's client library, or let the tracking server keep artifacts"
             raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
+        if read != probe:
+            raise StoreError(f"{masked(location)} returned other content than was written to it; check that storage")

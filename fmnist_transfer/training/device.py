@@ -15,7 +15,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
     """Return the device (`auto`: CUDA, else MPS, else the CPU). Raises UsageError if it or the precision is missing."""
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the driver may count GPUs it cannot use
+    counts = {"cuda": n_cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     try:
         device = torch.device(next(kind for kind, n in counts.items() if n) if name == "auto" else name)
     except RuntimeError as error:
