@@ -178,7 +178,7 @@ def test_a_server_that_goes_away_amid_a_search(site: Site, server: Server) -> No
 def test_a_lost_response_makes_nothing_twice(site: Site, server: Server, path_end: str) -> None:
     """Row 9."""
     with proxy(server.port, loses=path_end, n=2) as (uri, lost):
-        site.sweep(*SMALL, uri=uri)
+        done = site.sweep(*SMALL, uri=uri)
         if "model" in path_end:
             study = ["--storage", str(site.study_database), "--study-name", "other"]
             done = site.search("--trials", "1", "--epochs", "1", *study, uri=uri)
