@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.flags import CommandFlags, StoreFlags, SweepFlags
-from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, study_uri
+from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, study_uri, without_user
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_range, run_command
 from fmnist_transfer.terminal.output import masked, print_pairs, say, warn_of_password
@@ -62,7 +62,7 @@ def main(settings: ShowSettings) -> int:
     from fmnist_transfer.store.opening import open_store
 
     store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout), mend_copy=settings.mend_copy)
-    root, port, commands = masked(store.uri).replace("***@", "").rstrip("/"), settings.port - 1, []
+    root, port, commands = without_user(store.uri), settings.port - 1, []
     if not store.uri.startswith("http"):
         port = free_port(settings.port)
         root = f"http://{HOST}:{port}"

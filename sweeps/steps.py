@@ -83,7 +83,9 @@ def _open(settings: TransferSettings, workers: Workers) -> Store:
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     if settings.dry_run:
         return open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
-    return open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
+    store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
+    store.end_orphans(TRANSFER)
+    return store
 
 
 def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:

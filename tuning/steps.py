@@ -51,6 +51,7 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     plan = Plan(half, split, settings.seed, device, settings.precision)
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     store = open_for_work(settings.tracking_uri, TUNING, retry, mend_copy=settings.mend_copy)
+    store.end_orphans(TUNING)
     context = SearchContext(settings, store, plan, workers, stopwatch)
     result = _tune(context) if settings.is_search else _train_fixed(context)
     stopwatch.lap("registering")

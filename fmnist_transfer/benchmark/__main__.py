@@ -56,7 +56,7 @@ def main(settings: BenchmarkSettings) -> int:
     from fmnist_transfer.benchmark.measurements import Measurements
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
-    from fmnist_transfer.store.opening import check_artifacts, open_store
+    from fmnist_transfer.store.opening import open_for_work
     from fmnist_transfer.store.roles import BENCHMARK
     from fmnist_transfer.training.device import choose_device
 
@@ -69,8 +69,7 @@ def main(settings: BenchmarkSettings) -> int:
     check_open_files(n_workers)
     with StopSignal() as stop:
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
-        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
-        check_artifacts(store, BENCHMARK)
+        store = open_for_work(settings.tracking_uri, BENCHMARK, retry, mend_copy=settings.mend_copy)
         if parts & {"loop", "stack", "goal"}:
             half = load_half(data_dir, DEFAULT_SPLIT.source)
             with Workers(n_workers, stop, apart=True) as ours, Workers(1, stop, apart=True, prepare=False) as theirs:

@@ -76,10 +76,9 @@ def open_store(
 
 
 def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy, *, mend_copy: bool = False) -> Store:
-    """Open the store as `open_store` does, check that the experiment's artifacts can be written, end orphaned runs."""
+    """Open the store as `open_store` does, and check that the experiment's artifacts can be written."""
     store = open_store(tracking_uri, retry, mend_copy=mend_copy)
     check_artifacts(store, experiment)
-    store.end_orphans(experiment)
     return store
 
 

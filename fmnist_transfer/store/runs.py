@@ -16,6 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.store.links import experiment_tags
 from fmnist_transfer.store.lock import Owner, provenance
@@ -119,7 +120,7 @@ class Store:
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Log which half of Fashion-MNIST the run used; `role` is `source` or `target`."""
-        name = f"Fashion-MNIST classes {''.join(map(str, half.classes))}"
+        name = f"Fashion-MNIST classes {digits(half.classes)}"
         source = json.dumps({"tags": {"package": "fmnist-transfer", "sha256": half.data_sha256}})
         dataset = Dataset(name, half.data_sha256[:16], "code", source)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])]

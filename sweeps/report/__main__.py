@@ -33,14 +33,13 @@ def main(settings: ReportSettings) -> int:
     """Make the report. Returns exit status 0, whatever the verdicts."""
     say("Loading mlflow ...")
     with StopSignal() as stop:
-        from fmnist_transfer.store.opening import check_artifacts, open_store
+        from fmnist_transfer.store.opening import open_for_work
         from fmnist_transfer.store.roles import TRANSFER
         from sweeps.report.write import place_of, write_report
         from sweeps.results.read import find_sweep, read_sweep
 
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
-        store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy)
-        check_artifacts(store, TRANSFER)
+        store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
         sweep, *others = (read_sweep(store, find_sweep(store, run)) for run in (settings.sweep, *settings.vs))
         check_distinct("--vs", [logged.run_id for logged in (sweep, *others)])
         findings = write_report(store, sweep, others, stop=stop)
