@@ -138,15 +138,14 @@ def test_a_task_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
 def test_lines_of_progress_where_it_is_piped(err: Said) -> None:
     now = 0.0
     with Progress("trials", 2, clock=lambda: now) as progress:
-        progress.best = "best 94.87%"
         now = 60.0
         progress.working(0, 0.5, "trial 0: epoch 4/8")
         progress.finished(0)
         now = 3_720.0
         progress.finished(1, "trial 1: 91.20%")
     assert err() == (
-        "trials: 0 of 2 after 1 min 00 s, about 3 min 00 s left; best 94.87%; trial 0: epoch 4/8\n"
-        "trials: 2 of 2 after 1 h 02 min; best 94.87%; trial 1: 91.20%\n"
+        "trials: 0 of 2 after 1 min 00 s, about 3 min 00 s left; trial 0: epoch 4/8\n"
+        "trials: 2 of 2 after 1 h 02 min; trial 1: 91.20%\n"
     )
 
 
