@@ -15,14 +15,24 @@ from fmnist_transfer.data.examples import Examples, Half
 from fmnist_transfer.network.weights import State, copy_state, distances
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict, scores_of
 
+MOST_EVALUATIONS = 20  # per training
 N_BINS = 15  # of equal width, as in Guo et al.
 Logits = NDArray[np.float64]  # [n, n_classes]
 Labels = NDArray[np.int64]  # [n], 0 ... n_classes - 1
 
 
+def evaluation_points(epochs: int) -> tuple[int, ...]:
+    """Return the epochs, 1-based, after which a training of `epochs` is evaluated: all of 20, else 20 spread evenly."""
+    n = min(epochs, MOST_EVALUATIONS)
+    return tuple(round(i * epochs / n) for i in range(1, n + 1))
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """One nominal epoch, 1-based. `train_loss` is the mean over its batches during training."""
+    """A nominal epoch, 1-based, after which the network was evaluated.
+
+    `train_loss` is the mean over its batches during training; seconds count from the previous evaluation.
+    """
 
     epoch: int
     step: int
@@ -36,7 +46,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Epochs of one `fit`. The network holds the final weights, `best_state` those of the lowest validation loss."""
+    """Evaluated epochs of one `fit`. The network holds the final weights, `best_state` those of the lowest validation loss."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
@@ -48,7 +58,7 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        return self.epochs[self.best_epoch - 1]
+        return next(epoch for epoch in self.epochs if epoch.epoch == self.best_epoch)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
     final_state = copy_state(network)
     final = best = _diagnose(network, history.final, train, half.val)
     test_logits = predict(network, half.test)
-    if history.best_epoch != len(history.epochs):
+    if history.best_epoch != history.final.epoch:
         network.load_state_dict(history.best_state)
         best = _diagnose(network, history.best, train, half.val)
         network.load_state_dict(final_state)
