@@ -61,12 +61,9 @@ def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:
     """Score every image, without smoothing, dropout or augmentation."""
-    return scores_of(predict(network, examples), examples.labels)
-
-
-def scores_of(logits: Tensor, labels: Tensor) -> Scores:
-    n_correct = int((logits.argmax(1) == labels).sum())
-    return Scores(float(F.cross_entropy(logits, labels)), n_correct / len(labels))
+    logits = predict(network, examples)
+    n_correct = int((logits.argmax(1) == examples.labels).sum())
+    return Scores(float(F.cross_entropy(logits, examples.labels)), n_correct / len(examples))
 
 
 @torch.no_grad()

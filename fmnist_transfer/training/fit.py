@@ -47,7 +47,8 @@ def fit(
     classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
     steps_per_epoch: steps of an epoch; default: one pass over `train`. The *steps* budget gives more.
     precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
-    on_epoch: called after each validation, at `evaluation_points`; may raise. should_stop: called before each batch; True raises Interrupted.
+    on_epoch: called after each validation, at `evaluation_points`; may raise.
+    should_stop: called before each batch; True raises Interrupted.
 
     Raises Diverged for a NaN or infinite loss, UsageError without a module `classifier`.
     """
