@@ -348,13 +348,16 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
     assert len(table.read_text().splitlines()) == 13  # a smaller grid leaves the larger one's table whole
 
 
+PRECISIONS = (["--precision", "float32"], ["--precision", "bf16"])
+
+
 def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)["sweep_run_id"]
-        for more in ([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"])
+        for more in ([], ["--budget", "steps"], ["--epochs", "1"], ["--stack"], *PRECISIONS)
     }
-    assert len(ids) == 5
+    assert len(ids) == 5  # `auto` is one of the two precisions
 
 
 def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:

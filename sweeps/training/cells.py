@@ -14,7 +14,7 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.fit import Diverged, train_on_half
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import Result, score
+from fmnist_transfer.training.score import Result, evaluation_points, score
 from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.task import Report
 from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
@@ -55,7 +55,7 @@ def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     """Work of the cell in forward passes of an image, three for an image of a training step."""
     recipe, n_val, traits = plan.recipe, len(plan.half.val), TRAITS[cell.init]
     steps = recipe.epochs * (plan.steps_per_epoch or recipe.steps_per_epoch(n_train))
-    whole = 3 * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
+    whole = 3 * steps * min(recipe.batch_size, n_train) + (len(evaluation_points(recipe.epochs)) + 2) * n_val + n_train
     # Training the classifier alone needs features only once.
     return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
 
