@@ -1,98 +1,93 @@
 """Convert a trial to a network and a recipe; no other module does so.
 
-Parameter `width` in [0, 1] selects among the channels that the cost limit allows with the trial's depth, kernel and
-fully connected layers, so that no sample is rejected.
+Parameter `shape` is the number of blocks, their convolutions and kernel. `width` in [0, 1] selects among the channels
+that the cost limit allows with that shape, so that no sample is rejected.
 """
 
+import functools
+import itertools
 import math
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any
 
 import optuna
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec, forward_mflops
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, CNN2Spec
+from fmnist_transfer.network.cost import VECTOR, padded, training_cost
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, Recipe
 
-SPACE_VERSION = 1  # Bump by hand when earlier trials must not share a study with later ones.
-FIRST_CHANNELS = range(4, 65, 2)  # channels of the first block
-GROWTHS = (1.5, 2.0, 2.5, 3.0)  # ratio of second-block to first-block channels
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "flip": {"flip": True},
-    "flip+shift": {"flip": True, "shift": 2},
-    "flip+erase": {"flip": True, "erase": 0.5},
-}
-LEARNING_RATES = {"adamw": (3e-4, 1e-2), "sgd": (0.02, 0.5)}
-WEIGHT_DECAYS = {"adamw": (1e-5, 1e-1), "sgd": (1e-5, 1e-2)}
-SAME_NAMES = {  # fields of spec and recipe that are parameters
-    HAND_MADE_SPEC: ("convs_per_block", "kernel_size", "fc1", "fc2", "normalisation", "fc_dropout", "conv_dropout"),
-    HAND_MADE_RECIPE: ("optimizer", "schedule", "batch_size", "label_smoothing"),
-}
-FIRST_TRIAL: dict[str, Any] = {
-    **{name: getattr(hand_made, name) for hand_made, names in SAME_NAMES.items() for name in names},
-    "growth": HAND_MADE_SPEC.channels[1] / HAND_MADE_SPEC.channels[0],
-    "adamw_learning_rate": HAND_MADE_RECIPE.learning_rate,
-    "adamw_weight_decay": HAND_MADE_RECIPE.weight_decay,
-    "augmentation": "flip",
-}
+SPACE_VERSION = 2  # Bump by hand when earlier trials must not share a study with later ones.
+FIRST_CHANNELS = range(VECTOR, 65, VECTOR)  # channels of the first block
+GROWTHS = (1.5, 2.0, 3.0)  # of channels from block to block
+LEARNING_RATE, WEIGHT_DECAY = (2e-3, 1.2e-2), (1e-2, 4e-1)
+BATCH_SIZES = [64, 128]
+CHANGES: list[dict[str, Any]] = [{"batch_size": 64}]  # of the hand-made configuration, tried after it
+AUGMENTATIONS: dict[str, dict[str, Any]] = {"flip": {"flip": True}, "flip+shift": {"flip": True, "shift": 1}}
 
 
-def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_mflops: float | None) -> tuple[CNN2Spec, Recipe]:
-    """Draw the trial's parameters and build its network, of at most `max_mflops` per image, and its recipe.
+def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_cost: float | None) -> tuple[CNN2Spec, Recipe]:
+    """Draw the trial's parameters and build its network, of at most `max_cost`, and its recipe.
 
     The order of the draws decides their values. `epochs` is equal for all trials of a study, so that pruning compares
     like with like.
     """
-    spec = CNN2Spec(
-        convs_per_block=trial.suggest_categorical("convs_per_block", [1, 2]),
-        kernel_size=trial.suggest_categorical("kernel_size", [3, 5]),
-        fc1=trial.suggest_int("fc1", 64, 512, log=True),
-        fc2=trial.suggest_int("fc2", 32, 256, log=True),
-    )
-    affordable = affordable_channels(spec, trial.suggest_categorical("growth", GROWTHS), max_mflops)
+    shapes = affordable(max_cost)
+    specs = shapes[trial.suggest_categorical("shape", list(shapes))]
     spec = replace(
-        spec,
-        channels=affordable[round(trial.suggest_float("width", 0.0, 1.0) * (len(affordable) - 1))],
-        normalisation=cast(Literal["none", "batch"], trial.suggest_categorical("normalisation", ["none", "batch"])),
-        conv_dropout=trial.suggest_float("conv_dropout", 0.0, 0.3),
-        fc_dropout=trial.suggest_float("fc_dropout", 0.0, 0.6),
+        specs[round(trial.suggest_float("width", 0.0, 1.0) * (len(specs) - 1))],
+        conv_dropout=trial.suggest_float("conv_dropout", 0.0, 0.2),
+        fc_dropout=trial.suggest_float("fc_dropout", 0.0, 0.5),
     )
-    optimizer = cast(Literal["adamw", "sgd"], trial.suggest_categorical("optimizer", ["adamw", "sgd"]))
-    recipe = Recipe(
-        optimizer=optimizer,
-        learning_rate=trial.suggest_float(f"{optimizer}_learning_rate", *LEARNING_RATES[optimizer], log=True),
-        weight_decay=trial.suggest_float(f"{optimizer}_weight_decay", *WEIGHT_DECAYS[optimizer], log=True),
-        schedule=cast(Literal["cosine", "one-cycle"], trial.suggest_categorical("schedule", ["cosine", "one-cycle"])),
-        batch_size=trial.suggest_categorical("batch_size", [128, 256, 512]),
+    recipe = replace(
+        HAND_MADE_RECIPE,
+        learning_rate=trial.suggest_float("learning_rate", *LEARNING_RATE, log=True),
+        weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAY, log=True),
+        batch_size=trial.suggest_categorical("batch_size", BATCH_SIZES),
         epochs=epochs,
-        label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.1),
         **AUGMENTATIONS[trial.suggest_categorical("augmentation", list(AUGMENTATIONS))],
     )
     return spec, recipe
 
 
-def first_trial(max_mflops: float | None) -> dict[str, Any]:
-    """Parameters of the hand-made configuration, as wide as the limit allows, up to 32 channels in the first block."""
-    channels = affordable_channels(HAND_MADE_SPEC, FIRST_TRIAL["growth"], max_mflops)
-    index = max(i for i, (first, _) in enumerate(channels) if i == 0 or first <= 32)
-    return FIRST_TRIAL | {"width": index / max(1, len(channels) - 1)}
+def starts(max_cost: float | None) -> list[dict[str, Any]]:
+    """Parameters of the trials to begin with.
+
+    The first is the hand-made configuration, as wide as the limit allows, up to 32 channels in the first block.
+    """
+    shapes = affordable(max_cost)
+    shape = _shape(HAND_MADE_SPEC) if _shape(HAND_MADE_SPEC) in shapes else list(shapes)[-1]
+    index = max(i for i, spec in enumerate(shapes[shape]) if i == 0 or spec.channels[0] <= 32)
+    recipe = {name: getattr(HAND_MADE_RECIPE, name) for name in ("learning_rate", "weight_decay", "batch_size")}
+    dropout = {name: getattr(HAND_MADE_SPEC, name) for name in ("conv_dropout", "fc_dropout")}
+    width = index / max(1, len(shapes[shape]) - 1)
+    first = {"shape": shape, "width": width, "augmentation": "flip"} | dropout | recipe
+    return [first, *(first | change for change in CHANGES)]
 
 
-def affordable_channels(spec: CNN2Spec, growth: float, max_mflops: float | None) -> list[tuple[int, int]]:
-    """Channels of both blocks within the limit, ascending; always includes the narrowest (see `check_limit`)."""
-    limit = math.inf if max_mflops is None else max_mflops
-    pairs = [(first, round(first * growth)) for first in FIRST_CHANNELS]
-    return [pair for i, pair in enumerate(pairs) if i == 0 or forward_mflops(replace(spec, channels=pair)) <= limit]
+@functools.cache
+def affordable(max_cost: float | None) -> dict[str, list[CNN2Spec]]:
+    """Networks within the limit by shape, each list ascending in cost; dropout is the hand-made network's.
+
+    Raises UsageError if there is none.
+    """
+    shapes: dict[str, set[CNN2Spec]] = {}
+    costs: list[float] = []
+    for n_blocks, convs, kernel in itertools.product((2, 3), (1, 2), (3, 5)):
+        for first, growth in itertools.product(FIRST_CHANNELS, GROWTHS):
+            channels = tuple(padded(round(first * growth**i)) for i in range(n_blocks))
+            spec = replace(HAND_MADE_SPEC, channels=channels, convs_per_block=convs, kernel_size=kernel)
+            costs.append(training_cost(spec))
+            if max_cost is None or costs[-1] <= max_cost:
+                shapes.setdefault(_shape(spec), set()).add(spec)
+    if not shapes:
+        smallest = math.ceil(100 * min(costs)) / 100
+        raise UsageError(f"--max-cost {max_cost}: the search space needs {smallest} or more, or none")
+    return {shape: sorted(specs, key=training_cost) for shape, specs in shapes.items()}
 
 
-def check_limit(max_mflops: float | None) -> None:
-    """Raise UsageError if the limit excludes the narrowest network of the costliest corner of the space."""
-    narrowest = FIRST_CHANNELS[0], round(FIRST_CHANNELS[0] * max(GROWTHS))
-    costliest = CNN2Spec(channels=narrowest, convs_per_block=2, kernel_size=5, fc1=512, fc2=256)
-    smallest = math.ceil(100 * forward_mflops(costliest)) / 100
-    if max_mflops is not None and max_mflops < smallest:
-        raise UsageError(f"--max-mflops {max_mflops}: the search space needs {smallest} or more, or none")
+def _shape(spec: CNN2Spec) -> str:
+    return f"{len(spec.channels)} blocks of {spec.convs_per_block} {spec.kernel_size}x{spec.kernel_size}"
 
 
 def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
