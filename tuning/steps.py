@@ -114,15 +114,14 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     n_trials = max(settings.trials, len(log.counting))
     store.describe(run_id, description(store, subject.format(counted(n_trials, "trial"))))
     store.log_data(run_id, plan.half, "source")
-    networks = "" if limit is None else f", networks{size}"
     done = f"; {len(log.counting)} done already" if log.counting else ""
-    best, workers = "the best" if settings.top == 1 else f"the best {settings.top}", context.workers
+    workers = context.workers
     outline = {
-        "trials": f"{settings.trials} of up to {epochs}{networks}{done}",
-        "then": f"{best} trained again with fresh seeds; the winner is registered",
+        "trials": f"{settings.trials} of up to {epochs}{done}",
+        "then": f"the best {settings.top} trained again with fresh seeds; the winner is registered",
         "on": f"{counted(workers.n, 'worker')}, {plan.device}" if workers.engine == "local" else "Ray",
     }
-    print_pairs(f"Search for CNN2 on classes {classes}", outline)
+    print_pairs(f"Search for a CNN2{size} on classes {classes}", outline)
     stopwatch.lap("start")
     trials = log.run()
     n = Counter(trial.state.name for trial in trials)
@@ -142,10 +141,8 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     for edge in on_edge(completed[0]):
         say(f"note: the best trial lies on the edge of its range: {edge}")
     by_hand = [trial for trial in completed if trial.params == starts(limit)[0]][:1]
-    again = completed[: settings.top]
-    if settings.top > 1 and by_hand and by_hand[0] not in again:
-        again[-1:] = by_hand
-    candidates = [candidate(trial) for trial in again]
+    again = {trial.number: candidate(trial) for trial in [*completed[:1], *by_hand, *completed[1:]]}
+    candidates = list(again.values())[: settings.top]
     result = register_best(context, candidates, run_id, study=settings.study, name=f"cnn2{plan.split.suffix}")
     if by_hand and result["trial"] == by_hand[0].number:
         say("Nothing beat the first trial, the hand-made configuration. Try more --trials or a larger --max-cost")

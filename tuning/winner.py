@@ -40,16 +40,18 @@ class SearchContext:
     stopwatch: Stopwatch
 
 
-Trainings = dict[Candidate, tuple[Trained, ...]]  # finished re-trainings, at least one per candidate
-
-
 class Retrained(NamedTuple):
     candidate: Candidate
-    trainings: tuple[Trained, ...]
+    trainings: tuple[Trained, ...]  # the finished ones, at least one
 
     @property
     def val_accuracies(self) -> list[float]:
         return [training.val_accuracy for training in self.trainings]
+
+    @property
+    def overall_mean(self) -> float:
+        """Mean accuracy with the search's score: one seed moves it by 0.2 points, as much as good ones differ."""
+        return statistics.mean([self.candidate.search_score or self.val_accuracies[0], *self.val_accuracies])
 
     def scores(self) -> dict[str, float | None]:
         """Scores by their names in `--json`, tags and metrics; the test accuracy is that of the first re-training."""
@@ -63,24 +65,19 @@ class Retrained(NamedTuple):
 
 
 def register_best(context: SearchContext, best: list[Candidate], run_id: str, study: str, name: str) -> dict[str, Any]:
-    """Train the best again, register the winner as `name`, and move the alias. Returns their part of `--json`.
+    """Train each of the best again, and the best of these with all seeds; register the winner as `name`, and move the
+    alias. Returns their part of `--json`.
 
     Earlier re-trainings and registrations are reused; failed re-trainings are retried. Raises Interrupted after a
     signal, UserError if no candidate could be trained.
     """
     settings, store, plan = context.settings, context.store, context.plan
-    n_first = 1 if len(best) > N_FINALISTS else settings.n_seeds
-    first = [Retraining(each, replicate) for each in best for replicate in range(1, n_first + 1)]
-    trainings = _retrain(context, first, run_id)
-    if not trainings:
-        raise UserError("every re-training of the best configurations failed; their runs in MLflow say why")
-    last = range(n_first + 1, settings.n_seeds + 1)
-    rest = [Retraining(each, replicate) for each in _finalists(trainings) for replicate in last]
-    for candidate, more in _retrain(context, rest, run_id).items():
-        trainings[candidate] += more
-    # A candidate with a failed seed comes after those with more finished seeds.
-    retrained = [Retrained(*item) for item in trainings.items()]
-    retrained.sort(key=lambda each: (-len(each.trainings), -statistics.mean(each.val_accuracies)))
+    tasks = [Retraining(each, 1) for each in best]
+    if len(best) > N_FINALISTS:
+        once = sorted(_retrain(context, tasks, run_id), key=lambda each: each.overall_mean, reverse=True)
+        best = [each.candidate for each in once[:N_FINALISTS]]
+    tasks += [Retraining(each, replicate) for each in best for replicate in range(2, settings.n_seeds + 1)]
+    retrained = _retrain(context, tasks, run_id)
     context.stopwatch.lap("training the best again")
     _print_retrained(retrained)
     facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256}
@@ -91,13 +88,13 @@ def register_best(context: SearchContext, best: list[Candidate], run_id: str, st
     scores, uri = retrained[0].scores(), f"models:/{name}/{version.version}"
     metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
     store.log(run_id, metrics=metrics, tags={"registered": uri})
-    n_failed = len(first) + len(rest) - sum(len(each.trainings) for each in retrained)
+    n_failed = len(tasks) - sum(len(each.trainings) for each in retrained)
     result = {"study": study, "model_uri": uri, "version": int(version.version), "promoted": promoted}
     return result | scores | {"trial": retrained[0].candidate.trial, "n_failed": n_failed}
 
 
-def _retrain(context: SearchContext, tasks: Sequence[Retraining], run_id: str) -> Trainings:
-    """Do the re-trainings, reusing earlier ones of run `run_id`; return the finished ones."""
+def _retrain(context: SearchContext, tasks: Sequence[Retraining], run_id: str) -> list[Retrained]:
+    """Do the re-trainings, reusing earlier ones of run `run_id`; sorted by finished seeds, then mean accuracy."""
     plan, workers = context.plan, context.workers
 
     def training(task: Retraining) -> Training:
@@ -108,30 +105,19 @@ def _retrain(context: SearchContext, tasks: Sequence[Retraining], run_id: str) -
 
     log = TrainedNetworks[Retraining](context.store, TUNING, run_id, Role.RETRAINED, half=plan.half, training=training)
     todo = [task for task in tasks if log.trained(task) is None]
-    if len(todo) < len(tasks):
-        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are done already")
     with Progress("training the best again", len(todo)) as progress:
         run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=context.settings.debug)
-    trainings: Trainings = {}
+    trainings: dict[Candidate, tuple[Trained, ...]] = {}
     for task in tasks:
         if trained := log.trained(task):
             trainings[task.candidate] = (*trainings.get(task.candidate, ()), trained)
     n_done = sum(map(len, trainings.values()))
     workers.stop.raise_if_set(f"stopped while training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
-    return trainings
-
-
-def _finalists(trainings: Trainings) -> list[Candidate]:
-    """Return the configurations that get all seeds: the best by the mean of the search's score and the fresh one's.
-
-    One seed moves an accuracy by 0.2 points, as much as good configurations differ, so both scores count.
-    """
-
-    def mean_score(candidate: Candidate) -> float:
-        search = [] if candidate.search_score is None else [candidate.search_score]
-        return statistics.mean(search + [training.val_accuracy for training in trainings[candidate]])
-
-    return sorted(trainings, key=mean_score, reverse=True)[:N_FINALISTS]
+    if not trainings:
+        raise UserError("every re-training of the best configurations failed; their runs in MLflow say why")
+    retrained = [Retrained(*item) for item in trainings.items()]
+    # A candidate with a failed seed comes after those with more finished seeds.
+    return sorted(retrained, key=lambda each: (-len(each.trainings), -statistics.mean(each.val_accuracies)))
 
 
 def _print_retrained(retrained: Sequence[Retrained]) -> None:
@@ -140,8 +126,8 @@ def _print_retrained(retrained: Sequence[Retrained]) -> None:
     for each in retrained:
         search, mean, sd, test = ("-" if x is None else f"{100 * x:.2f}" for x in each.scores().values())
         spec, minutes = each.candidate.spec, f"{each.trainings[0].seconds / 60:.1f}"
-        cost, mflops = f"{training_cost(spec):.2f}", f"{forward_mflops(spec):.1f}"
-        rows.append([each.candidate.name, search, mean, sd, str(len(each.trainings)), test, cost, mflops, minutes])
+        size = [f"{training_cost(spec):.2f}", f"{forward_mflops(spec):.1f}"]
+        rows.append([each.candidate.name, search, mean, sd, str(len(each.trainings)), test, *size, minutes])
     print_table(["configuration", "search", "again", "sd", "seeds", "test", "cost", "MFLOPs", "minutes"], rows)
 
 

@@ -12,7 +12,7 @@ from fmnist_transfer.network.cnn2 import CNN2, HAND_MADE_SPEC, IMAGE_SIZE, CNN2S
 VECTOR = 16  # oneDNN pads channels to multiples of this, the float32 values in an AVX-512 register
 
 # Microseconds of a training step per image, fitted (non-negative least squares of relative errors) to 22 networks of
-# two and three blocks: an AMD EPYC with avx512_bf16, one thread, bf16, batch 128, the faster of two rounds of ten steps.
+# two and three blocks: an AMD EPYC with avx512_bf16, one thread, bf16, batch 128, the faster of two rounds of 10 steps.
 # The relative error is 1.4 % in the median and 7 % at most; in float32, 6 and 21 % after scaling.
 PER_IMAGE = 26.5
 FIRST, OTHERS, LINEAR = (

@@ -18,14 +18,12 @@ from tuning.space import LEARNING_RATE, WEIGHT_DECAY, affordable, on_edge, start
 
 
 def corners(max_cost: float | None) -> list[dict[str, Any]]:
-    """Every shape with both ends of every number, from its narrowest to its widest network."""
+    """Every network of the space with one end of every number, and the first with both."""
     found = []
-    for i, shape in enumerate(affordable(max_cost)):
-        for end in (0, 1):
-            numbers = {"width": float(end), "conv_dropout": 0.2 * end, "fc_dropout": 0.5 * end}
-            numbers |= {"learning_rate": LEARNING_RATE[end], "weight_decay": WEIGHT_DECAY[end]}
-            augmentation = ("flip", "flip+shift")[i % 2]
-            found.append(numbers | {"shape": shape, "batch_size": (64, 128)[end], "augmentation": augmentation})
+    for network in (0, *range(len(affordable(max_cost)))):
+        end = len(found) % 2
+        numbers = {"network": network, "fc_dropout": 0.5 * end, "shift": end, "batch_size": (64, 128)[end]}
+        found.append(numbers | {"learning_rate": LEARNING_RATE[end], "weight_decay": WEIGHT_DECAY[end]})
     return found
 
 
@@ -40,17 +38,19 @@ def test_every_corner_builds_and_takes_a_step(params: dict[str, Any], half: Half
 
 @pytest.mark.parametrize("max_cost", [0.5, 1.0, 4.0, None])
 def test_networks_ascend_in_cost_up_to_the_limit_in_channels_that_are_multiples_of_16(max_cost: float | None) -> None:
-    for specs in affordable(max_cost).values():
-        costs = [training_cost(spec) for spec in specs]
-        assert costs == sorted(costs)
-        assert costs[-1] <= (max_cost or costs[-1])
-        assert all(channels % 16 == 0 for spec in specs for channels in spec.channels)
+    networks = affordable(max_cost)
+    costs = [training_cost(spec) for spec in networks]
+    assert costs == sorted(costs)
+    assert costs[-1] <= (max_cost or costs[-1])
+    assert all(channels % 16 == 0 for spec in networks for channels in spec.channels)
+    assert {spec.convs_per_block for spec in networks} == ({1} if max_cost == 0.5 else {2})
 
 
-def test_without_a_limit_the_space_has_eight_shapes_of_up_to_64_channels_in_the_first_block() -> None:
-    shapes = affordable(None)
-    assert len(shapes) == 8
-    assert all({spec.channels[0] for spec in specs} == {16, 32, 48, 64} for specs in shapes.values())
+def test_without_a_limit_the_space_has_two_and_three_blocks_both_kernels_and_up_to_64_channels_in_the_first() -> None:
+    networks = affordable(None)
+    assert {(len(spec.channels), spec.kernel_size) for spec in networks} == {(2, 3), (2, 5), (3, 3), (3, 5)}
+    assert {spec.channels[0] for spec in networks} == {16, 32, 48, 64}
+    assert len(set(networks)) == len(networks) > 40
 
 
 def test_a_limit_below_every_network_is_refused() -> None:
@@ -76,8 +76,8 @@ def test_the_first_trials_differ_and_lie_in_the_space(limit: float | None) -> No
 
 def test_a_best_point_on_the_edge_is_told() -> None:
     study = optuna.create_study()
-    study.enqueue_trial(corners(1.0)[1] | {"conv_dropout": 0.0})
+    study.enqueue_trial(corners(1.0)[1] | {"fc_dropout": 0.0})
     study.optimize(lambda trial: float(len(suggest(trial, epochs=1, max_cost=1.0))), n_trials=1)
     edges = on_edge(study.best_trial)
-    assert any(re.search(r"learning_rate\b.*\b0\.012\b.*\b0\.002\b.*\b0\.012\b", edge) for edge in edges)
-    assert not any(edge.startswith(("width", "conv_dropout = 0 ")) for edge in edges)
+    assert any(re.search(r"learning_rate\b.*\b0\.01\b.*\b0\.001\b.*\b0\.01\b", edge) for edge in edges)
+    assert not any(edge.startswith(("network", "fc_dropout = 0 ")) for edge in edges)

@@ -31,7 +31,7 @@ def study(storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch) 
 def ask(study: optuna.Study, *, whole: bool = True) -> optuna.Trial:
     """A trial as far as the driver has it when a worker starts, or not as far."""
     trial = study.ask()
-    trial.suggest_float("width", 0, 1)
+    trial.suggest_float("fc_dropout", 0, 0.5)
     if whole:
         trial.set_user_attr(RECIPE, {})
     return trial
@@ -69,7 +69,7 @@ def test_a_trial_of_a_dead_driver_waits_with_the_parameters_it_had(study: optuna
     assert [trial.value for trial in counting(study)] == [0.5]
     drawn = ask(study, whole=whole)
     requeue(study, failed=True)
-    assert waiting(study) == ([{"width": drawn.params["width"]}] if whole else [])
+    assert waiting(study) == ([{"fc_dropout": drawn.params["fc_dropout"]}] if whole else [])
     assert len(counting(study)) == 1
 
 
