@@ -127,7 +127,7 @@ def test_search_again_does_nothing_twice(project: Project) -> None:
     ("flags", "difference"),
     [
         (["--epochs", "3"], "epochs 2 .*3"),
-        (["--max-mflops", "none"], "max_mflops 4.0 .*None"),
+        (["--max-cost", "none"], "max_cost 1.0 .*None"),
         (["--seed", "1"], "seed 0 .*1"),
     ],
 )
@@ -556,8 +556,8 @@ def test_bad_flags_of_the_sweep(
     ("arguments", "message"),
     [
         (["--trials", "0"], r"--trials 0.*\b1\b"),
-        (["--max-mflops", "1"], r"--max-mflops 1\b.*\b3\.54\b.*none"),
-        (["--max-mflops", "nan"], r"--max-mflops nan.*\b0\b"),
+        (["--max-cost", "0.1"], r"--max-cost 0\.1\b.*\b0\.42\b.*none"),
+        (["--max-cost", "nan"], r"--max-cost nan.*\b0\b"),
         (["--split", "0-4/0-4"], "--split 0-4/0-4.*SOURCE/TARGET"),
         (["--timeout", "-3"], r"--timeout -3\b.*\b0\b"),
         (["--study-name", "it's"], "--study-name it's"),

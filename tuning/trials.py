@@ -122,7 +122,7 @@ class Trials:
             seed = Streams(settings.seed, ordinal).seed("sampler") % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
             trial: Any = RetryingClient(retry.call(self._study.ask), retry)
-            spec, recipe = suggest(trial, epochs=settings.epochs, max_mflops=settings.mflops_limit)
+            spec, recipe = suggest(trial, epochs=settings.epochs, max_cost=settings.cost_limit)
             trial.set_user_attr(SPEC, spec.to_dict())
             trial.set_user_attr(RECIPE, recipe.to_dict())
             task = Candidate(spec, recipe, trial.number)

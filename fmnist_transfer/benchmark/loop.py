@@ -17,7 +17,8 @@ from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD, Half, train_and_val_indices
 from fmnist_transfer.data.files import ensure_files
 from fmnist_transfer.errors import Interrupted, UserError
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec, fresh_network, training_mflops
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec, fresh_network
+from fmnist_transfer.network.cost import training_mflops
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.fit import Diverged, fit
@@ -246,7 +247,7 @@ def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldS
         for batch in train_loader:
             images, labels = (tensor.to(device) for tensor in batch)
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
+            loss = F.cross_entropy(network(images), labels)
             loss.backward()
             optimizer.step()
             scheduler.step()

@@ -78,7 +78,7 @@ def fit(
                 batch = train.take(indices[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
-                loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
+                loss = F.cross_entropy(logits.float(), batch.labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -150,7 +150,7 @@ class Stack:
         images = self._join([augment(batch.images, self.recipe, generator) for batch, generator in pairs])
         with autocast(self.precision, self.device):
             logits = self.network(normalise(images))
-        loss = self._cross_entropy(logits, [batch.labels for batch in taken], self.recipe.label_smoothing)
+        loss = self._cross_entropy(logits, [batch.labels for batch in taken])
         self.optimizer.zero_grad()
         loss.sum().backward()
         self.optimizer.step()
@@ -162,12 +162,12 @@ class Stack:
         pairs = zip(images, self.groups, strict=True)
         return torch.cat([pixels.expand(-1, len(group.networks), -1, -1) for pixels, group in pairs], dim=1)
 
-    def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
         pairs = zip(labels, self.groups, strict=True)
         targets = torch.cat([of_group.expand(len(group.networks), -1) for of_group, group in pairs])  # [K, n]
         flat = logits.flatten(0, 1).float()
-        losses = F.cross_entropy(flat, targets.flatten(), label_smoothing=label_smoothing, reduction="none")
+        losses = F.cross_entropy(flat, targets.flatten(), reduction="none")
         return losses.view(targets.shape).mean(1)
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class Stack:
         self.network.eval()
         parts = val.images.split(evaluation_batch(self.device))
         logits = torch.cat([self.network(normalise(part).expand(-1, self.k, -1, -1)) for part in parts], dim=1)
-        losses = self._cross_entropy(logits, [val.labels] * len(self.groups), 0.0)
+        losses = self._cross_entropy(logits, [val.labels] * len(self.groups))
         accuracies = (logits.argmax(2) == val.labels).sum(1) / len(val)
         return [Scores(*pair) for pair in zip(losses.tolist(), accuracies.tolist(), strict=True)]
 

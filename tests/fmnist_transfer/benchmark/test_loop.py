@@ -24,7 +24,8 @@ from fmnist_transfer.benchmark.loop import (
 from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.network.cnn2 import CNN2Spec, training_mflops
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.network.cost import training_mflops
 from fmnist_transfer.network.weights import State, weights_digest
 from fmnist_transfer.training.augmentation import normalise
 from fmnist_transfer.training.fit import Diverged

@@ -98,7 +98,7 @@ def test_a_sweeps_command_line_parses_back(flags: dict[str, bool], seconds: floa
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     trials=st.integers(1, 1_000),
-    max_mflops=st.just("none") | st.floats(0, 100),
+    max_cost=st.just("none") | st.floats(0, 100),
     split=st.sampled_from(["0-4/5-9", "even/odd", "01234/56789", "random:7"]),
     study_name=st.none() | st.from_regex(r"[a-z][\w.-]{0,8}", fullmatch=True),
     promote=st.booleans(),

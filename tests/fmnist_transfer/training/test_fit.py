@@ -17,7 +17,7 @@ from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, evaluation_points
 
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
-RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5, label_smoothing=0.1)
+RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5)
 
 
 def train(half: Half, recipe: Recipe = RECIPE, streams: Streams = Streams(0), **options: object) -> CNN2:  # noqa: B008
@@ -110,7 +110,6 @@ def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
         "schedule": "cosine",
         "batch_size": 50,
         "epochs": 3,
-        "label_smoothing": 0.0,
         "flip": False,
         "shift": 0,
         "erase": 0.0,
