@@ -66,3 +66,10 @@ def use_precision(precision: Precision) -> None:
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Use bfloat16 in the forward pass if `precision` is bf16, uncached: a recorded step would reuse stale weights."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def resolve_precision(name: str, device: torch.device) -> tuple[Precision, str]:
+    """Stand-in for engineer core's function: bf16 where the CPU has avx512_bf16."""
+    return (
+        ("bf16", "avx512_bf16") if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else ("float32", "")
+    )
