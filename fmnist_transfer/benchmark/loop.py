@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.benchmark.notebook import NotebookEpoch, run_notebook
 from fmnist_transfer.benchmark.tasks import Workload, fit_once, fit_stack, images_per_s, matrix_product, results
@@ -38,7 +36,7 @@ class Contenders:
     into: Measurements
 
     def measure(self, half: Half, data_dir: Path, device: str, parts: set[str], quick: bool) -> None:
-        precision, reason = resolve_precision("auto", torch.device(device))
+        precision, reason = resolve_precision("auto", device)
         say(f"Precision {precision}: {reason}")
         work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, precision, available_cores())
         if "loop" in parts:

@@ -28,6 +28,12 @@ def choose_device(name: str = "auto", precision: Precision = "float32") -> torch
     return device
 
 
+def resolve_precision(name: str, device: str) -> tuple[Precision, str]:
+    """Stand-in for engineer core's function, to be dropped in the merge."""
+    supported = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return ("bf16", "avx512_bf16") if supported else ("float32", "no avx512_bf16")
+
+
 def prepare_process() -> None:
     """Use one torch thread per training task, so results do not depend on the number of workers; keep freed memory."""
     torch.set_num_threads(1)
@@ -66,10 +72,3 @@ def use_precision(precision: Precision) -> None:
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Use bfloat16 in the forward pass if `precision` is bf16, uncached: a recorded step would reuse stale weights."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
-def resolve_precision(name: str, device: torch.device) -> tuple[Precision, str]:
-    """Stand-in for engineer core's function: bf16 where the CPU has avx512_bf16."""
-    return (
-        ("bf16", "avx512_bf16") if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else ("float32", "")
-    )
