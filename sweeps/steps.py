@@ -34,7 +34,7 @@ from sweeps.results.read import read_sweep
 from sweeps.rows import Row
 from sweeps.settings import TransferSettings
 from sweeps.training.cells import CellPlan, passes, pretrain, train_cells
-from sweeps.training.inits import probing_epochs
+from sweeps.training.inits import copied_tensors, trunk_of
 from sweeps.training.recipes import choose, tuned_cells, tuning_cells
 
 
@@ -101,8 +101,8 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
         n_train(half.train, percent)  # raises UsageError if a class gets no image
     spec = replace(model.spec, n_classes=len(half.classes))
     recipe = replace(model.recipe, epochs=settings.epochs or model.recipe.epochs)
-    if "lp-ft" in settings.inits:
-        probing_epochs(recipe.epochs)  # raises UsageError for one epoch
+    for init in settings.inits:
+        copied_tensors(init, trunk_of(model.state))  # raises UsageError for more layers than there are
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
     precision = precision_of_tasks(settings, device)

@@ -21,7 +21,7 @@ from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.training.fit import Diverged
-from sweeps.grid import INITS
+from sweeps.grid import INITS, N_TUNING
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
 from tuning import steps
@@ -392,10 +392,10 @@ def test_a_dry_run_ends_as_the_sweep_if_no_setting_of_an_init_finished(
 
 
 def test_every_init_and_an_own_recipe(project: Project) -> None:
-    """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
-    every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
+    """All inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
+    every = ["--inits", *INITS, "pretrained@3", "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
     result = project.sweep(*every)
-    assert {cell["init"] for cell in result["cells"]} == set(INITS)
+    assert {cell["init"] for cell in result["cells"]} == {*INITS, "pretrained@3"}
     assert all(cell["distance"]["all"] > 0 for cell in result["cells"])
     frozen = next(cell for cell in result["cells"] if cell["init"] == "frozen")
     assert frozen["distance"]["fc1"] == 0 < frozen["distance"]["fc3"]
@@ -405,7 +405,7 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
     assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
     parent = project.store.client.get_run(result["sweep_run_id"])
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert len(cells) == 2 * 9 * 3 * 2 + 4  # grid: inits x settings x percents x replicates
+    assert len(cells) == 2 * N_TUNING + 4
     chosen = result["recipes"]["random"]["100"]
     final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
     assert final["setting"] == chosen
@@ -537,7 +537,8 @@ def test_a_registered_configuration_on_another_half(
         (["--workers", "many"], r"--workers many.*\bauto\b"),
         (["--fractions", "1"], r"--fractions 1\b.*\b50\b.*\b2\b"),  # of 50 images a class none is left; 2 % would do
         (["--device", "abacus"], r"--device abacus.*\bcpu\b"),
-        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft"),
+        (["--inits", "pretrained@5"], r"--inits pretrained@5.*\b4\b"),  # two convolutions, fc1, fc2
+        (["--inits", "pretrained@0"], "--inits pretrained@0.*pretrained@K"),
         (["--stack", "--inits", "frozen"], "--stack.*--inits frozen"),
         (["--stack", "--recipe", "tuned"], "--stack.*--recipe"),
         (["--pretrain-replicates", "2", "--replicates", "3"], r"--pretrain-replicates 2.*\b3\b"),

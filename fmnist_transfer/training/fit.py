@@ -1,6 +1,5 @@
 """The training loop of one network, on images that are already on its device. It leaves global random state alone."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +11,14 @@ from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples, Half, fraction, on_device
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2Spec, find_classifier, fresh_network
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
-from fmnist_transfer.training.evaluation import Scores, evaluate, features, re_estimate_batch_norm
+from fmnist_transfer.training.evaluation import Scores, evaluate, re_estimate_batch_norm
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch, History, Result, evaluation_points, score
-
-FACTOR = "learning_rate_factor"  # key of a parameter group: its multiple of the recipe's rate
 
 
 class Diverged(Exception):
@@ -35,7 +32,6 @@ def fit(
     recipe: Recipe,
     streams: Streams,
     *,
-    classifier: str = CLASSIFIER,
     steps_per_epoch: int | None = None,
     precision: Precision = "float32",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -44,19 +40,16 @@ def fit(
     """Train `network` in place. It, `train` and `val` are on one device; losses are in nats.
 
     train: classes mixed, as by `fraction`, since its first images give the batch-norm statistics.
-    classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
     steps_per_epoch: steps of an epoch; default: one pass over `train`. The *steps* budget gives more.
     precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
     on_epoch: called after each validation, at `evaluation_points`; may raise.
     should_stop: called before each batch; True raises Interrupted.
 
-    Raises Diverged for a NaN or infinite loss, UsageError without a module `classifier`.
+    Raises Diverged for a NaN or infinite loss.
     """
     device = train.images.device
     use_precision(precision)
-    if recipe.trunk_factor != 1:
-        find_classifier(network, classifier)
-    optimizer = make_optimizer(network, recipe, classifier)
+    optimizer = make_optimizer(network, recipe)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
     index_batches = batches(len(train), recipe.batch_size, streams.generator("batches"))
@@ -74,7 +67,7 @@ def fit(
                     raise Interrupted("training was interrupted")
                 rate = recipe.learning_rate_at((epoch - 1) * steps_per_epoch + i, total_steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * group[FACTOR]
+                    group["lr"] = rate
                 batch = train.take(indices[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
@@ -128,22 +121,19 @@ class Record:
         return History(tuple(self.epochs), self.best_epoch, self.best_state)
 
 
-def make_optimizer(
-    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
-) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
     """Make the recipe's optimizer; `recorded`: with rates in tensors on the device, for steps in a CUDA graph."""
-    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in network.named_parameters():
-        factor = 1.0 if name.startswith(f"{classifier}.") else recipe.trunk_factor
-        by_factor.setdefault(factor, []).append(parameter)
-    device, rate, decay = next(network.parameters()).device, recipe.learning_rate, recipe.weight_decay
-    groups: list[dict[str, Any]] = [{"params": group, FACTOR: factor} for factor, group in by_factor.items()]
-    for group in groups if recorded else ():
-        group["lr"] = torch.tensor(rate, device=device)
+    parameters, rate, decay = list(network.parameters()), recipe.learning_rate, recipe.weight_decay
+    device = parameters[0].device
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, rate, weight_decay=decay, fused=True, capturable=recorded and device.type == "cuda")
+        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+        capturable = recorded and device.type == "cuda"
+        optimizer = kind(parameters, rate, weight_decay=decay, fused=True, capturable=capturable)
+    if recorded:
+        optimizer.param_groups[0]["lr"] = torch.tensor(rate, device=device)
+    return optimizer
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -154,28 +144,6 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
     n_used = n - n % batch_size if n >= batch_size else n
     while True:
         yield from torch.randperm(n, generator=generator)[:n_used].split(batch_size)
-
-
-def fit_classifier(
-    network: nn.Module,
-    train: Examples,
-    val: Examples,
-    recipe: Recipe,
-    streams: Streams,
-    *,
-    classifier: str = CLASSIFIER,
-    **options: Any,
-) -> History:
-    """Train only the classifier, in place, on features computed once without augmentation; otherwise as `fit`.
-
-    Batch-norm statistics are re-estimated first; the trunk's weights stay. `best_state` is the whole network's.
-    """
-    re_estimate_batch_norm(network, train)
-    recipe = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
-    train_features, val_features = (features(network, examples, classifier) for examples in (train, val))
-    history = fit(find_classifier(network, classifier), train_features, val_features, recipe, streams, **options)
-    best_classifier = {f"{classifier}.{name}": tensor for name, tensor in history.best_state.items()}
-    return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
 
 
 def fit_and_score(

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-LATER = ("trunk_factor", "warm_up")  # fields that earlier recipes lack
+LATER = ("warm_up",)  # fields that earlier recipes lack
 Precision = Literal["float32", "tf32", "bf16"]  # arithmetic; weights, optimizer and losses stay float32
 PrecisionFlag = Literal["auto", Precision]
 
@@ -23,7 +23,6 @@ class Recipe:
     flip: bool = False  # mirror each training image left-right with probability 1/2
     shift: int = 0  # move each training image by up to this many pixels on both axes, uniformly
     erase: float = 0.0  # probability of blanking one random rectangle of a training image (Zhong et al. 2017)
-    trunk_factor: float = 1.0  # learning rate of every layer but the classifier, as a multiple of the classifier's
     warm_up: float | None = None  # share of the steps in which the rate rises; None: 1/4 for one-cycle, 0 for others
 
     def __post_init__(self) -> None:
@@ -36,7 +35,6 @@ class Recipe:
             "epochs": self.epochs >= 1,
             "shift": 0 <= self.shift < 28,
             "erase": 0 <= self.erase <= 1,
-            "trunk_factor": 0 < self.trunk_factor < math.inf,
             "warm_up": self.warm_up is None or 0 <= self.warm_up < 1,
         }
         for name, good in allowed.items():

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2
+from fmnist_transfer.network.cnn2 import CNN2
 from fmnist_transfer.network.weights import State
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
 from fmnist_transfer.training.evaluation import BATCH_NORM_IMAGES, Scores, evaluation_batch, re_estimate_batch_norm
-from fmnist_transfer.training.fit import FACTOR, Diverged, Record, batches, make_optimizer
+from fmnist_transfer.training.fit import Diverged, Record, batches, make_optimizer
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import History, evaluation_points
 
@@ -94,7 +94,7 @@ class Stack:
         self.network = stack_networks(groups, masks)
         self.augmentations = [group.streams.generator("augmentation", device) for group in groups]
         self.generators = masks + self.augmentations
-        self.optimizer = make_optimizer(self.network, recipe, CLASSIFIER, recorded=True)
+        self.optimizer = make_optimizer(self.network, recipe, recorded=True)
         n_train, total_steps = len(groups[0].train), steps_per_epoch * recipe.epochs
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
         self.rates = torch.tensor([recipe.learning_rate_at(i, total_steps) for i in range(total_steps)], device=device)
@@ -143,7 +143,7 @@ class Stack:
     def _step(self) -> None:
         in_epoch = self.step_number % self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
+            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(order) for group, order in zip(self.groups, orders, strict=True)]
         pairs = zip(taken, self.augmentations, strict=True)

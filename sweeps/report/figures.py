@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sweeps.analysis.comparison import Comparison
 from sweeps.analysis.statistics import MIN_REPLICATES, simultaneous_band
-from sweeps.grid import TRAITS
+from sweeps.grid import traits
 from sweeps.report.findings import Findings, Table, beside
 from sweeps.results.figures import PANELS, label_axes, panel_row, scores_panel
 from sweeps.results.read import LoggedSweep
@@ -65,7 +65,7 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
 
 def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
     for init in (pair.init, "random"):
-        values, colour = score.scale * pair.scores(init, score), TRAITS[init].colour
+        values, colour = score.scale * pair.scores(init, score), traits(init).colour
         low, high = values.min(axis=0), values.max(axis=0)
         if pair.n >= MIN_REPLICATES:
             _, low, high = simultaneous_band(values)
@@ -75,7 +75,7 @@ def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
 
 
 def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
-    d, colour, scale = pair.difference(score), TRAITS[pair.init].colour, score.scale
+    d, colour, scale = pair.difference(score), traits(pair.init).colour, score.scale
     axes.axhline(0, color="black", linewidth=0.8)
     if band := d.intervals:
         axes.fill_between(d.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
@@ -90,7 +90,7 @@ def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
 
 
 def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
-    data, percents, colour = pair.effective_data, np.array(pair.percents, float), TRAITS[pair.init].colour
+    data, percents, colour = pair.effective_data, np.array(pair.percents, float), traits(pair.init).colour
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.vlines(percents, np.clip(data.low, 0, top), np.clip(data.high, 0, top), color=colour, alpha=0.5)

@@ -18,7 +18,7 @@ from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.task import Outcome
-from sweeps.grid import Cell, Grid
+from sweeps.grid import Cell, Grid, traits
 from sweeps.results.read import GRIDS, TUNED, counting_runs, grids_of, row_of
 from sweeps.rows import Row
 from sweeps.training.cells import CellPlan, CellResult
@@ -157,7 +157,8 @@ class CellLog:
     def report(self, task: Cells, n_epochs: int) -> tuple[float, str]:
         """Return the share of epochs done and a note; stacked cells train together, so one name is enough."""
         self._stopwatch.mark(FIRST_STEP)
-        return n_epochs / self._epochs, f"{task[0].name}: epoch {n_epochs}/{self._epochs}"
+        n = self._epochs * traits(task[0].init).lengthens
+        return n_epochs / n, f"{task[0].name}: epoch {n_epochs}/{n}"
 
     def end(self, outcome: Outcome[Cells, list[CellResult | Exception]]) -> str | None:
         if outcome.status == "interrupted":

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
@@ -138,8 +138,8 @@ def cell_of(run: Run) -> Cell:
     params, change = run.data.params, None
     if params.get("recipe_mode") == TUNED:
         recipe = _recipe_of(params)
-        change = RecipeChange(recipe.learning_rate, recipe.trunk_factor, recipe.warm_up_share)
-    return Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]), change)
+        change = RecipeChange(recipe.learning_rate, recipe.warm_up_share)
+    return Cell(int(params["percent"]), params["init"], int(params["replicate"]), change)
 
 
 def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:

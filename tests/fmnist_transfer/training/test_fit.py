@@ -9,10 +9,10 @@ import torch
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
-from fmnist_transfer.network.weights import copy_state, distances, weights_digest
+from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.evaluation import Scores, evaluate
-from fmnist_transfer.training.fit import Diverged, Record, batches, fit, fit_and_score, fit_classifier
+from fmnist_transfer.training.fit import Diverged, Record, batches, fit, fit_and_score
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, evaluation_points
 
@@ -113,7 +113,6 @@ def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
         "flip": False,
         "shift": 0,
         "erase": 0.0,
-        "trunk_factor": 0.5,
         "warm_up": 0.5,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Recipe)}
@@ -156,22 +155,3 @@ def test_final_and_best_scores_belong_to_their_weights(half: Half) -> None:
     calibration = result.final.val_calibration  # after 28 steps on easy images it is not confident enough
     assert calibration.scaled_loss < result.final.val.loss
     assert calibration.temperature < 1
-
-
-def test_the_trunk_may_learn_more_slowly(half: Half) -> None:
-    start, recipe = fresh_network(SPEC, Streams(0)).state_dict(), Recipe(**RECIPE.to_dict() | {"weight_decay": 0.0})
-    slow = Recipe(**recipe.to_dict() | {"trunk_factor": 1e-3})
-    one, other = (distances(start, train(half, each).state_dict()) for each in (recipe, slow))
-    assert other["fc3"] > 0.3 * one["fc3"]
-    assert other["fc1"] < 0.01 * one["fc1"]
-
-
-def test_only_the_classifier_trains_on_features(half: Half) -> None:
-    network = fresh_network(SPEC, Streams(0))
-    start = copy_state(network)
-    history = fit_classifier(network, half.train, half.val, Recipe(epochs=2, batch_size=32, flip=True), Streams(0))
-    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, start[name])}
-    assert {name for name in moved if "running" not in name and "tracked" not in name} == {"fc3.weight", "fc3.bias"}
-    assert history.final.val_loss == pytest.approx(evaluate(network, half.val).loss, rel=1e-5)
-    network.load_state_dict(history.best_state)
-    assert history.best.val_loss == pytest.approx(evaluate(network, half.val).loss, rel=1e-5)

@@ -20,7 +20,6 @@ DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
 PLAIN = CNN2Spec(channels=(3, 4), normalisation="none", pooling="avg", fc1=8, fc2=6, fc_dropout=0.2)
 ADAMW = Recipe(batch_size=16, epochs=2, learning_rate=3e-3, flip=True, shift=2)
-SLOW_TRUNK = dataclasses.replace(ADAMW, trunk_factor=0.1)
 SGD = Recipe(optimizer="sgd", batch_size=32, epochs=2, learning_rate=0.05, schedule="cosine", erase=0.5)
 CONVOLUTION_BIASES = ("blocks.0.0.bias", "blocks.1.0.bias", "blocks.0.3.bias", "blocks.1.3.bias")
 
@@ -51,7 +50,6 @@ def make_groups(spec: CNN2Spec, half: Half, n: int = 100) -> list[Group]:
     [
         (DROPPING, ADAMW),
         (DEEP, ADAMW),
-        (DEEP, SLOW_TRUNK),
         (PLAIN, SGD),
         (DROPPING, dataclasses.replace(SGD, optimizer="adam")),
     ],
