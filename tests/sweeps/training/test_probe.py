@@ -1,6 +1,7 @@
 """A classifier fitted to its optimum, written back into its network."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from fmnist_transfer.network.weights import copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.evaluation import evaluate, features
 from sweeps.training import probe
-from sweeps.training.probe import fit_probe, held_out
+from sweeps.training.probe import held_out
+
+fit_probe = partial(probe.fit_probe, precision="float32")
 
 
 def test_only_the_classifier_and_batch_norms_statistics_move(half: Half) -> None:
