@@ -24,6 +24,7 @@ from fmnist_transfer.training.fit import Diverged
 from sweeps.grid import INITS, N_TUNING
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
+from sweeps.training import recipes
 from tuning import steps
 
 SMALL = ["--workers", "1", "--device", "cpu"]
@@ -391,8 +392,9 @@ def test_a_dry_run_ends_as_the_sweep_if_no_setting_of_an_init_finished(
     assert capsys.readouterr().err.count("random at 5 %") == 2
 
 
-def test_every_init_and_an_own_recipe(project: Project) -> None:
+def test_every_init_and_an_own_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """All inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
+    monkeypatch.setattr(recipes, "REPLICATES", recipes.REPLICATES[:2])  # half of the 192 cells
     every = ["--inits", *INITS, "pretrained@3", "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
     result = project.sweep(*every)
     assert {cell["init"] for cell in result["cells"]} == {*INITS, "pretrained@3"}
@@ -405,7 +407,7 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
     assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
     parent = project.store.client.get_run(result["sweep_run_id"])
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert len(cells) == 2 * N_TUNING + 4
+    assert len(cells) == N_TUNING + 4
     chosen = result["recipes"]["random"]["100"]
     final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
     assert final["setting"] == chosen

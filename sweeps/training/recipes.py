@@ -43,36 +43,31 @@ def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
 
 
 def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen:
-    """Choose a setting for each init and percent of the grid, by `choose_setting`.
-
-    Settings with unfinished replicates are left out. Raises UserError if none is left.
-    """
+    """Choose a setting for each init and percent, among those with all replicates. Raises UserError without any."""
     losses = {row.cell: row.scores[Score.VAL_LOSS.key] for row in rows if Score.VAL_LOSS.key in row.scores}
     chosen: Chosen = {}
     for init, percent in itertools.product(inits, sorted(PERCENTS)):
-        registered, *others = recipe_grid(init, recipe)
-        finished: dict[RecipeChange, np.ndarray] = {}  # setting -> losses [n_replicates]
-        for change in (registered, *others):
-            cells = [Cell(percent, init, replicate, change) for replicate in REPLICATES]
-            if all(cell in losses for cell in cells):
-                finished[change] = np.array([losses[cell] for cell in cells])
-        if others and not finished:
+        grid = recipe_grid(init, recipe)
+        cells = {change: [Cell(percent, init, replicate, change) for replicate in REPLICATES] for change in grid}
+        finished = {
+            change: np.array([losses[cell] for cell in own]) for change, own in cells.items() if losses.keys() >= {*own}
+        }
+        if len(grid) > 1 and not finished:
             raise UserError(f"no setting of init {init} at {percent} % finished all replicates; its runs say why")
-        chosen.setdefault(init, {})[percent] = choose_setting(finished, registered) if others else registered
+        chosen.setdefault(init, {})[percent] = choose_setting(finished, grid[0])
     return chosen
 
 
 def choose_setting(losses: Mapping[RecipeChange, np.ndarray], registered: RecipeChange) -> RecipeChange:
     """Return the registered setting, or the best of those whose mean is lower by more than one standard error.
 
-    The error is that of the paired differences over replicates. Without losses of the registered setting the lowest
-    mean wins.
+    `losses` are [n_replicates]; the error is that of paired differences. If the registered one has none, the best wins.
     """
-    means = {change: float(own.mean()) for change, own in losses.items()}
+    better = {change: own.mean() for change, own in losses.items()}
     if registered in losses:
         gains = {change: losses[registered] - own for change, own in losses.items()}
-        means = {change: means[change] for change, gain in gains.items() if gain.mean() > sem(gain)}
-    return min(means, key=means.__getitem__, default=registered)
+        better = {change: mean for change, mean in better.items() if gains[change].mean() > sem(gains[change])}
+    return min(better, key=better.__getitem__, default=registered)
 
 
 def is_on_edge(change: RecipeChange, recipe: Recipe) -> bool:

@@ -1,6 +1,7 @@
 """A classifier fitted to its optimum, written back into its network."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from fmnist_transfer.network.weights import copy_state, weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.evaluation import evaluate, features
 from sweeps.training import probe
-from sweeps.training.probe import fit_probe, held_out
+from sweeps.training.probe import held_out
+
+fit_probe = partial(probe.fit_probe, precision="float32")
 
 
 def test_only_the_classifier_and_batch_norms_statistics_move(half: Half) -> None:
@@ -96,6 +99,3 @@ def test_what_is_no_linear_classifier_is_refused(half: Half) -> None:
         fit_probe(network, half.train, half.val, classifier="fc2")
     with pytest.raises(UsageError, match="'blocks' is a Sequential"):
         fit_probe(network, half.train, half.val, classifier="blocks")
-    one = half.train.take(torch.nonzero(half.train.labels == 1).flatten())
-    with pytest.raises(UsageError, match="all 5 classes"):
-        fit_probe(network, one, half.val)
