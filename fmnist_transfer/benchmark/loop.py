@@ -23,9 +23,10 @@ from fmnist_transfer.workers.run import Workers, available_cores
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
 SPEED_RECIPE = Recipe(batch_size=256, learning_rate=3e-3, weight_decay=1e-2, epochs=2)
 GOAL = 0.9333  # the original report's validation accuracy on FMNIST-2
-# These reach the goal within three epochs: 93.66, 93.66 and 93.62 % with seeds 0, 1 and 2.
+# These reach the goal within three epochs: 93.72, 93.68 and 93.54 % with seeds 0, 1 and 2, in bf16. Two epochs of
+# batches of 96 or 128, or 1.5 of 64, reach it with some seeds only.
 GOAL_SPEC = CNN2Spec(channels=(16, 32), kernel_size=3, fc1=128, fc2=64, fc_dropout=0.0)
-GOAL_RECIPE = Recipe(batch_size=128, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
+GOAL_RECIPE = Recipe(batch_size=96, learning_rate=5e-3, weight_decay=5e-2, epochs=3)
 NOTEBOOK_EPOCHS_TO_GOAL = 43  # with the reference recipe (one run, seed 0, 181 s on two cores)
 GOAL_IMAGES = 2_560, 512  # training and validation images of the epochs that are measured
 

@@ -1,17 +1,9 @@
 """The arithmetic of a sweep's wall time."""
 
-import optuna
 import pytest
 
 from fmnist_transfer.benchmark.commands import predicted_percents
-from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE
-from tuning.space import first_trial, suggest
-
-
-def test_the_default_network_is_that_of_the_first_trial() -> None:
-    trial = optuna.trial.FixedTrial(first_trial(4.0))
-    assert suggest(trial, epochs=10, max_mflops=4.0) == (HAND_MADE_SPEC, HAND_MADE_RECIPE)
 
 
 def test_predicted_percents_of_the_default_sweep() -> None:
