@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -12,7 +13,7 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.network.cnn2 import CLASSIFIER, find_classifier
 from fmnist_transfer.network.weights import copy_state
 from fmnist_transfer.training.device import use_precision
-from fmnist_transfer.training.evaluation import evaluate, features, re_estimate_batch_norm, scores_of
+from fmnist_transfer.training.evaluation import evaluate, features, re_estimate_batch_norm
 from fmnist_transfer.training.recipe import Precision
 from fmnist_transfer.training.score import Epoch, History
 
@@ -46,7 +47,7 @@ def fit_probe(
         layer.weight.copy_(torch.from_numpy(weights))
         if has_bias:
             layer.bias.copy_(torch.from_numpy(bias))
-        train_loss = scores_of(layer(inputs.images), inputs.labels).loss
+        train_loss = float(F.cross_entropy(layer(inputs.images), inputs.labels))
     seconds = time.perf_counter() - start
     val_scores = evaluate(network, val)
     numbers = train_loss, val_scores.loss, val_scores.accuracy, 0.0  # no learning rate
