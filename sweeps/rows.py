@@ -12,7 +12,7 @@ from fmnist_transfer.store import roles
 from sweeps.grid import Cell, Init
 
 Status = Literal["open", "finished", "failed"]
-GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores' keys
+GROUPS = ("final", "best", "test", "heldout", "distance", "cost")  # prefixes of the scores' keys
 
 
 class Score(Enum):

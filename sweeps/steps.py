@@ -8,8 +8,9 @@ from fmnist_transfer.data.examples import load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
-from fmnist_transfer.flags import ONE_TIME
+from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
 from fmnist_transfer.logged_tasks import Together, TrainedNetworks, Training, run_logged
+from fmnist_transfer.network.cnn2 import CNN2
 from fmnist_transfer.network.weights import State
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
@@ -21,6 +22,7 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
+from fmnist_transfer.training.evaluation import CHECKED_IMAGES, check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
@@ -89,7 +91,10 @@ def _open(settings: TransferSettings, workers: Workers) -> Store:
 
 
 def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
-    """Load the target half and plan its trainings. Raises UsageError where a fraction or an init cannot be trained."""
+    """Load the target half and plan its trainings.
+
+    Raises UsageError where a fraction, an init or the precision is impossible.
+    """
     data_dir = settings.data_dir or default_data_dir()
     half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
     for percent in settings.fractions:
@@ -101,7 +106,12 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
         probing_epochs(recipe.epochs)  # raises UsageError for one epoch
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
-    sources, budget, seed, precision = {EVERY: model.state}, settings.budget, settings.seed, settings.precision
+    precision = precision_of_tasks(settings, device)
+    if not settings.dry_run:
+        network = CNN2(model.spec)
+        network.load_state_dict(model.state)
+        check_precision(network, half.val.first(CHECKED_IMAGES).images, precision, device)
+    sources, budget, seed = {EVERY: model.state}, settings.budget, settings.seed
     return CellPlan(half, spec, recipe, sources, budget, seed, device, precision, settings.stack)
 
 

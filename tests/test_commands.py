@@ -348,16 +348,19 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
     assert len(table.read_text().splitlines()) == 13  # a smaller grid leaves the larger one's table whole
 
 
+PRECISIONS = (["--precision", "float32"], ["--precision", "bf16"])
+
+
 def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)["sweep_run_id"]
         for more in (
-            *([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"]),
+            *([], ["--budget", "steps"], ["--epochs", "1"], ["--stack"], *PRECISIONS),
             *(["--learning-rate", "0.01"], ["--pretrain-replicates", "1"]),
         )
     }
-    assert len(ids) == 7
+    assert len(ids) == 7  # `auto` is one of the two precisions
     rates = {project.store.client.get_run(run_id).data.params["recipe.learning_rate"] for run_id in ids}
     assert len(rates) == 2
     assert "0.01" in rates

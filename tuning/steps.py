@@ -16,9 +16,10 @@ from fmnist_transfer.data.examples import load_half
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import Split, digits, parse_split
 from fmnist_transfer.errors import NoStoreError, UsageError, UserError
-from fmnist_transfer.flags import ONE_TIME
+from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
 from fmnist_transfer.identity import identity
-from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec, fresh_network
+from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.links import experiment_page, model_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.open_runs import open_parent
@@ -31,6 +32,7 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Stopwatch
+from fmnist_transfer.training.evaluation import CHECKED_IMAGES, check_precision
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.settings import SearchSettings
@@ -48,7 +50,7 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     """
     split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
-    plan = Plan(half, split, settings.seed, device, settings.precision)
+    plan = Plan(half, split, settings.seed, device, precision_of_tasks(settings, device))
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     store = open_for_work(settings.tracking_uri, TUNING, retry, mend_copy=settings.mend_copy)
     store.end_orphans(TUNING)
@@ -90,6 +92,7 @@ def description(store: Store, subject: str, result: dict[str, Any] | None = None
 def _tune(context: SearchContext) -> dict[str, Any]:
     settings, store, plan, name = context.settings, context.store, context.plan, context.settings.study
     check_limit(settings.mflops_limit)
+    _check_precision(plan, HAND_MADE_SPEC)
     limits = {"epochs": settings.epochs, "max_mflops": settings.mflops_limit, "space": SPACE_VERSION}
     facts = identity(device=plan.device, **limits, **plan.facts()).facts
     storage = open_storage(settings.storage, store.folder, store.retry)
@@ -151,6 +154,7 @@ def _train_fixed(context: SearchContext) -> dict[str, Any]:
     """Train the network of `--reference` or `--like` and register it. Returns the same as `_tune`."""
     settings, store, plan = context.settings, context.store, context.plan
     fixed, name, study = _fixed_candidate(store, settings.like, plan.split)
+    _check_precision(plan, fixed.spec)
     like = {"like": fixed.like} if fixed.like else {}
     work = identity(device=plan.device, **settings_params(fixed.spec, fixed.recipe), **plan.facts(), **like)
     tags = {"role": Role.STUDY, "study": study, "study_key": work.key}
@@ -168,6 +172,11 @@ def _train_fixed(context: SearchContext) -> dict[str, Any]:
             result = register_best(context, [fixed], run_id, study=study, name=name)
             store.describe(run_id, description(store, subject, result))
     return result | {"n_trials": 0, "n_pruned": 0}
+
+
+def _check_precision(plan: Plan, spec: CNN2Spec) -> None:
+    images = plan.half.val.first(CHECKED_IMAGES).images
+    check_precision(fresh_network(spec, Streams(plan.seed)), images, plan.precision, plan.device)
 
 
 def _fixed_candidate(store: Store | None, like: str | None, split: Split) -> tuple[Candidate, str, str]:

@@ -74,7 +74,7 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
     """Select the images of `classes` from a data set, labels renumbered 0 ... in ascending order of class.
 
     One in six training images of each class becomes validation, chosen independently of the other classes. Twelve per
-    class leave one for each fold of `score.cross_fitted_loss`. Raises DataError for fewer, or without test images.
+    class leave one for each fold of `cross_fitted_losses`. Raises DataError for fewer, or without test images.
     """
     classes = tuple(sorted(set(classes)))
     for c in classes:

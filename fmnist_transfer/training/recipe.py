@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 LATER = ("trunk_factor", "warm_up")  # fields that earlier recipes lack
 Precision = Literal["float32", "tf32", "bf16"]  # arithmetic; weights, optimizer and losses stay float32
+PrecisionFlag = Literal["auto", Precision]
 
 
 @dataclass(frozen=True)

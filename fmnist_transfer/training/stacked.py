@@ -24,7 +24,7 @@ from fmnist_transfer.training.device import autocast, use_precision
 from fmnist_transfer.training.evaluation import BATCH_NORM_IMAGES, Scores, evaluation_batch, re_estimate_batch_norm
 from fmnist_transfer.training.fit import FACTOR, Diverged, Record, batches, make_optimizer
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import History
+from fmnist_transfer.training.score import History, evaluation_points
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,24 @@ def fit_stacked(
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # the graph's device
         stack = Stack(groups, recipe, steps_per_epoch or recipe.steps_per_epoch(len(groups[0].train)), precision)
         records: list[Record | Diverged] = [Record(recipe, stack.steps_per_epoch) for _ in range(stack.k)]
+        points = evaluation_points(recipe.epochs)
         for number in range(1, recipe.epochs + 1):
             start = time.perf_counter()
             losses = stack.run_epoch(number, should_stop).cpu()  # waits for the steps
-            train_seconds = (time.perf_counter() - start) / len(records)
-            scores = stack.evaluate(val)
-            seconds = (time.perf_counter() - start) / len(records)
+            train_seconds = (time.perf_counter() - start) / stack.k
+            start, is_evaluated = time.perf_counter(), number in points
+            scores = stack.evaluate(val) if is_evaluated else []
+            seconds = (time.perf_counter() - start) / stack.k
             for k, record in enumerate(records):
                 if isinstance(record, Record):
                     try:
-                        record.check_finite(losses[:, k])
-                        record.add(losses[:, k], scores[k], seconds, train_seconds, functools.partial(stack.state, k))
+                        record.trained(number, losses[:, k], train_seconds)
+                        if is_evaluated:
+                            record.evaluated(scores[k], seconds, functools.partial(stack.state, k))
                     except Diverged as error:
                         records[k] = error
-            on_epoch(number)
+            if is_evaluated:
+                on_epoch(number)
     outcomes = [record.history() if isinstance(record, Record) else record for record in records]
     return [(outcome, stack.state(k)) for k, outcome in enumerate(outcomes)]
 

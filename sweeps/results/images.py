@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -75,9 +73,9 @@ def _read(store: Store, run_id: str) -> PerImage:
     try:
         location = str(store.client.get_run(run_id).info.artifact_uri)
         file = unpack_image_scores(read_artifact(store, location, IMAGE_SCORES_FILE, f"run {run_id}"))
-        parts = {key: [file[name] for name in names] for key, names in LOSSES.items()}
-        for key, names in ACCURACIES.items():
-            parts[key] = [file[f"{name}_class"] == file[f"{name}_label"] for name in names]
-    except (ModelError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except ModelError:
         return {}
+    parts = {score: [file[name] for name in names] for score, names in LOSSES.items()}
+    for score, names in ACCURACIES.items():
+        parts[score] = [file[f"{name}_class"] == file[f"{name}_label"] for name in names]
     return {score: np.concatenate(arrays).astype(np.float32) for score, arrays in parts.items()}

@@ -1,5 +1,6 @@
 """Plans of a sweep and the images behind its scores, read from runs that no training made."""
 
+import io
 import math
 
 import numpy as np
@@ -7,14 +8,14 @@ import pytest
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.identity import identity
-from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, TRANSFER, VAL_LOSS, Role, settings_params
-from fmnist_transfer.store.runs import Store
 from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, settings_params
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.analysis.statistics import image_variance
 from sweeps.grid import REPORTED, Cell, Grid
 from sweeps.report.write import caveats
-from sweeps.results.images import ACCURACIES, LOSSES, with_image_variances
+from sweeps.results.images import LOSSES, with_image_variances
 from sweeps.results.ledger import Ledger, add_grid, open_ledger
 from sweeps.results.read import LoggedSweep, note_verdict, read_sweep
 from sweeps.rows import Score
@@ -105,8 +106,6 @@ def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store
 
 
 def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: Ledger, store: Store) -> None:
-    from fmnist_transfer.training import score
-
     grid = Grid((20, 100), REPORTED, 2, (20, 100), 1)
     add_grid(store, ledger.run_id, grid)
     files = {cell: scores_of_images() for cell in grid.cells()}
@@ -128,8 +127,6 @@ def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: 
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
-    import io
-
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
