@@ -20,8 +20,7 @@ from sweeps.results.ledger import Ledger, add_grid, open_ledger
 from sweeps.results.read import LoggedSweep, note_verdict, read_sweep
 from sweeps.rows import Score
 
-PERCENTS = (20, 60, 100)
-SMALL, LARGE = (Grid(PERCENTS, REPORTED, n, (20, 100), 1) for n in (8, 9))
+SMALL, LARGE = (Grid((60, 100), REPORTED, n, (100,), 1) for n in (6, 7))
 WORK = identity(device="cpu", **settings_params(CNN2Spec(), Recipe()), split="01234/56789")
 RNG = np.random.default_rng(0)
 N_IMAGES = 6  # of validation and of test
@@ -60,10 +59,10 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
     logged = read_sweep(store, ledger.run_id)
     assert (logged.judged_grid, logged.is_complete, logged.is_extended, logged.n_sources) == (SMALL, False, False, 1)
     assert {row.cell for row in logged.open_rows} == {Cell(60, "random", 0), last}
-    assert logged.seconds_left == 60 + last.percent  # a cell takes a second per percent, those between interpolated
+    assert logged.seconds_left == 200  # no cell of random at 60 % was measured, so those at 100 % are the forecast
     note_verdict(store, logged)
     assert "verdicts_at" not in read_sweep(store, ledger.run_id).tags
-    assert any("1 min 20 s" in text or "2 min 40 s" in text for text in caveats(logged))
+    assert any("3 min 20 s" in text for text in caveats(logged))
 
 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
@@ -84,15 +83,15 @@ def test_the_planned_number_stays_judged_until_an_extension_is_complete(ledger: 
     for cell in more:
         finish(ledger, cell)
     assert read_sweep(store, run_id).judged_grid == SMALL
-    assert read_sweep(store, run_id).pair.n == 8
+    assert read_sweep(store, run_id).pair.n == 6
     assert not read_sweep(store, run_id, LARGE).is_complete
     fail(ledger, last)
     extended = judge(store, run_id)
     assert (extended.judged_grid, extended.is_complete, extended.is_extended) == (LARGE, True, True)
-    assert extended.pair.n == 8  # the ninth has diverged
+    assert extended.pair.n == 6  # the seventh has diverged
     asked = judge(store, run_id, SMALL)
     assert (asked.judged_grid, asked.is_complete, asked.is_extended) == (SMALL, True, False)
-    assert read_sweep(store, run_id).tags["verdicts_at"] == "8 9"
+    assert read_sweep(store, run_id).tags["verdicts_at"] == "6 7"
 
 
 def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store: Store) -> None:
