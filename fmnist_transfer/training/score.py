@@ -25,7 +25,7 @@ MOST_EVALUATIONS = 20  # per training
 # weights, of the best epoch's, and of the final ones scaled by a temperature; `*_class` (uint8): the final ones choose.
 ImageScores = dict[str, NDArray[Any]]
 IMAGE_SCORES = {f"{part}_{kind}_loss" for part in ("val", "test") for kind in ("final", "best", "scaled")}
-IMAGE_SCORES |= {"val_class", "test_class"}
+IMAGE_SCORES |= {f"{part}_{kind}" for part in ("val", "test") for kind in ("class", "label")}
 
 
 def evaluation_points(epochs: int) -> tuple[int, ...]:
@@ -145,6 +145,7 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
         "test_scaled_loss": test_scaled,
     }
     classes = {"val_class": val.argmax(1), "test_class": test.argmax(1)}
+    classes |= {"val_label": val_labels, "test_label": test_labels}
     rounded = {key: array.astype(np.float16) for key, array in losses.items()}
     return Result(
         epochs=history.epochs,
@@ -173,7 +174,7 @@ def scores_of(logits: Logits, labels: Labels) -> Scores:
 
 
 def pack_image_scores(result: Result) -> bytes:
-    """Return the result's `image_scores` as a compressed npz file: 7 bytes per image before compression."""
+    """Return the result's `image_scores` as a compressed npz file: 8 bytes per image before compression."""
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **result.image_scores)
     return file.getvalue()

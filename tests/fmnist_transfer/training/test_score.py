@@ -37,7 +37,7 @@ def test_the_means_of_the_images_are_the_logged_scores(result: Result, half: Hal
         "test_best_loss": logged["test"]["best_loss"],
         "test_scaled_loss": logged["test"]["scaled_loss"],
     }
-    assert set(means) | {"val_class", "test_class"} == set(images)
+    assert set(means) | {"val_class", "test_class", "val_label", "test_label"} == set(images)
     for key, mean in means.items():
         assert images[key].mean() == pytest.approx(mean, rel=1e-3), key
     val, test = images["val_class"] == half.val.labels.numpy(), images["test_class"] == half.test.labels.numpy()
