@@ -84,7 +84,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
     result = searched[1]
     assert set(result) == {
         *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
-        *("test_accuracy", "n_trials", "n_pruned", "seconds", "stages"),
+        *("test_accuracy", "trial", "n_trials", "n_pruned", "seconds", "stages"),
     }
     expected = {"study": "cnn2", "model_uri": "models:/cnn2/1", "version": 1, "promoted": True, "n_trials": 5}
     assert {key: result[key] for key in expected} == expected
