@@ -16,7 +16,7 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
-    trials: int = 24
+    trials: int = 18
     """Total number of networks to try; a search with fewer continues up to this number."""
     epochs: int = 6
     """Passes over the training images per trial; poor trials are stopped earlier."""
@@ -24,7 +24,7 @@ class SearchFlags(Flags):
     """Largest network to try, by its training time on a CPU: 2 takes twice the default network's; none: no limit."""
     split: str = "0-4/5-9"
     """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
-    top: int = 5
+    top: int = 4
     """Number of best trials to train again before one is registered, since the best score is partly luck."""
     retrain_seeds: int = 3
     """Number of fresh seeds of the best two of them (--like: of the network; --reference: one)."""

@@ -22,7 +22,7 @@ def corners(max_cost: float | None) -> list[dict[str, Any]]:
     found = []
     for network in (0, *range(len(affordable(max_cost)))):
         end = len(found) % 2
-        numbers = {"network": network, "fc_dropout": 0.5 * end, "shift": end, "batch_size": (64, 128)[end]}
+        numbers = {"network": network, "fc_dropout": 0.4 * end, "shift": end, "batch_size": (64, 128)[end]}
         found.append(numbers | {"learning_rate": LEARNING_RATE[end], "weight_decay": WEIGHT_DECAY[end]})
     return found
 
