@@ -28,7 +28,8 @@ from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
 from sweeps.results.images import with_image_variances
-from sweeps.results.ledger import CellLog, Ledger, add_grid, identify_sweep, open_ledger
+from sweeps.results.ledger import CellLog, Ledger, identify_sweep, open_ledger
+from sweeps.results.plans import add_grid
 from sweeps.results.read import read_sweep
 from sweeps.rows import Row
 from sweeps.settings import TransferSettings

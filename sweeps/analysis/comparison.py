@@ -133,6 +133,7 @@ def compare(
     judged: Sequence[int],
     n_replicates: int,
     image_variances: Any = None,
+    is_tuned: bool = False,
     is_complete: bool = True,
     is_extended: bool = False,
 ) -> Comparison:

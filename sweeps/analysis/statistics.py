@@ -200,7 +200,11 @@ def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, 
     return effective, at_least, at_most
 
 
-def image_variance(random: Array, pretrained: Array, *, is_log: bool) -> float:
+def image_variance(random: Array, pretrained: Array, *, is_log: bool, half: tuple[Array, Array] | None = None) -> float:
     """Variance of the difference of means over images by the delta method (stand-in)."""
-    d = random / random.mean() - pretrained / pretrained.mean() if is_log else random - pretrained
-    return float(d.var() / len(d))
+
+    def influence(a: Array, b: Array) -> Array:
+        return a / a.mean() - b / b.mean() if is_log else a - b
+
+    of_images = influence(random, pretrained) - (influence(*half) / 2 if half else 0.0)
+    return float(of_images.var(ddof=1) / len(of_images))

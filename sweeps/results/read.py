@@ -3,13 +3,10 @@
 import ast
 import contextlib
 import functools
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
@@ -20,12 +17,10 @@ from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 from sweeps.analysis.comparison import Comparison, compare
 from sweeps.analysis.statistics import Array
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
+from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Score, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
-GRIDS = "grids"  # tag of the parent: every plan so far, in order, as JSON
-VERDICTS_AT = "verdicts_at"  # tag of the parent: numbers of replicates at which verdicts were given
-NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before it made one
 TUNED = "tuned"
 STATUSES: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}  # of the runs that count
 PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
@@ -46,7 +41,9 @@ class LoggedSweep:
     judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first plan
     is_complete: bool  # every cell of it is finished or failed
     is_extended: bool  # a verdict was given at fewer replicates
-    image_variances: Mapping[Init, Mapping[Score, Array]] = field(default_factory=dict)  # arrays [n_judged]
+    image_variances: Mapping[Init, Mapping[Score | tuple[Score, Score], Array]] = field(
+        default_factory=dict
+    )  # arrays [n_judged]
 
     @functools.cached_property
     def pair(self) -> Comparison:
@@ -60,6 +57,7 @@ class LoggedSweep:
             judged=self.judged_grid.judged,
             n_replicates=self.judged_grid.n_replicates,
             image_variances=self.image_variances.get(init),
+            is_tuned=self.is_tuned,
             is_complete=self.is_complete,
             is_extended=self.is_extended,
         )
@@ -76,15 +74,10 @@ class LoggedSweep:
 
     @property
     def seconds_left(self) -> float:
-        """Forecast of the training time of `open_rows`, from the finished cells of their inits; NaN without such."""
-        seconds = 0.0
-        for init in {row.cell.init for row in self.open_rows}:
-            done = [row for row in self.rows if row.cell.init == init and row.status == "finished"]
-            measured = sorted((row.cell.percent, row.scores.get(roles.SECONDS, math.nan)) for row in done)
-            percents, seconds_each = zip(*measured or [(0, math.nan)], strict=True)
-            of_init = [row.cell.percent for row in self.open_rows if row.cell.init == init]
-            seconds += float(np.interp(of_init, percents, seconds_each).sum())
-        return seconds
+        """Rough forecast of the training time of `open_rows`, by their percents; NaN before any cell is finished."""
+        done = [(row.scores.get(roles.SECONDS, math.nan), row.cell.percent) for row in self.rows if row.scores]
+        seconds, percents = map(sum, zip(*done or [(math.nan, 1)], strict=True))
+        return sum(row.cell.percent for row in self.open_rows) * seconds / percents
 
     @property
     def halves(self) -> tuple[str, str]:
@@ -170,19 +163,8 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
         provenance={key: tuple(sorted({own[key] for own in finished if key in own})) for key in PROVENANCE},
         judged_grid=judged,
         is_complete=judged in complete,
-        is_extended=any(n < judged.n_replicates for n in _verdicts_at(tags)),
+        is_extended=any(n < judged.n_replicates for n in verdicts_at(tags)),
     )
-
-
-def note_verdict(store: Store, sweep: LoggedSweep) -> None:
-    """Note on the parent that a verdict is given at this number of replicates: later ones at more are extensions."""
-    if sweep.is_complete and not sweep.pair.too_few:
-        numbers = sorted({*_verdicts_at(sweep.tags), sweep.judged_grid.n_replicates})
-        store.log(sweep.run_id, tags={VERDICTS_AT: " ".join(map(str, numbers))})
-
-
-def _verdicts_at(tags: Mapping[str, str]) -> list[int]:
-    return [int(n) for n in tags.get(VERDICTS_AT, "").split()]
 
 
 def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
@@ -223,10 +205,3 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
             with contextlib.suppress(ValueError, SyntaxError):  # a bare word
                 fields[name] = ast.literal_eval(text)
     return Recipe(**fields)
-
-
-def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    plans = json.loads(tags.get(GRIDS, "[]"))
-    return [
-        Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve) for percents, inits, n, judged, n_curve in plans
-    ]

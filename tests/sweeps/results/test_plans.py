@@ -16,8 +16,9 @@ from sweeps.analysis.statistics import image_variance
 from sweeps.grid import REPORTED, Cell, Grid
 from sweeps.report.write import caveats
 from sweeps.results.images import LOSSES, with_image_variances
-from sweeps.results.ledger import Ledger, add_grid, open_ledger
-from sweeps.results.read import LoggedSweep, note_verdict, read_sweep
+from sweeps.results.ledger import Ledger, open_ledger
+from sweeps.results.plans import add_grid, note_verdict
+from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
 
 SMALL, LARGE = (Grid((60, 100), REPORTED, n, (100,), 1) for n in (6, 7))
@@ -60,14 +61,14 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
     assert (logged.judged_grid, logged.is_complete, logged.is_extended, logged.n_sources) == (SMALL, False, False, 1)
     assert {row.cell for row in logged.open_rows} == {Cell(60, "random", 0), last}
     assert logged.seconds_left == 200  # no cell of random at 60 % was measured, so those at 100 % are the forecast
-    note_verdict(store, logged)
-    assert "verdicts_at" not in read_sweep(store, ledger.run_id).tags
     assert any("3 min 20 s" in text for text in caveats(logged))
 
 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
+    """Read the sweep as a report does, which notes its verdict."""
     logged = read_sweep(store, run_id, asked)
-    note_verdict(store, logged)
+    if logged.is_complete and not logged.pair.too_few:
+        note_verdict(store, run_id, logged.judged_grid)
     return logged
 
 
