@@ -22,7 +22,7 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
-from fmnist_transfer.training.evaluation import CHECKED_IMAGES, check_precision
+from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
@@ -111,7 +111,7 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
     if not settings.dry_run:
         network = CNN2(model.spec)
         network.load_state_dict(model.state)
-        check_precision(network, half.val.first(CHECKED_IMAGES).images, precision, device)
+        check_precision(network, half.val.images, precision, device)
     sources, budget, seed = {EVERY: model.state}, settings.budget, settings.seed
     return CellPlan(half, spec, recipe, sources, budget, seed, device, precision, settings.stack)
 

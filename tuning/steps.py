@@ -32,7 +32,7 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Stopwatch
-from fmnist_transfer.training.evaluation import CHECKED_IMAGES, check_precision
+from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.settings import SearchSettings
@@ -178,8 +178,8 @@ def _train_fixed(context: SearchContext) -> dict[str, Any]:
 
 
 def _check_precision(plan: Plan, spec: CNN2Spec) -> None:
-    images = plan.half.val.first(CHECKED_IMAGES).images
-    check_precision(fresh_network(spec, Streams(plan.seed)), images, plan.precision, plan.device)
+    network = fresh_network(spec, Streams(plan.seed))
+    check_precision(network, plan.half.val.images, plan.precision, plan.device)
 
 
 def _fixed_candidate(store: Store | None, like: str | None, split: Split) -> tuple[Candidate, str, str]:

@@ -30,7 +30,7 @@ def settings_params(spec: "CNN2Spec", recipe: "Recipe") -> dict[str, Any]:
 
 
 def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
-    """Epoch curves of a training; step = epoch."""
+    """Curves over evaluated epochs; step = epoch. `epoch_seconds` counts from the previous evaluation."""
     fields = {"train/loss": "train_loss", "val/loss": "val_loss", "val/accuracy": "val_accuracy"}
     fields |= {"learning_rate": "learning_rate", "epoch_seconds": "seconds"}
     return [(key, getattr(epoch, field), epoch.epoch) for epoch in epochs for key, field in fields.items()]
