@@ -23,7 +23,7 @@ from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.workers.run import Workers
-from sweeps.analysis.statistics import MIN_REPLICATES
+from sweeps.analysis.statistics import FLOOR
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
@@ -107,7 +107,7 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
 def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
     """Print where the results are, and the command that extends the sweep."""
     settings = context.settings
-    suggestions = (MIN_REPLICATES, 10, settings.replicates + 10)
+    suggestions = (FLOOR, 10, settings.replicates + 10)
     n_replicates = min(n for n in suggestions if n > settings.replicates)
     n_sources = n_replicates if settings.pretrain_replicates else 0
     changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_replicates, "pretrain_replicates": n_sources}

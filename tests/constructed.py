@@ -20,7 +20,12 @@ BASE = {
     "final/val_ece": 0.02,
     "final/val_temperature": 1.1,
     "best/val_loss": 0.5,
+    "test/loss": 0.5,
+    "test/best_loss": 0.5,
+    "test/scaled_loss": 0.5,
     "test/accuracy": 0.9,
+    "heldout/loss": 0.5,
+    "heldout/accuracy": 0.9,
 }
 SPEC, RECIPE = CNN2Spec(), Recipe()
 Gains = Mapping[str, float | Sequence[float]]  # score -> random - pretrained, one number or one a fraction

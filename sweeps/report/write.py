@@ -102,7 +102,7 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
     lines = []
     for i, (name, claim) in enumerate(findings["claims"].items(), 1):
         lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
-        lines += [f"   Observed: {claim['observed']}."] if claim["observed"] else []
+        lines += [f"   Observed: {effect}."] if (effect := claims.effect_text(claim)) else []
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
     return "\n".join(lines)
@@ -135,7 +135,7 @@ def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
         *([shown] if sweep.pair.n else []),
         "\n".join(reasons),
         "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
-        "the same command with more replicates (`--replicates`, six or more for a verdict), fractions or inits.",
+        "the same command with more replicates (`--replicates`), fractions or inits.",
     ]
     return "\n\n".join(paragraphs)
 

@@ -39,7 +39,7 @@ class LoggedSweep:
 
     @functools.cached_property
     def pair(self) -> Comparison:
-        return compare(self.rows)
+        return compare(self.rows, is_tuned=self.is_tuned)
 
     @property
     def halves(self) -> tuple[str, str]:
