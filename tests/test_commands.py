@@ -21,9 +21,10 @@ from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.training.fit import Diverged
-from sweeps.grid import INITS
+from sweeps.grid import INITS, N_TUNING
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
+from sweeps.training import recipes
 from tuning import steps
 
 SMALL = ["--workers", "1", "--device", "cpu"]
@@ -84,7 +85,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
     result = searched[1]
     assert set(result) == {
         *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
-        *("test_accuracy", "n_trials", "n_pruned", "seconds", "stages"),
+        *("test_accuracy", "trial", "n_trials", "n_pruned", "seconds", "stages"),
     }
     expected = {"study": "cnn2", "model_uri": "models:/cnn2/1", "version": 1, "promoted": True, "n_trials": 5}
     assert {key: result[key] for key in expected} == expected
@@ -104,7 +105,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
         curve = project.store.client.get_metric_history(run.info.run_id, "val/accuracy")
         assert [metric.step for metric in curve] in ([1], [1, 2])
     retrained = project.runs(TUNING, role="retrained")
-    assert len(retrained) == 4
+    assert len(retrained) == 4 + 2  # each of the best four once, and the best two of them again
     assert {run.info.status for run in retrained} == {"FINISHED"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
     names = ("history", "importances", "slices", "expected_best", "inline")
@@ -127,7 +128,7 @@ def test_search_again_does_nothing_twice(project: Project) -> None:
     ("flags", "difference"),
     [
         (["--epochs", "3"], "epochs 2 .*3"),
-        (["--max-mflops", "none"], "max_mflops 4.0 .*None"),
+        (["--max-cost", "none"], "max_cost 1.0 .*None"),
         (["--seed", "1"], "seed 0 .*1"),
     ],
 )
@@ -186,7 +187,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert set(result) == {
         *("sweep_run_id", "model_uri", "split", "cells", "claims", "missing", "recipes"),
-        *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band", "family_p"),
+        *("compared_with", "n_replicates", "crossover", "effective_data", "band"),
         *("inits", "controls"),
         *("seconds", "stages", "first_step_seconds"),
     }
@@ -329,7 +330,7 @@ def test_the_suggested_sweep_can_be_run(project: Project, capsys: pytest.Capture
     file = project.path.parent / "plan.json"
     assert sweeps.transfer.command([*arguments, "--dry-run", "--json", str(file)]) == 0
     plan = json.loads(file.read_text())
-    assert (len(plan["cells"]), plan["n_to_run"]) == (12, 10)
+    assert (len(plan["cells"]), plan["n_to_run"]) == (16, 14)
 
 
 def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
@@ -348,13 +349,22 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
     assert len(table.read_text().splitlines()) == 13  # a smaller grid leaves the larger one's table whole
 
 
+PRECISIONS = (["--precision", "float32"], ["--precision", "bf16"])
+
+
 def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)["sweep_run_id"]
-        for more in ([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"])
+        for more in (
+            *([], ["--budget", "steps"], ["--epochs", "1"], ["--stack"], *PRECISIONS),
+            *(["--learning-rate", "0.01"], ["--pretrain-replicates", "1"]),
+        )
     }
-    assert len(ids) == 5
+    assert len(ids) == 7  # `auto` is one of the two precisions
+    rates = {project.store.client.get_run(run_id).data.params["recipe.learning_rate"] for run_id in ids}
+    assert len(rates) == 2
+    assert "0.01" in rates
 
 
 def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:
@@ -388,11 +398,12 @@ def test_a_dry_run_ends_as_the_sweep_if_no_setting_of_an_init_finished(
     assert capsys.readouterr().err.count("random at 5 %") == 2
 
 
-def test_every_init_and_an_own_recipe(project: Project) -> None:
-    """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
-    every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
+def test_every_init_and_an_own_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
+    monkeypatch.setattr(recipes, "REPLICATES", recipes.REPLICATES[:2])  # half of the 192 cells
+    every = ["--inits", *INITS, "pretrained@3", "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
     result = project.sweep(*every)
-    assert {cell["init"] for cell in result["cells"]} == set(INITS)
+    assert {cell["init"] for cell in result["cells"]} == {*INITS, "pretrained@3"}
     assert all(cell["distance"]["all"] > 0 for cell in result["cells"])
     frozen = next(cell for cell in result["cells"] if cell["init"] == "frozen")
     assert frozen["distance"]["fc1"] == 0 < frozen["distance"]["fc3"]
@@ -402,7 +413,7 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
     assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
     parent = project.store.client.get_run(result["sweep_run_id"])
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert len(cells) == 2 * 9 * 3 * 2 + 4  # grid: inits x settings x percents x replicates
+    assert len(cells) == N_TUNING + 4
     chosen = result["recipes"]["random"]["100"]
     final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
     assert final["setting"] == chosen
@@ -417,7 +428,8 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
 def test_report_recomputes_everything_from_the_store(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--fractions", "20", "50", "100", "--replicates", "2", "--seed", "8"]
+    percents = ["20", "50", "100"]
+    arguments = ["--fractions", *percents, "--judged", *percents, "--replicates", "2", "--seed", "8"]
     swept = project.sweep(*arguments)
     other = project.sweep(*arguments[:-1], "9")
     capsys.readouterr()
@@ -479,9 +491,7 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> No
     result = project.sweep(*own)
     shared = project.sweep(*arguments)
     assert shared["sweep_run_id"] != result["sweep_run_id"]
-    sources = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
-    assert sorted(run.data.params["replicate"] for run in sources) == ["0", "1"]
-    assert len({run.data.tags["weights_digest"] for run in sources}) == 2
+    assert project.runs(TRANSFER, role="source", parent=result["sweep_run_id"]) == []  # the search trained them
     digests = {
         (cell["init"], cell["replicate"], name): project.store.client.get_run(cell["run_id"]).data.tags[
             "weights_digest"
@@ -494,8 +504,35 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> No
         assert digests["pretrained", replicate, "own"] != digests["pretrained", replicate, "shared"]
     longer = project.sweep(*arguments[:2], "--replicates", "3", "--seed", "11", "--pretrain-replicates", "3")
     assert longer["sweep_run_id"] == result["sweep_run_id"]
-    assert len(project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])) == 3
+    (source,) = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
+    assert source.data.params["replicate"] == "3"  # of the re-trainings, which count from 1
     assert len(longer["cells"]) == 6
+
+
+def test_source_networks_are_trained_together_with_stack(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--fractions", "20", "--replicates", "4", "--seed", "16", "--stack", "--pretrain-replicates"]
+    groups: list[int] = []
+    fit_stacked = sweep_cells.fit_stacked
+
+    def spy(stacked: Any, *more: Any, **options: Any) -> Any:
+        groups.append(len(stacked))
+        return fit_stacked(stacked, *more, **options)
+
+    monkeypatch.setattr(sweep_cells, "fit_stacked", spy)
+    run_id = project.sweep(*arguments, "4")["sweep_run_id"]
+    assert groups == [2, 4]  # two source networks beside the search's; then four replicates of both inits
+    sources = project.runs(TRANSFER, role="source", parent=run_id)
+    assert {run.info.run_name for run in sources} == {"source r2", "source r3"}
+    assert {run.info.status for run in sources} == {"FINISHED"}
+    alone = project.sweep(*arguments[:4], "--seed", "17", "--pretrain-replicates", "4")["sweep_run_id"]
+    accuracies = [
+        {
+            run.info.run_name: run.data.metrics["final/val_loss"]
+            for run in project.runs(TRANSFER, role="source", parent=one)
+        }
+        for one in (run_id, alone)
+    ]
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=1e-2)  # the same networks, whatever the sweep's seed
 
 
 def test_a_registered_configuration_on_another_half(
@@ -530,11 +567,16 @@ def test_a_registered_configuration_on_another_half(
         (["--fractions"], "--fractions"),
         (["--inits", "random", "random"], r"--inits.*\brandom\b"),
         (["--replicates", "0"], "--replicates 0.*1 to 1000"),
+        (["--judged", "5", "7"], r"--judged 7.*--fractions"),
+        (["--judged", "5", "5"], r"--judged.*\b5\b"),
+        (["--curve-replicates", "0"], r"--curve-replicates 0.*\b1\b"),
+        (["--learning-rate", "0"], r"--learning-rate 0.*\b0\b"),
         (["--epochs", "-1"], r"--epochs -1.*\b1\b"),
         (["--workers", "many"], r"--workers many.*\bauto\b"),
         (["--fractions", "1"], r"--fractions 1\b.*\b50\b.*\b2\b"),  # of 50 images a class none is left; 2 % would do
         (["--device", "abacus"], r"--device abacus.*\bcpu\b"),
-        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft"),
+        (["--inits", "pretrained@5"], r"--inits pretrained@5.*\b4\b"),  # two convolutions, fc1, fc2
+        (["--inits", "pretrained@0"], "--inits pretrained@0.*pretrained@K"),
         (["--stack", "--inits", "frozen"], "--stack.*--inits frozen"),
         (["--stack", "--recipe", "tuned"], "--stack.*--recipe"),
         (["--pretrain-replicates", "2", "--replicates", "3"], r"--pretrain-replicates 2.*\b3\b"),
@@ -553,8 +595,8 @@ def test_bad_flags_of_the_sweep(
     ("arguments", "message"),
     [
         (["--trials", "0"], r"--trials 0.*\b1\b"),
-        (["--max-mflops", "1"], r"--max-mflops 1\b.*\b3\.54\b.*none"),
-        (["--max-mflops", "nan"], r"--max-mflops nan.*\b0\b"),
+        (["--max-cost", "0.1"], r"--max-cost 0\.1\b.*\b0\.42\b.*none"),
+        (["--max-cost", "nan"], r"--max-cost nan.*\b0\b"),
         (["--split", "0-4/0-4"], "--split 0-4/0-4.*SOURCE/TARGET"),
         (["--timeout", "-3"], r"--timeout -3\b.*\b0\b"),
         (["--study-name", "it's"], "--study-name it's"),

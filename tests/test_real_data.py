@@ -69,9 +69,6 @@ def test_six_replicates_make_a_verdict(store: Path) -> None:
     for claim in found["claims"].values():
         assert claim["n_replicates"] == 6
         assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
-    n_flips = 2**6 * found["family_p"]["train_loss"]
-    assert n_flips == pytest.approx(round(n_flips))
-    assert 2 <= n_flips <= 2**6
 
 
 def test_the_quick_benchmark_measures_everything(store: Path) -> None:
@@ -79,8 +76,16 @@ def test_the_quick_benchmark_measures_everything(store: Path) -> None:
     file = store.parent / "benchmark.json"
     run("fmnist_transfer.benchmark", "--quick", "--tracking-uri", str(store), "--json", str(file))
     result = json.loads(file.read_text())
-    names = ("naive_images_per_s", "ours_images_per_s", "ratio_vs_naive", "fraction_of_limit", "worker_scaling")
-    for name in (*names, "time_to_reference_ratio", "outside_training_percent", "resume_seconds"):
+    names: tuple[str, ...] = (
+        "naive_images_per_s",
+        "ours_images_per_s",
+        "ratio_vs_naive",
+        "fraction_of_limit",
+        "worker_scaling",
+    )
+    names += ("default_images_per_s", "default_fraction_of_limit", "default_bf16_speedup", "reference_images_per_s")
+    names += ("reference_fraction_of_limit", "time_to_reference_ratio", "outside_training_percent", "resume_seconds")
+    for name in names:
         assert 0 < result[name]["min"] <= result[name]["median"] <= result[name]["max"], name
     assert set(result["resume_seconds"]["by_runs"]) == {"100"}
     assert 0 < result["outside_training_percent"]["median"] < 100

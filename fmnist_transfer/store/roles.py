@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fmnist_transfer.training.score import Epoch, Result
 
 TUNING, TRANSFER, BENCHMARK = EXPERIMENTS = "fmnist-tuning", "fmnist-transfer", "fmnist-benchmark"
+IMAGE_SCORES_FILE = "image_scores.npz"  # artifact of a cell: `score.pack_image_scores`
 # Scores that other modules read by name, among those that `result_rows` returns.
 TRAIN_LOSS, VAL_LOSS, VAL_ACCURACY = "final/train_loss", "final/val_loss", "final/val_accuracy"
 BEST_VAL_LOSS, SCALED_VAL_LOSS = "best/val_loss", "final/val_scaled_loss"
@@ -36,7 +37,7 @@ def curve_rows(epochs: Sequence["Epoch"]) -> list[MetricRow]:
 
 
 def result_rows(result: "Result") -> list[MetricRow]:
-    """Epoch curves of a finished training, and its scores `final/*`, `best/*`, `test/*` and `cost/*` at step 0."""
+    """Epoch curves of a finished training, and its scores `final/*` ... `cost/*` at step 0."""
     groups = result.to_dict() | {"cost": result.cost()}
     scores = [(f"{group}/{key}", value, 0) for group, values in groups.items() for key, value in values.items()]
     return [*curve_rows(result.epochs), *scores]

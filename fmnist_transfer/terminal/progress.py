@@ -25,7 +25,6 @@ class Progress:
         sizes: Mapping[Any, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.best = ""  # best result so far, in words
         self._title, self._total, self._sizes, self._clock = title, total, sizes or {}, clock
         self._size = sum(self._sizes.values()) or float(total)
         self._start = self._printed = clock()
@@ -64,7 +63,7 @@ class Progress:
         text = f"{self._title}: {self._n_done} of {self._total} after {duration(now - self._start)}"
         if done and self._n_done < self._total:
             text += f", about {duration((now - self._start) * (self._size - done) / done)} left"
-        text = "; ".join(filter(None, (text, self.best, note)))
+        text = "; ".join(filter(None, (text, note)))
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=done, description=text)
         elif is_due or now - self._printed >= LINE_SECONDS:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sweeps.analysis.comparison import Comparison
-from sweeps.grid import TRAITS
+from sweeps.grid import traits
 from sweeps.report.findings import Findings, Table, beside
 from sweeps.results.figures import PANELS, label_axes, panel_row, scores_panel
 from sweeps.results.read import LoggedSweep
@@ -62,7 +62,7 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
 
 def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
     for init in (pair.init, "random"):
-        values, colour = score.scale * pair.scores(init, score), TRAITS[init].colour
+        values, colour = score.scale * pair.scores(init, score), traits(init).colour
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(pair.percents, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=colour, label=init)
@@ -70,7 +70,7 @@ def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
 
 
 def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
-    d, colour, scale = pair.difference(score), TRAITS[pair.init].colour, score.scale
+    d, colour, scale = pair.difference(score), traits(pair.init).colour, score.scale
     axes.axhline(0, color="black", linewidth=0.8)
     if band := d.intervals:
         axes.fill_between(d.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
@@ -83,7 +83,7 @@ def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
     data, percents, colour = (
         pair.curves.effective_data(len(pair.percents)),
         np.array(pair.percents, float),
-        TRAITS[pair.init].colour,
+        traits(pair.init).colour,
     )
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)

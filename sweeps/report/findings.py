@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.claims import crossover, judge
-from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.comparison import Comparison
 from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score, by_replicate
@@ -27,7 +27,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     """Collect everything that the logged runs say about a sweep, and summaries of `others` to compare it with."""
     pair = sweep.pair
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
-    controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
+    controls = [sweep.comparison(init) for init in sweep.inits if init not in REPORTED]
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,

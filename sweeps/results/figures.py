@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import duration, print_table, say, say_heading
-from sweeps.grid import INITS, TRAITS, Cell, Init
+from sweeps.grid import Cell, Init, traits
 from sweeps.rows import Row, Score, by_replicate, finished_percents, to_csv
 
 REFRESH_SECONDS = 60.0  # at least, between two drawings
@@ -76,9 +76,9 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
     """Panel with the mean and the range of each init's finished replicates."""
 
     def draw(axes: Axes) -> None:
-        for init in INITS:
+        for init in dict.fromkeys(row.cell.init for row in rows):
             if percents := finished_percents(rows, init):
-                values, colour = score.scale * by_replicate(rows, init, score, percents), TRAITS[init].colour
+                values, colour = score.scale * by_replicate(rows, init, score, percents), traits(init).colour
                 low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
                 axes.fill_between(percents, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(percents, np.nanmean(values, axis=0), "o-", markersize=3, color=colour, label=init)
@@ -131,8 +131,16 @@ def print_summary(rows: Sequence[Row]) -> None:
         values = score.scale * by_replicate(rows, init, score, [percent])
         return "-" if np.isnan(values).all() else f"{np.nanmean(values):.{score.digits}f}"
 
-    say_heading("Means over replicates, final epoch")
+    def n_finished(percent: int) -> str:
+        done = Counter(row.cell.init for row in rows if row.status == "finished" and row.cell.percent == percent)
+        return str(min(done.values()))
+
+    say_heading("Means over the finished replicates, final epoch")
     for beside in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
         columns = list(itertools.product(beside, inits))
-        lines = [[str(p), *(mean(score, init, p) for score, init in columns)] for p in finished_percents(rows)]
-        print_table(["percent", *inits * len(beside)], lines, {score.axis: len(inits) for score in beside})
+        lines = [[str(p), n_finished(p), *(mean(*column, p) for column in columns)] for p in finished_percents(rows)]
+        print_table(
+            ["percent", "replicates", *inits * len(beside)],
+            lines,
+            {"": 1} | {score.axis: len(inits) for score in beside},
+        )

@@ -65,10 +65,9 @@ def test_what_is_left_is_weighed_by_size(clock: Clock, capsys: pytest.CaptureFix
 
 def test_the_last_line_is_not_said_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("trials", 1, clock=clock) as progress:
-        progress.best = "best 94.87%"
         clock.now += 31
-        progress.finished(0)
-    assert said(capsys.readouterr().err) == [([1, 1, 31], "best 94.87%")]
+        progress.finished(0, "0.94")
+    assert said(capsys.readouterr().err) == [([1, 1, 31], "0.94")]
 
 
 def test_what_was_stopped_says_how_far_it_came(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
