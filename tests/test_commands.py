@@ -187,7 +187,7 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert set(result) == {
         *("sweep_run_id", "model_uri", "split", "cells", "claims", "missing", "recipes"),
-        *("compared_with", "n_replicates", "crossover_percent", "crossover", "effective_data", "band", "family_p"),
+        *("compared_with", "n_replicates", "crossover", "effective_data", "band"),
         *("inits", "controls"),
         *("seconds", "stages", "first_step_seconds"),
     }
