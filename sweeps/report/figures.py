@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sweeps.analysis.comparison import Comparison
-from sweeps.analysis.statistics import MIN_REPLICATES, simultaneous_band
 from sweeps.grid import TRAITS
 from sweeps.report.findings import Findings, Table, beside
 from sweeps.results.figures import PANELS, label_axes, panel_row, scores_panel
@@ -21,7 +20,6 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
     pair, rows = sweep.pair, sweep.rows
     if not pair.n:
         return {}
-    is_enough = pair.n >= MIN_REPLICATES
 
     def both(*scores: Score) -> Figure:
         return panel_row(*(partial(_draw_pair, pair=pair, score=score) for score in scores))
@@ -29,21 +27,20 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
     figures = {
         "losses": (
             both(Score.TRAIN_LOSS, Score.VAL_LOSS),
-            f"Training and validation loss at the final epoch: mean over {pair.n} replicates, "
-            f"{'simultaneous 95 % band' if is_enough else 'range over replicates'}.",
+            f"Training and validation loss at the final epoch: mean and range over {pair.n} replicates.",
         ),
         "differences": (
             panel_row(*(partial(_draw_difference, pair=pair, score=score) for score in PANELS)),
-            f"Random minus pretrained, paired, with {'simultaneous 95 % band' if is_enough else '95 % t-intervals'}: "
-            "a loss above 0 means that pretraining helps. Shaded: fractions at which the band of the validation loss "
-            "contains 0. Dotted: crossover of its mean.",
-        ),
-        "effective_data": (
-            panel_row(partial(_draw_effective_data, pair=pair)),
-            "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
-            "bootstrap intervals; triangles are bounds.",
+            "Random minus pretrained, losses as log ratios, with simultaneous 95 % intervals: "
+            "a loss above 0 means that pretraining helps.",
         ),
     }
+    if findings["effective_data"]:
+        figures["effective_data"] = (
+            panel_row(partial(_draw_effective_data, pair=pair)),
+            "Effective data: how many times the data random weights need to reach the pretrained loss, with 95 % "
+            "limits; triangles are bounds.",
+        )
     best = both(Score.VAL_LOSS, Score.BEST_VAL_LOSS)
     figures["best_epoch"] = best, "Validation loss at the final and at the best epoch."
     if pair.difference(Score.SCALED_VAL_LOSS).is_known:
@@ -58,7 +55,7 @@ def report_figures(sweep: LoggedSweep, findings: Findings) -> dict[str, tuple[Fi
     if findings["compared_with"]:
         figures["sweeps"] = (
             panel_row(partial(_draw_beside, sweeps=[beside(sweep), *findings["compared_with"]]), width=9),
-            "Sweeps side by side: validation loss, random minus pretrained, with its interval.",
+            "Sweeps side by side: final loss, random minus pretrained as a log ratio, with its interval.",
         )
     return figures
 
@@ -67,8 +64,6 @@ def _draw_pair(axes: Axes, pair: Comparison, score: Score) -> None:
     for init in (pair.init, "random"):
         values, colour = score.scale * pair.scores(init, score), TRAITS[init].colour
         low, high = values.min(axis=0), values.max(axis=0)
-        if pair.n >= MIN_REPLICATES:
-            _, low, high = simultaneous_band(values)
         axes.fill_between(pair.percents, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(pair.percents, values.mean(axis=0), marker="o", markersize=3, color=colour, label=init)
     label_axes(axes, score.axis)
@@ -81,16 +76,15 @@ def _draw_difference(axes: Axes, pair: Comparison, score: Score) -> None:
         axes.fill_between(d.percents, scale * band.low, scale * band.high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(d.percents, scale * d.d.T, color=colour, alpha=0.25, linewidth=0.6)
     axes.plot(d.percents, scale * d.mean, marker="o", markersize=3, color=colour, label="random - pretrained")
-    if score == Score.VAL_LOSS and band:
-        zero_at = d.percents[(band.low <= 0) & (band.high >= 0)]
-        axes.plot(zero_at, np.zeros(len(zero_at)), "s", color="black", alpha=0.15, markersize=9)
-    if score == Score.VAL_LOSS and d.crossover.percent is not None:
-        axes.axvline(d.crossover.percent, color="black", linestyle=":", linewidth=1)
-    label_axes(axes, f"difference of {score.axis}".replace("%", "points"))
+    label_axes(axes, f"{score.label}: {'log ratio' if score.is_loss else 'difference in points'}")
 
 
 def _draw_effective_data(axes: Axes, pair: Comparison) -> None:
-    data, percents, colour = pair.effective_data, np.array(pair.percents, float), TRAITS[pair.init].colour
+    data, percents, colour = (
+        pair.curves.effective_data(len(pair.percents)),
+        np.array(pair.percents, float),
+        TRAITS[pair.init].colour,
+    )
     top = max(2.0, 1.3 * float(data.multiplier.max()))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.vlines(percents, np.clip(data.low, 0, top), np.clip(data.high, 0, top), color=colour, alpha=0.5)
@@ -109,7 +103,7 @@ def _draw_beside(axes: Axes, sweeps: Table) -> None:
         axes.vlines(percents, low, high, color=f"C{i}", alpha=0.5)
         axes.plot(percents, mean, "o-", markersize=3, color=f"C{i}", label=f"{sweep['run_id'][:8]}: {sweep['kind']}")
     _log_percents(axes, sorted({point["percent"] for sweep in sweeps for point in sweep["points"]}))
-    label_axes(axes, "difference of validation loss (nats)", legend=False)
+    label_axes(axes, "log ratio of the final loss", legend=False)
     axes.figure.legend(loc="outside lower center", frameon=False, fontsize=8)
 
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.claims import judge
+from sweeps.analysis.claims import crossover, judge
 from sweeps.analysis.comparison import Comparison
-from sweeps.analysis.statistics import Crossover
 from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score, by_replicate
 
 SCORES = {score.name.lower(): score for score in Score}  # by name in `--json`, such as `val_loss`
-COMPARED = ("train_loss", "val_loss", "best_val_loss", "scaled_val_loss", "val_accuracy")
+COMPARED = ("train_loss", "heldout_loss", "val_loss", "test_loss", "heldout_accuracy", "val_accuracy", "test_accuracy")
 NO_INTERVAL = (np.nan, np.nan)
 Findings = dict[str, Any]
 Table = list[dict[str, Any]]
@@ -28,23 +27,14 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     """Collect everything that the logged runs say about a sweep, and summaries of `others` to compare it with."""
     pair = sweep.pair
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
-    flips = {name: pair.difference(SCORES[name]).flips for name in band}
     controls = [sweep.comparison(init) for init in sweep.inits if init not in REPORTED]
-    crossover = pair.difference(Score.VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
         "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
-        "crossover_percent": crossover.percent,
-        "crossover": {
-            "percent": crossover.percent,
-            "never_share": crossover.never,
-            "claimable": crossover.is_claimable,
-            "fractions_with_0_in_the_band": [row["percent"] for row in points(pair) if row["low"] <= 0 <= row["high"]],
-        },
+        "crossover": crossover(pair),
         "effective_data": _effective_data(pair),
         "band": band,
-        "family_p": {name: flip.family for name, flip in flips.items() if flip},
         "inits": list(_means(sweep)),
         "controls": [
             {"init": control.init, "n_replicates": control.n, "points": points(control)}
@@ -57,32 +47,28 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     }
 
 
-def points(pair: Comparison, score: Score = Score.VAL_LOSS) -> Table:
-    """random - init of one score at each fraction; empty if nothing can be compared or a cell lacks the score.
+def points(pair: Comparison, score: Score | None = None) -> Table:
+    """random - init of one score (default: the judged loss) at each fraction; empty if nothing can be compared.
 
-    `t_low` and `t_high` limit the paired 95 % t-interval of the fraction alone, `low` and `high` the simultaneous band
-    (below six replicates the t-interval). `p` is by sign flips, adjusted for all fractions.
+    `mean`, `low` and `high` are those of the log ratio for a loss, simultaneous; `nats` is the plain mean difference.
     """
+    score = score or pair.loss
     d = pair.difference(score)
-    if not d.n or not d.is_known:
+    if not pair.n or not d.is_known:
         return []
-    p = d.flips.each if d.flips else np.full(len(pair.percents), np.nan)
-    lines = [
-        (percent, d.at(i), *(d.t_interval(i) or NO_INTERVAL), *(d.interval(i) or NO_INTERVAL), p[i])
-        for i, percent in enumerate(pair.percents)
-    ]
-    columns = ["percent", "mean", "t_low", "t_high", "low", "high", "p"]
-    return pd.DataFrame(lines, columns=columns).to_dict("records")
+    low, high = (d.intervals.low, d.intervals.high) if d.intervals else np.full((2, len(pair.percents)), np.nan)
+    columns = {"percent": np.array(pair.percents), "mean": d.mean, "low": low, "high": high}
+    return pd.DataFrame(columns | ({"nats": pair.nats(score).mean} if score.is_loss else {})).to_dict("records")
 
 
 def _effective_data(pair: Comparison) -> Table:
-    if len(pair.percents) < 2 or not pair.n:
+    if len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
         return []
-    data, percents = pair.effective_data, np.array(pair.percents)
+    data, percents = pair.curves.effective_data(len(pair.percents)), np.array(pair.percents)
     columns = {"percent": percents, "effective_percent": data.effective, "transferred_percent": data.transferred}
     columns |= {
         "multiplier": data.multiplier,
-        "low": np.where(np.isfinite(data.low), data.low, percents[-1] / percents),
+        "low": np.where(data.low > 0, data.low, np.nan),
         "high": np.where(np.isfinite(data.high), data.high, np.nan),
     }
     return pd.DataFrame(columns | {"at_least": data.at_least, "at_most": data.at_most}).to_dict("records")
@@ -118,8 +104,8 @@ def beside(sweep: LoggedSweep) -> dict[str, Any]:
 
 
 def csv_of(findings: Findings) -> str:
-    """One line per number: what it is, of which init or sweep, at which fraction, its interval, p, replicates."""
-    numbers = ["value", "low", "high", "p"]
+    """One line per number: what it is, of which init or sweep, at which fraction, its interval, replicates."""
+    numbers = ["value", "low", "high"]
     columns = ["quantity", "of", "percent", *numbers, "n_replicates", "remark"]
     types = dict.fromkeys(numbers, "float") | {"percent": "Int64"}
     table = pd.DataFrame(_lines(findings), columns=columns).astype(types)
@@ -130,36 +116,30 @@ def _lines(findings: Findings) -> Iterator[tuple[Any, ...]]:
     """Yield the lines of report.csv, each in the order of the columns in `csv_of`."""
     n, of = findings["n_replicates"], "random - pretrained"
     for name, claim in findings["claims"].items():
-        values = (claim["effect"], *(claim["interval"] or NO_INTERVAL), None)
+        values = (claim["effect"], *(claim["interval"] or NO_INTERVAL))
         yield f"claim {name}", "", claim["percent"], *values, claim["n_replicates"], claim["verdict"]
     for name, table in findings["band"].items():
+        unit = "log ratio" if SCORES[name].is_loss else ""
         for row in table:
-            difference = (f"difference {name}", of, row["percent"], row["mean"])
-            yield *difference, row["low"], row["high"], row["p"], n, "band"
-            yield *difference, row["t_low"], row["t_high"], None, n, "t-interval"
-        if name in findings["family_p"]:
-            yield f"difference {name}", of, None, None, *NO_INTERVAL, findings["family_p"][name], n, "all fractions"
-    if n:
-        remark = f"none in {findings['crossover']['never_share']:.3f} of the resamples"
-        yield "crossover percent", of, None, findings["crossover"]["percent"], *NO_INTERVAL, None, n, remark
+            yield f"difference {name}", of, row["percent"], row["mean"], row["low"], row["high"], n, unit
     for row in findings["effective_data"]:
         remark = "at least" if row["at_least"] else "at most" if row["at_most"] else ""
-        values = (row["multiplier"], row["low"], row["high"], None)
+        values = (row["multiplier"], row["low"], row["high"])
         yield "effective data multiplier", "pretrained", row["percent"], *values, n, remark
     for line in findings["inits"]:
         for name, mean in line["means"].items():
-            yield f"mean {name}", line["init"], line["percent"], mean, *NO_INTERVAL, None, line["n_replicates"], ""
+            yield f"mean {name}", line["init"], line["percent"], mean, *NO_INTERVAL, line["n_replicates"], ""
     for control in findings["controls"]:
         yield from _compared(control, f"random - {control['init']}")
     for init, settings in findings["recipes"].items():
         for percent, setting in settings.items():
             remark = str(RecipeChange(**setting))
-            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NO_INTERVAL, None, 2, remark
+            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NO_INTERVAL, 2, remark
     for other in findings["compared_with"]:
         yield from _compared(other, other["run_id"], other["kind"])
 
 
 def _compared(compared: dict[str, Any], of: str, remark: str = "") -> Iterator[tuple[Any, ...]]:
     for row in compared["points"]:
-        values = (row["mean"], row["low"], row["high"], row["p"])
-        yield "difference val_loss", of, row["percent"], *values, compared["n_replicates"], remark
+        values = (row["mean"], row["low"], row["high"])
+        yield "difference loss", of, row["percent"], *values, compared["n_replicates"], remark

@@ -1,7 +1,7 @@
 """Tables of the report's page: numbers in, Markdown out. A line of a table is a dict, column -> cell."""
 
 from collections.abc import Iterable, Mapping
-from math import isnan, nan
+from math import expm1, isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -20,8 +20,8 @@ def markdown_table(lines: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def points_table(points: Table, score: Score) -> str:
-    return markdown_table(_cells(at, score) for at in points)
+def points_table(points: Table) -> str:
+    return markdown_table(_cells(at) for at in points)
 
 
 def controls_table(controls: Table) -> str:
@@ -29,24 +29,23 @@ def controls_table(controls: Table) -> str:
     return markdown_table(head | _cells(at, label="random - init") for head, points in heads for at in points)
 
 
-def _cells(at: dict[str, Any], score: Score = Score.VAL_LOSS, label: str = "random - pretrained") -> dict[str, str]:
-    """One line of `findings.points`; an accuracy in points."""
-    texts = {key: f"{score.scale * value:+.{score.digits}f}" for key, value in at.items()}
-    intervals = [f"{texts[low]} to {texts[high]}" for low, high in (("t_low", "t_high"), ("low", "high"))]
-    t_interval, band = ("-" if "nan" in interval else interval for interval in intervals)
-    p = "-" if isnan(at["p"]) else f"{at['p']:.4f}"
-    return {"data": f"{at['percent']} %", label: texts["mean"], "t-interval": t_interval, "band": band, "p": p}
+def _cells(at: dict[str, Any], label: str = "random - pretrained") -> dict[str, str]:
+    """One line of `findings.points`: a loss in percent of pretrained's and in nats, an accuracy in points."""
+    values = [100 * (expm1(at[key]) if "nats" in at else at[key]) for key in ("mean", "low", "high")]
+    mean, low, high = (f"{value:+.2f}" for value in values)
+    cells = {"data": f"{at['percent']} %", label: mean, "interval": "-" if low == "+nan" else f"{low} to {high}"}
+    return cells | ({"nats": f"{at['nats']:+.4f}"} if "nats" in at else {})
 
 
 def effective_table(table: Table) -> str:
     lines = []
     for percent, effective, transferred, multiplier, low, high, at_least, at_most in map(dict.values, table):
         bound = "≥ " if at_least else "≤ " if at_most else ""
-        # A lower limit of 0 and an upper limit of NaN are no bounds.
-        interval = f"≥ {low:.2f}" if isnan(high) else f"{low:.2f} to {high:.2f}" if low else f"≤ {high:.2f}"
+        limits = [f"≥ {low:.2f}"] * (not isnan(low)) + [f"≤ {high:.2f}"] * (not isnan(high))
+        interval = ", ".join(limits) or "-"
         numbers = [f"{effective:.1f} %", f"{transferred:+.1f}", f"{multiplier:.2f}"]
         lines.append([f"{percent} %", *(bound + number for number in numbers), interval])
-    columns = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % bootstrap"]
+    columns = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % limits"]
     return markdown_table(pd.DataFrame(lines, columns=columns))
 
 
@@ -81,7 +80,7 @@ def beside_table(sweeps: Table) -> str:
         head = {"run": f"`{sweep['run_id']}`", "of": code(sweep["name"]), "kind": sweep["kind"]}
         verdicts = {CLAIMS[name]: verdict for name, verdict in sweep["verdicts"].items()}
         points = map(_cells, sweep["points"])
-        effects = {at["data"]: f"{at['random - pretrained']} ({at['band']})".removesuffix(" (-)") for at in points}
+        effects = {at["data"]: f"{at['random - pretrained']} ({at['interval']})".removesuffix(" (-)") for at in points}
         column = head | {"replicates": sweep["n_replicates"]} | verdicts | dict.fromkeys(percents, "") | effects
         columns.append(pd.Series(column, name=f"`{sweep['run_id'][:8]}`"))
     return markdown_table(pd.concat(columns, axis="columns").reset_index(names=""))

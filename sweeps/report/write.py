@@ -67,7 +67,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
         check_stop()
         store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
     store.describe(sweep.run_id, judged(store, sweep, findings))
-    if sweep.is_complete and not sweep.pair.too_few:
+    if sweep.is_complete and not sweep.pair.no_verdict:
         note_verdict(store, sweep.run_id, sweep.judged_grid)
     say_heading("The original report's four claims, as this sweep sees them")
     say(claims_text(sweep, findings))
@@ -106,7 +106,7 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
     lines = []
     for i, (name, claim) in enumerate(findings["claims"].items(), 1):
         lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
-        lines += [f"   Observed: {claim['observed']}."] if claim["observed"] else []
+        lines += [f"   Observed: {effect}."] if (effect := claims.effect_text(claim)) else []
     lines += ["", *caveats(sweep)] if caveats(sweep) else []
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]

@@ -67,7 +67,7 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
     """Read the sweep as a report does, which notes its verdict."""
     logged = read_sweep(store, run_id, asked)
-    if logged.is_complete and not logged.pair.too_few:
+    if logged.is_complete and not logged.pair.no_verdict:
         note_verdict(store, run_id, logged.judged_grid)
     return logged
 
