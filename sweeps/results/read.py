@@ -15,10 +15,9 @@ from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 from sweeps.analysis.comparison import Comparison, compare
-from sweeps.analysis.statistics import Array
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
 from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
-from sweeps.rows import GROUPS, Row, Score, Status
+from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
 TUNED = "tuned"
@@ -41,9 +40,7 @@ class LoggedSweep:
     judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first plan
     is_complete: bool  # every cell of it is finished or failed
     is_extended: bool  # a verdict was given at fewer replicates
-    image_variances: Mapping[Init, Mapping[Score | tuple[Score, Score], Array]] = field(
-        default_factory=dict
-    )  # arrays [n_judged]
+    image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
 
     @functools.cached_property
     def pair(self) -> Comparison:
