@@ -3,21 +3,25 @@
 If the store is lost, running tasks are stopped and their results dropped; the same command trains them again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from fmnist_transfer.data.examples import Half
+from fmnist_transfer.errors import SAME_COMMAND
+from fmnist_transfer.identity import identity
+from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.model_format import WEIGHTS_FILE, pack_weights
 from fmnist_transfer.store.open_runs import Key, OpenRuns
-from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role, result_rows
-from fmnist_transfer.store.runs import Store
+from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role, result_rows, settings_params
+from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.training.device import numerics
+from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, Result
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage
+from fmnist_transfer.workers.stop import Outage, StopSignal
 from fmnist_transfer.workers.task import Outcome, TaskFunction
 
 Task = TypeVar("Task")
@@ -83,6 +87,38 @@ def run_logged(
     outage.raise_if_any()
 
 
+class Together(Generic[Key]):
+    """A `TaskLog` for tasks that are several of `log`'s, done as one computation; it returns a result for each."""
+
+    def __init__(self, log: TaskLog[Key]):
+        self._log = log
+
+    def name(self, task: tuple[Key, ...]) -> str:
+        more = f" and {len(task) - 1} more" if len(task) > 1 else ""
+        return self._log.name(task[0]) + more
+
+    def begin(self, task: tuple[Key, ...]) -> None:
+        for part in task:
+            self._log.begin(part)
+
+    def report(self, task: tuple[Key, ...], news: Any) -> tuple[float, str]:
+        return self._log.report(task[0], news)  # the parts advance together, so one name is enough
+
+    def end(self, outcome: Outcome[tuple[Key, ...], list[Any]]) -> str | None:
+        """Log each part's result; one that is an exception is a failure of this part alone."""
+        notes = []
+        for part, result in zip(outcome.task, outcome.result or [None] * len(outcome.task), strict=True):
+            own = Outcome[Key, Any](part, outcome.status, result, outcome.reason, outcome.details)
+            if isinstance(result, Exception):
+                own = Outcome(part, "failed", reason=f"{type(result).__name__}: {result}")
+                say(f"{self._log.name(part)} failed: {own.reason}")
+            notes.append(self._log.end(own))
+        return notes[0]
+
+    def close(self) -> None:
+        self._log.close()
+
+
 class Training(NamedTuple):
     """A task described as a run."""
 
@@ -90,6 +126,15 @@ class Training(NamedTuple):
     params: dict[str, Any]
     key: str  # the tag `work_key`
     epochs: int
+
+    @classmethod
+    def of(cls, name: str, spec: CNN2Spec, recipe: Recipe, device: str, facts: Mapping[str, Any]) -> Self:
+        """Describe a training of all layers on a source half. `facts`: seed, split, data_sha256, precision, replicate.
+
+        Equal trainings of a search and of a sweep have the same key.
+        """
+        params = settings_params(spec, recipe) | dict(facts)
+        return cls(name, params | {"device": device}, identity(device=device, **params).key, recipe.epochs)
 
 
 class Trained(NamedTuple):
@@ -107,17 +152,27 @@ class TrainedNetworks(Generic[Key]):
     ):
         self._runs = OpenRuns[Key](store, experiment, parent, role, half=half, half_role="source")
         self._training = training
-        self._trained: dict[str, Trained] = {}
         children = store.find(experiment, role=role, parent=parent)
         self._runs.end_left(children)
-        for run in children:
-            if run.info.status == "FINISHED":
-                scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
-                self._trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
+        self._trained = _finished(children)
 
-    def trained(self, task: Key) -> Trained | None:
-        """The task's result from this command or an earlier one; None if not trained yet."""
-        return self._trained.get(self._training(task).key)
+    def use(self, runs: Iterable[Run]) -> None:
+        """Let finished runs of another parent count where a task has none of its own."""
+        self._trained = _finished(runs) | self._trained
+
+    def todo(self, tasks: Sequence[Key], noun: str) -> list[Key]:
+        """List the tasks that are not trained yet, and say how many are."""
+        todo = [task for task in tasks if self._training(task).key not in self._trained]
+        if len(todo) < len(tasks):
+            say(f"{len(tasks) - len(todo)} of {len(tasks)} {noun} are there already")
+        return todo
+
+    def collect(self, tasks: Sequence[Key], noun: str, stop: StopSignal) -> dict[Key, Trained]:
+        """Return what is trained, by this command or an earlier one. Raises Interrupted if a signal ended the rest."""
+        keys = {task: self._training(task).key for task in tasks}
+        trained = {task: self._trained[key] for task, key in keys.items() if key in self._trained}
+        stop.raise_if_set(f"{len(trained)} of {len(tasks)} {noun} trained; {SAME_COMMAND}")
+        return trained
 
     def name(self, task: Key) -> str:
         return self._training(task).name
@@ -126,10 +181,11 @@ class TrainedNetworks(Generic[Key]):
         training = self._training(task)
         self._runs.begin(task, training.name, training.params, {WORK_KEY: training.key})
 
-    def report(self, task: Key, news: Epoch) -> tuple[float, str]:
+    def report(self, task: Key, news: Epoch | int) -> tuple[float, str]:
+        """Report an epoch, of networks trained together its number alone."""
         training = self._training(task)
-        note = f"{training.name}: epoch {news.epoch}/{training.epochs}, {news.val_accuracy:.2%}"
-        return news.epoch / training.epochs, note
+        number, accuracy = (news, "") if isinstance(news, int) else (news.epoch, f", {news.val_accuracy:.2%}")
+        return number / training.epochs, f"{training.name}: epoch {number}/{training.epochs}{accuracy}"
 
     def end(self, outcome: Outcome[Key, Result]) -> str | None:
         """Log the result with its weights (for `load_weights`), or the failure, or the interruption."""
@@ -149,3 +205,13 @@ class TrainedNetworks(Generic[Key]):
 
     def close(self) -> None:
         self._runs.kill_rest()
+
+
+def _finished(runs: Iterable[Run]) -> dict[str, Trained]:
+    """Map the work key of each finished run to its result; of equal ones the earliest counts."""
+    trained = {}
+    for run in sorted(runs, key=lambda run: run.info.start_time, reverse=True):
+        if run.info.status == "FINISHED":
+            scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
+            trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
+    return trained

@@ -78,11 +78,23 @@ class Cell:
 
 
 class Grid(NamedTuple):
-    """Cells that one command asks for: every fraction x init x replicate."""
+    """Cells that one command plans: more replicates of the judged fractions, which carry the verdicts, than of others.
+
+    Percents are in ascending order.
+    """
 
     percents: tuple[int, ...]
     inits: tuple[Init, ...]
-    n_replicates: int
+    n_replicates: int  # of the judged fractions
+    judged: tuple[int, ...]
+    n_curve_replicates: int  # of the other fractions, which only draw the curves
+
+    def has(self, cell: Cell) -> bool:
+        is_of_it = cell.percent in self.percents and cell.init in self.inits
+        return is_of_it and cell.replicate < self._n_replicates_at(cell.percent)
+
+    def _n_replicates_at(self, percent: int) -> int:
+        return self.n_replicates if percent in self.judged else min(self.n_curve_replicates, self.n_replicates)
 
     def cells(self) -> list[Cell]:
         """List the cells replicate by replicate, with the inits of a fraction side by side.
@@ -90,11 +102,14 @@ class Grid(NamedTuple):
         Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells
         first, so that no worker is left alone with a long cell at the end.
         """
-        last = sorted(self.percents, reverse=True)
-        if self.n_replicates == 1:  # both ends come first, so that early figures span the range
-            last = [*last[:1], *last[1:][-1:], *last[1:-1]]
-        orders = [coarse_to_fine(self.percents)] * (self.n_replicates - 1) + [last]
-        return [Cell(percent, init, i) for i, order in enumerate(orders) for percent in order for init in self.inits]
+        cells, last = list[Cell](), self.n_replicates - 1
+        for i in range(self.n_replicates):
+            order = coarse_to_fine(percent for percent in self.percents if i < self._n_replicates_at(percent))
+            if i == last:  # if it is the only one, both ends still come first, so that early figures span the range
+                n_first = 2 if i == 0 else 0
+                order[n_first:] = sorted(order[n_first:], reverse=True)
+            cells += [Cell(percent, init, i) for percent in order for init in self.inits]
+        return cells
 
 
 def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:

@@ -25,6 +25,11 @@ class Score(Enum):
     GAP = "final/gap", "generalisation gap", "nats"
     VAL_ACCURACY = roles.VAL_ACCURACY, "validation accuracy", "%", 2
     TEST_ACCURACY = roles.TEST_ACCURACY, "test accuracy", "%", 2
+    TEST_LOSS = "test/loss", "test loss", "nats"
+    TEST_BEST_LOSS = "test/best_loss", "test loss at the best epoch", "nats"
+    TEST_SCALED_LOSS = "test/scaled_loss", "test loss after scaling", "nats"
+    HELDOUT_LOSS = "heldout/loss", "held-out loss", "nats"
+    HELDOUT_ACCURACY = "heldout/accuracy", "held-out accuracy", "%", 2
     VAL_ECE = "final/val_ece", "expected calibration error"
     VAL_TEMPERATURE = "final/val_temperature", "temperature"
     DISTANCE = "distance/all", "distance from the start"

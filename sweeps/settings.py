@@ -1,12 +1,15 @@
 """Flags of `sweeps.transfer`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.flags import Flags, TrainingSettings
 from fmnist_transfer.terminal.command import check_distinct, check_range
-from sweeps.grid import REPORTED, TRAITS, TUNING_REPLICATE, Init
+from sweeps.grid import REPORTED, TRAITS, TUNING_REPLICATE, Grid, Init
+
+USUALLY_JUDGED = 5, 10, 25, 50, 100  # percent: more judged fractions would only widen the intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +18,22 @@ class TransferFlags(Flags):
     """Network to start from: models:/NAME/ALIAS or models:/NAME/VERSION."""
     fractions: tuple[int, ...] = tuple(range(5, 101, 5))
     """Percentages of the target's training images to train on, whole numbers from 1 to 100."""
+    judged: tuple[int, ...] = ()
+    """Fractions that carry the verdicts; default: those of 5, 10, 25, 50 and 100 that are trained, else all."""
     inits: tuple[Init, ...] = REPORTED
     """Starting points: pretrained and random are compared, the others are controls, listed in README."""
-    replicates: int = 3
-    """Number of times to train every cell, each time with new random draws. Verdicts need at least 6."""
+    replicates: int = 8
+    """Trainings of every cell of the judged fractions, each with new random draws. Verdicts come after the last."""
+    curve_replicates: int = 2
+    """The same of the other fractions, which only draw the curves; never more than --replicates."""
     recipe: Literal["model", "tuned"] = "model"
     """Training recipe. model: the network's own; tuned: the best of nine for each init (54 more trainings per init)."""
     pretrain_replicates: int = 0
-    """Source networks to train first, so that each replicate starts from its own; 0: all start from --model-uri's."""
+    """Source networks, one per replicate; those of the search are used, the rest trained. 0: all use --model-uri's."""
     epochs: int | None = None
     """Passes over the training images; default: as many as the network of --model-uri was trained for."""
+    learning_rate: float | None = None
+    """Highest learning rate of these trainings; default: that of the network of --model-uri."""
     budget: Literal["epochs", "steps"] = "epochs"
     """Equal budget at each fraction. epochs: passes over its images; steps: optimiser steps (as many as at 100 %)."""
     stack: bool = False
@@ -34,14 +43,17 @@ class TransferFlags(Flags):
 
     def __post_init__(self) -> None:
         check_distinct("--fractions", self.fractions)
+        check_distinct("--judged", self.judged or self.fractions)
         check_distinct("--inits", self.inits)
         for percent in self.fractions:
             check_range("--fractions", percent, 1, 100)
+        if others := sorted(set(self.judged) - set(self.fractions)):
+            raise UsageError(f"--judged {' '.join(map(str, others))}: must be among --fractions")
         check_range("--replicates", self.replicates, 1, TUNING_REPLICATE)
+        check_range("--curve-replicates", self.curve_replicates, 1)
         check_range("--pretrain-replicates", self.pretrain_replicates, 0)
-        n_replicates = max(self.replicates, 2) if self.recipe == "tuned" else self.replicates
-        if 0 < self.pretrain_replicates < n_replicates:
-            need = f"each of the {n_replicates} replicates needs a source network of its own"
+        if 0 < self.pretrain_replicates < self.replicates:
+            need = f"each of the {self.replicates} replicates needs a source network of its own"
             raise UsageError(f"--pretrain-replicates {self.pretrain_replicates}: {need}")
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
@@ -50,7 +62,15 @@ class TransferFlags(Flags):
             raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {inits}")
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"--learning-rate {self.learning_rate:g}: must be above 0")
         super().__post_init__()
+
+    @property
+    def grid(self) -> Grid:
+        judged = self.judged or {*USUALLY_JUDGED} & {*self.fractions} or self.fractions
+        percents, n = tuple(sorted(self.fractions)), self.replicates
+        return Grid(percents, self.inits, n, tuple(sorted(judged)), min(self.curve_replicates, n))
 
 
 @dataclass(frozen=True, kw_only=True)

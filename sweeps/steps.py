@@ -9,30 +9,30 @@ from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
 from fmnist_transfer.flags import ONE_TIME
-from fmnist_transfer.identity import identity
-from fmnist_transfer.logged_tasks import TrainedNetworks, Training, run_logged
+from fmnist_transfer.logged_tasks import Together, TrainedNetworks, Training, run_logged
 from fmnist_transfer.network.weights import State
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
 from fmnist_transfer.store.opening import open_for_work, open_store
 from fmnist_transfer.store.registry import load, note_sweep, resolve
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
+from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.workers.run import Workers
-from sweeps.analysis.statistics import MIN_REPLICATES
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
+from sweeps.results.images import with_image_variances
 from sweeps.results.ledger import CellLog, Ledger, add_grid, identify_sweep, open_ledger
 from sweeps.results.read import read_sweep
 from sweeps.rows import Row
 from sweeps.settings import TransferSettings
-from sweeps.training.cells import CellPlan, passes, pretrain, train_cells
+from sweeps.training.cells import EVERY, CellPlan, passes, pretrain, train_cells
 from sweeps.training.inits import probing_epochs
+from sweeps.training.recipes import REPLICATES as TUNING_REPLICATES
 from sweeps.training.recipes import choose, tuned_cells, tuning_cells
 
 
@@ -50,7 +50,7 @@ class SweepContext:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.settings.fractions, self.settings.inits, self.settings.replicates)
+        return self.settings.grid
 
 
 def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: Stopwatch) -> dict[str, Any]:
@@ -95,20 +95,21 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
     for percent in settings.fractions:
         n_train(half.train, percent)  # raises UsageError if a class gets no image
     spec = replace(model.spec, n_classes=len(half.classes))
-    recipe = replace(model.recipe, epochs=settings.epochs or model.recipe.epochs)
+    epochs, rate = settings.epochs or model.recipe.epochs, settings.learning_rate or model.recipe.learning_rate
+    recipe = replace(model.recipe, epochs=epochs, learning_rate=rate)
     if "lp-ft" in settings.inits:
         probing_epochs(recipe.epochs)  # raises UsageError for one epoch
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
-    sources, budget, seed, precision = (model.state,), settings.budget, settings.seed, settings.precision
+    sources, budget, seed, precision = {EVERY: model.state}, settings.budget, settings.seed, settings.precision
     return CellPlan(half, spec, recipe, sources, budget, seed, device, precision, settings.stack)
 
 
 def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
     """Print where the results are, and the command that extends the sweep."""
     settings = context.settings
-    suggestions = (MIN_REPLICATES, 10, settings.replicates + 10)
-    n_replicates = min(n for n in suggestions if n > settings.replicates)
+    usual = TransferSettings.replicates
+    n_replicates = usual if settings.replicates < usual else settings.replicates + 4
     n_sources = n_replicates if settings.pretrain_replicates else 0
     changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_replicates, "pretrain_replicates": n_sources}
     look_next = {
@@ -138,36 +139,42 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     store.log_hosts(run_id, ledger.hosts(rows), "cells")
     log_curves(store, run_id, figure_rows)
     print_summary(figure_rows)
-    findings = write_report(store, read_sweep(store, run_id), stop=context.workers.stop)
+    logged = with_image_variances(store, read_sweep(store, run_id, context.grid))
+    findings = write_report(store, logged, stop=context.workers.stop)
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in rows]} | findings
 
 
-def _source_networks(context: SweepContext, run_id: str) -> tuple[State, ...]:
-    """Train the missing source networks, one per replicate, as runs below the sweep's parent; return all weights."""
+def _source_networks(context: SweepContext, run_id: str) -> dict[int, State]:
+    """Return the weights of a source network per replicate.
+
+    Those that the search trained again are used; the rest are trained as runs below the sweep's parent, by the search's
+    seed. Replicates that choose recipes have source networks of their own.
+    """
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     half = workers.share(load_half(settings.data_dir or default_data_dir(), model.split.source))
-    plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, sources=())
-    params = settings_params(plan.spec, plan.recipe) | {"seed": plan.seed}
+    seed = int(model.facts.get("seed", settings.seed))
+    plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, sources={}, seed=seed)
+    facts = {"seed": seed, "split": str(model.split), "data_sha256": half.data_sha256, "precision": plan.precision}
 
     def training(replicate: int) -> Training:
-        own = params | {"replicate": replicate}
-        return Training(f"source r{replicate}", own, identity(device=plan.device, **own).key, plan.recipe.epochs)
+        own = facts | {"replicate": replicate + 1}  # a search counts its re-trainings from 1
+        return Training.of(f"source r{replicate}", plan.spec, plan.recipe, plan.device, own)
 
     log = TrainedNetworks[int](store, TRANSFER, run_id, Role.SOURCE, half=half, training=training)
-    n = settings.pretrain_replicates
-    todo = [replicate for replicate in range(n) if log.trained(replicate) is None]
-    say(f"Source networks, one per replicate: {n - len(todo)} of {n} are there already")
+    log.use(store.find(TUNING, role=Role.RETRAINED, status="FINISHED"))
+    replicates = [*range(settings.pretrain_replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
+    todo = log.todo(replicates, "source networks")
     if todo:
         store.describe(run_id, begun(store, model.split))
-    with Progress("source networks", len(todo)) as progress:
-        run_logged(workers, pretrain, plan, todo, log=log, progress=progress, debug=settings.debug)
-    trained = {replicate: network for replicate in range(n) if (network := log.trained(replicate))}
-    workers.stop.raise_if_set(f"{len(trained)} of {n} source networks trained; {SAME_COMMAND}")
-    if missing := [replicate for replicate in range(n) if replicate not in trained]:
+    tasks = [tuple(todo)][: len(todo)] if plan.stack else [(replicate,) for replicate in todo]
+    with Progress("source networks", len(tasks)) as progress:
+        run_logged(workers, pretrain, plan, tasks, log=Together(log), progress=progress, debug=settings.debug)
+    trained = log.collect(replicates, "source networks", workers.stop)
+    if missing := [replicate for replicate in replicates if replicate not in trained]:
         raise UserError(f"source networks of replicates {missing} could not be trained; their runs in MLflow say why")
     context.stopwatch.lap("source networks")
-    return tuple(load_weights(store, network.run_id, plan.spec) for network in trained.values())
+    return {replicate: load_weights(store, network.run_id, plan.spec) for replicate, network in trained.items()}
 
 
 def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finished: Callable[[], object]) -> None:
@@ -183,7 +190,7 @@ def _run(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], on_finish
     sizes = {task: sum(passes(plan, cell, ledger.n_train(cell.percent)) for cell in task) for task in tasks}
     log = CellLog(ledger, plan.recipe.epochs, context.stopwatch, on_finished)
     with Progress("cells", len(tasks), sizes) as progress:
-        run_logged(context.workers, train_cells, plan, tasks, log=log, progress=progress, debug=debug)
+        run_logged(context.workers, train_cells, plan, tasks, log=Together(log), progress=progress, debug=debug)
 
 
 def _done_rows(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:
@@ -232,12 +239,14 @@ def _outline(context: SweepContext, run_id: str) -> dict[str, str]:
     """Describe what is about to run, as label -> text."""
     grid, recipe, workers = context.grid, context.plan.recipe, context.workers
     inits = ", ".join(grid.inits) if len(grid.inits) < 4 else f"{len(grid.inits)} inits"
-    first, *more = sorted(grid.percents)
-    percents = f"{len(grid.percents)} fractions ({first} to {more[-1]} %)" if more else f"{first} %"
+    percents, n = ", ".join(f"{percent} %" for percent in grid.judged), grid.n_replicates
+    curves = len(grid.percents) - len(grid.judged)
+    n_curve = counted(grid.n_curve_replicates, "replicate")
+    more = f"; {counted(curves, 'more fraction')} x {n_curve}, for the curves" if curves else ""
     budget = ", equal steps at each fraction" if context.plan.budget == "steps" else ""
     own = ", one tuned recipe per init" if context.settings.recipe == "tuned" else ""
     return {
-        "cells": f"{len(grid.cells())}: {percents} x {inits} x {counted(grid.n_replicates, 'replicate')}",
+        "cells": f"{len(grid.cells())} of {inits}: {percents} x {counted(n, 'replicate')}, judged at the end{more}",
         "each": f"{counted(recipe.epochs, 'epoch')} of {recipe.optimizer}{budget}{own}",
         "on": f"{counted(workers.n, 'worker')}, {context.plan.device}" if workers.engine == "local" else "Ray",
         "run": run_id,

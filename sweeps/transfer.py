@@ -23,7 +23,7 @@ def main(settings: TransferSettings) -> int:
     with StopSignal() as stop:
         say("Loading torch and mlflow ...")
         device = device_of_tasks(settings)
-        n_tasks = len(settings.fractions) * (1 if settings.stack else len(settings.inits) * settings.replicates)
+        n_tasks = len(settings.fractions) if settings.stack else len(settings.grid.cells())
         n_tuning = N_TUNING * len(settings.inits) if settings.recipe == "tuned" else 0
         n_most = 1 if settings.dry_run else max(n_tasks, n_tuning, settings.pretrain_replicates)
         with workers_for(settings, device, n_most, stop) as workers:

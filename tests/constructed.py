@@ -1,13 +1,14 @@
 """Sweeps with known differences, as they would be read from a store."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.store.roles import settings_params
 from fmnist_transfer.training.recipe import Recipe
-from sweeps.grid import Cell, Init
+from sweeps.grid import Cell, Grid, Init
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Row
 
@@ -57,4 +58,8 @@ def sweep(
     """A sweep of these rows."""
     all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"}
     all_params |= {key: str(value) for key, value in settings_params(spec, recipe).items()} | params
-    return LoggedSweep(run_id, "cnn2/1 on classes 56789", all_params, {}, tuple(of_rows), recipe, {}, (0, 0, 0), (), {})
+    percents, n = tuple(sorted({row.cell.percent for row in of_rows})), 1 + max(row.cell.replicate for row in of_rows)
+    grid = Grid(percents, tuple(dict.fromkeys(row.cell.init for row in of_rows)), n, percents, n)
+    name, has_open = "cnn2/1 on classes 56789", any(row.status == "open" for row in of_rows)
+    tables: Any = tuple(of_rows), recipe, {}, (0, 0, 0), (), {}
+    return LoggedSweep(run_id, name, all_params, {}, *tables, grid, is_complete=not has_open, is_extended=False)

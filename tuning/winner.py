@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fmnist_transfer.data.split import digits
-from fmnist_transfer.errors import SAME_COMMAND, UserError
+from fmnist_transfer.errors import UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import Trained, TrainedNetworks, Training, run_logged
 from fmnist_transfer.store.links import run_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
 from fmnist_transfer.store.registry import ModelVersion, best_version, is_gone, register, set_best, versions_of
-from fmnist_transfer.store.roles import TUNING, Role, settings_params
+from fmnist_transfer.store.roles import TUNING, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, print_table, say, say_heading
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
@@ -86,22 +86,16 @@ def _retrain(context: SearchContext, tasks: Sequence[Retraining], run_id: str) -
 
     def training(task: Retraining) -> Training:
         candidate, replicate = task
-        params = settings_params(candidate.spec, candidate.recipe) | plan.facts() | {"replicate": replicate}
-        key, name = identity(device=plan.device, **params).key, f"{candidate.name} seed {replicate}"
-        return Training(name, params | {"device": plan.device}, key, candidate.recipe.epochs)
+        name, facts = f"{candidate.name} seed {replicate}", plan.facts() | {"replicate": replicate}
+        return Training.of(name, candidate.spec, candidate.recipe, plan.device, facts)
 
     log = TrainedNetworks[Retraining](context.store, TUNING, run_id, Role.RETRAINED, half=plan.half, training=training)
-    todo = [task for task in tasks if log.trained(task) is None]
-    if len(todo) < len(tasks):
-        say(f"{len(tasks) - len(todo)} of {len(tasks)} re-trainings are done already")
+    todo = log.todo(tasks, "re-trainings")
     with Progress("training the best again", len(todo)) as progress:
         run_logged(workers, retrain_one, plan, todo, log=log, progress=progress, debug=context.settings.debug)
     trainings: dict[Candidate, tuple[Trained, ...]] = {}
-    for task in tasks:
-        if trained := log.trained(task):
-            trainings[task.candidate] = (*trainings.get(task.candidate, ()), trained)
-    n_done = sum(map(len, trainings.values()))
-    workers.stop.raise_if_set(f"stopped while training the best again: {n_done} of {len(tasks)} done; {SAME_COMMAND}")
+    for task, trained in log.collect(tasks, "re-trainings", workers.stop).items():
+        trainings[task.candidate] = (*trainings.get(task.candidate, ()), trained)
     if not trainings:
         raise UserError("every re-training of the best configurations failed; their runs in MLflow say why")
     retrained = [Retrained(*item) for item in trainings.items()]

@@ -21,13 +21,14 @@ from fmnist_transfer.errors import ModelError, UsageError
 from fmnist_transfer.network.cnn2 import CNN2Spec, n_parameters
 from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.store.places import file_path
+from fmnist_transfer.store.roles import IMAGE_SCORES_FILE
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.recipe import Recipe
 
 FORMAT = 1
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
-MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20}
+MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20, IMAGE_SCORES_FILE: 2**20}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
     """Read the run's `weights.safetensors`. Raises ModelError if it is missing or does not fit `spec`."""
     location, name = str(store.client.get_run(run_id).info.artifact_uri), f"run {run_id}"
     try:
-        return unpack_weights(_fetch(store, location, WEIGHTS_FILE, name), spec, name)
+        return unpack_weights(read_artifact(store, location, WEIGHTS_FILE, name), spec, name)
     except ModelError as error:
         if isinstance(error.__cause__, MlflowException | OSError):  # it cannot be reached now
             raise
@@ -104,8 +105,8 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
 def load(store: Store, model: PinnedModel) -> TrainedModel:
     """Read the model's two files. Raises ModelError for anything that `registry.register` would not write."""
     location, name = model.location, model.pinned
-    text = _fetch(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name)
-    weights = _fetch(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
+    text = read_artifact(store, location, f"{FILES_FOLDER}/{SPEC_FILE}", name)
+    weights = read_artifact(store, location, f"{FILES_FOLDER}/{WEIGHTS_FILE}", name)
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
@@ -126,7 +127,7 @@ def _foreign(name: str, error: Exception) -> ModelError:
     return ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}")
 
 
-def _fetch(store: Store, location: str, path: str, name: str) -> bytes:
+def read_artifact(store: Store, location: str, path: str, name: str) -> bytes:
     """Read the artifact `path` below `location`. Raises ModelError unless it is a plain file of at most `MAX_BYTES`."""
     limit = MAX_BYTES[Path(path).name]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ TUNING, TRANSFER, BENCHMARK = EXPERIMENTS = "fmnist-tuning", "fmnist-transfer", 
 TRAIN_LOSS, VAL_LOSS, VAL_ACCURACY = "final/train_loss", "final/val_loss", "final/val_accuracy"
 BEST_VAL_LOSS, SCALED_VAL_LOSS = "best/val_loss", "final/val_scaled_loss"
 TEST_ACCURACY, SECONDS = "test/accuracy", "cost/seconds"
+IMAGE_SCORES_FILE = "image_scores.npz"  # artifact of a finished cell: scores of each validation and test image
 NOTE, KIND = "mlflow.note.content", "mlflow.experimentKind"  # tags; the first is the description
 VIEW_TAG = "mlflow.sharedViewState."  # + name of a view: tag of an experiment
 MetricRow = tuple[str, float, int]  # key, value, step

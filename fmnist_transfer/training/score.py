@@ -1,11 +1,14 @@
 """Result of one training: its epochs, and the scores and calibration (Guo et al. 2017) of final and best weights."""
 
 import dataclasses
+import io
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -89,6 +92,7 @@ class Result:
     distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
     seconds: float
+    image_scores: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
     def cost(self) -> dict[str, float]:
         """Return seconds: total, in training steps, and in validation after each epoch."""
@@ -111,7 +115,12 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
     start = time.perf_counter()
     final_state = copy_state(network)
     final = best = _diagnose(network, history.final, train, half.val)
-    test_logits = predict(network, half.test)
+    test_logits, val_logits = predict(network, half.test), predict(network, half.val)
+    image_scores: dict[str, NDArray[Any]] = {}
+    for part, logits, examples in (("val", val_logits, half.val), ("test", test_logits, half.test)):
+        losses = torch.nn.functional.cross_entropy(logits, examples.labels, reduction="none").cpu().numpy()
+        image_scores |= {f"{part}_{kind}_loss": losses.astype(np.float16) for kind in ("final", "best", "scaled")}
+        image_scores[f"{part}_class"] = logits.argmax(1).cpu().numpy().astype(np.uint8)
     if history.best_epoch != len(history.epochs):
         network.load_state_dict(history.best_state)
         best = _diagnose(network, history.best, train, half.val)
@@ -126,7 +135,21 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
         distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,
         seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
+        image_scores=image_scores,
     )
+
+
+def pack_image_scores(result: Result) -> bytes:
+    """Write the image scores as a compressed npz file."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **result.image_scores)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def unpack_image_scores(content: bytes) -> dict[str, NDArray[Any]]:
+    """Inverse of `pack_image_scores`."""
+    with np.load(io.BytesIO(content)) as file:
+        return dict(file)
 
 
 def _diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:

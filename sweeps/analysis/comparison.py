@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -125,11 +126,21 @@ class Comparison:
         return self._differences[score]
 
 
-def compare(rows: Sequence[Row], init: Init = "pretrained") -> Comparison:
+def compare(
+    rows: Sequence[Row],
+    init: Init = "pretrained",
+    *,
+    judged: Sequence[int],
+    n_replicates: int,
+    image_variances: Any = None,
+    is_complete: bool = True,
+    is_extended: bool = False,
+) -> Comparison:
     """Compare an init with random over the replicates in which both are finished at every fraction compared.
 
     Fractions where few replicates finished are left out if that leaves more to compare.
     """
+    rows = [row for row in rows if row.cell.replicate < n_replicates and row.cell.percent in judged]  # stand-in
     percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, "random")})
     own = by_replicate(rows, init, Score.VAL_LOSS, percents)
     both = ~np.isnan(own + by_replicate(rows, "random", Score.VAL_LOSS, percents))  # all finished cells have this score

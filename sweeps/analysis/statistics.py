@@ -198,3 +198,9 @@ def _reached(percents: Array, random: Array, pretrained: Array) -> tuple[Array, 
         if i := int(np.argmax(curve <= pretrained[f])):
             effective[f] = _percent_at(pretrained[f], percents, curve, i - 1)
     return effective, at_least, at_most
+
+
+def image_variance(random: Array, pretrained: Array, *, is_log: bool) -> float:
+    """Variance of the difference of means over images by the delta method (stand-in)."""
+    d = random / random.mean() - pretrained / pretrained.mean() if is_log else random - pretrained
+    return float(d.var() / len(d))

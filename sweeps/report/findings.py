@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.claims import judge
-from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.comparison import Comparison
 from sweeps.analysis.statistics import Crossover
 from sweeps.grid import REPORTED, RecipeChange
 from sweeps.results.read import LoggedSweep
@@ -29,7 +29,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     pair = sweep.pair
     band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
     flips = {name: pair.difference(SCORES[name]).flips for name in band}
-    controls = [compare(sweep.rows, init) for init in sweep.inits if init not in REPORTED]
+    controls = [sweep.comparison(init) for init in sweep.inits if init not in REPORTED]
     crossover = pair.difference(Score.VAL_LOSS).crossover if pair.n else Crossover(None, np.nan, 0)
     return {
         "sweep_run_id": sweep.run_id,

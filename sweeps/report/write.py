@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.store.links import curves_page, experiment_page, picture, run_page
 from fmnist_transfer.store.roles import TRANSFER, Role, View
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.terminal.output import say, say_heading
+from fmnist_transfer.terminal.output import counted, duration, say, say_heading
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps import grid
 from sweeps.analysis import claims, comparison
 from sweeps.report import tables
 from sweeps.report.figures import report_figures
 from sweeps.report.findings import Findings, beside, csv_of, find
-from sweeps.results.read import LoggedSweep
+from sweeps.results.read import LoggedSweep, note_verdict
 from sweeps.rows import to_csv
 from sweeps.training import recipes
 
@@ -65,6 +66,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
         check_stop()
         store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
     store.describe(sweep.run_id, judged(store, sweep, findings))
+    note_verdict(store, sweep)
     say_heading("The original report's four claims, as this sweep sees them")
     say(claims_text(sweep, findings))
     return findings
@@ -103,9 +105,27 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
     for i, (name, claim) in enumerate(findings["claims"].items(), 1):
         lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
         lines += [f"   Observed: {claim['observed']}."] if claim["observed"] else []
+    lines += ["", *caveats(sweep)] if caveats(sweep) else []
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
     return "\n".join(lines)
+
+
+def caveats(sweep: LoggedSweep) -> list[str]:
+    """Sentences that belong beside the verdicts: of an unfinished or extended plan, and of a single source network."""
+    sentences = []
+    if not sweep.is_complete:
+        forecast = "" if math.isnan(sweep.seconds_left) else f", some {duration(sweep.seconds_left)} of training"
+        plan, n_left = f"{sweep.judged_grid.n_replicates} replicates", counted(len(sweep.open_rows), "cell")
+        sentences.append(f"The plan of {plan} lacks {n_left}{forecast}; {SAME_COMMAND}. Verdicts come at its end.")
+    if sweep.is_extended:
+        sentences.append("The sweep was extended after a first verdict: levels are nominal.")
+    if sweep.pair.n and sweep.n_sources == 1:
+        sentences.append(
+            "All replicates start from one source network, which is one draw: another may change the verdicts. "
+            "--pretrain-replicates gives each its own."
+        )
+    return sentences
 
 
 def place_of(run_id: str) -> str:
@@ -132,12 +152,13 @@ def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
     paragraphs = [
         f"{_question(*sweep.halves)} Claims of the original report: {'; '.join(judged)}.{missing}",
         f"Look at: {curves}{report} · {_tables(experiment_id)}",
+        " ".join(caveats(sweep)),
         *([shown] if sweep.pair.n else []),
         "\n".join(reasons),
         "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
-        "the same command with more replicates (`--replicates`, six or more for a verdict), fractions or inits.",
+        "the same command with more replicates (`--replicates`), fractions or inits.",
     ]
-    return "\n\n".join(paragraphs)
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _question(source: str, target: str) -> str:

@@ -131,8 +131,16 @@ def print_summary(rows: Sequence[Row]) -> None:
         values = score.scale * by_replicate(rows, init, score, [percent])
         return "-" if np.isnan(values).all() else f"{np.nanmean(values):.{score.digits}f}"
 
-    say_heading("Means over replicates, final epoch")
+    def n_finished(percent: int) -> str:
+        done = Counter(row.cell.init for row in rows if row.status == "finished" and row.cell.percent == percent)
+        return str(min(done.values()))
+
+    say_heading("Means over the finished replicates, final epoch")
     for beside in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
         columns = list(itertools.product(beside, inits))
-        lines = [[str(p), *(mean(score, init, p) for score, init in columns)] for p in finished_percents(rows)]
-        print_table(["percent", *inits * len(beside)], lines, {score.axis: len(inits) for score in beside})
+        lines = [[str(p), n_finished(p), *(mean(*column, p) for column in columns)] for p in finished_percents(rows)]
+        print_table(
+            ["percent", "replicates", *inits * len(beside)],
+            lines,
+            {"": 1} | {score.axis: len(inits) for score in beside},
+        )

@@ -4,7 +4,7 @@ The runs are listed once, when the ledger is made; only the driver adds to them.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -13,10 +13,10 @@ from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.open_runs import OpenRuns, open_parent
-from fmnist_transfer.store.roles import TRANSFER, Role, result_rows, settings_params
+from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, TRANSFER, Role, result_rows, settings_params
 from fmnist_transfer.store.runs import Run, Store
-from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Stopwatch
+from fmnist_transfer.training.score import pack_image_scores
 from fmnist_transfer.workers.task import Outcome
 from sweeps.grid import Cell, Grid
 from sweeps.results.read import GRIDS, TUNED, counting_runs, grids_of, row_of
@@ -24,7 +24,6 @@ from sweeps.rows import Row
 from sweeps.training.cells import CellPlan, CellResult
 
 FIRST_STEP = "first_step_seconds"
-Cells = tuple[Cell, ...]  # a task: one cell, or with `--stack` all cells of a fraction
 
 
 def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_own_sources: bool) -> Identity:
@@ -92,8 +91,9 @@ class Ledger:
 
     def finish(self, cell: Cell, trained: CellResult) -> None:
         """Log all results in one batch, then end the run as FINISHED."""
-        tags = {"weights_digest": trained.weights_digest} | trained.numerics
-        self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=result_rows(trained.result), tags=tags))
+        tags, metrics = {"weights_digest": trained.weights_digest} | trained.numerics, result_rows(trained.result)
+        files = {IMAGE_SCORES_FILE: pack_image_scores(trained.result)}
+        self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=metrics, tags=tags, files=files))
 
     def fail(self, cell: Cell, reason: str, details: str = "") -> None:
         self._remember(cell, self.open_runs.fail(cell, reason, details))
@@ -128,57 +128,48 @@ def open_ledger(
 
 
 def add_grid(store: Store, run_id: str, new_grid: Grid) -> list[Cell]:
-    """Add the grid to the tags of the sweep's parent. Return the cells of all its grids, each once."""
+    """Add the grid to the plans in the tags of the sweep's parent. Return the cells of all, each once."""
     grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), new_grid]))
-    cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
     tags = {
-        GRIDS: json.dumps(grids),
-        "fractions": " ".join(map(str, sorted({cell.percent for cell in cells}))),
-        "inits": " ".join(sorted({cell.init for cell in cells})),
+        GRIDS: json.dumps(grids, separators=(",", ":")),
+        "fractions": " ".join(map(str, sorted({percent for grid in grids for percent in grid.percents}))),
+        "inits": " ".join(sorted({init for grid in grids for init in grid.inits})),
         "replicates": max(grid.n_replicates for grid in grids),
     }
     store.log(run_id, tags=tags)
-    return cells
+    return list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
 
 
 class CellLog:
-    """A `TaskLog` for the cells of one command."""
+    """A `TaskLog` for the cells of one command; each outcome's result is a `CellResult`."""
 
     def __init__(self, ledger: Ledger, epochs: int, stopwatch: Stopwatch, on_finished: Callable[[], object]):
         self._ledger, self._epochs, self._stopwatch, self._on_finished = ledger, epochs, stopwatch, on_finished
 
-    def name(self, task: Cells) -> str:
-        return task[0].name if len(task) == 1 else f"{len(task)} cells of {task[0].percent} %"
+    def name(self, task: Cell) -> str:
+        return task.name
 
-    def begin(self, task: Cells) -> None:
-        for cell in task:
-            self._ledger.begin(cell)
+    def begin(self, task: Cell) -> None:
+        self._ledger.begin(task)
 
-    def report(self, task: Cells, n_epochs: int) -> tuple[float, str]:
-        """Return the share of epochs done and a note; stacked cells train together, so one name is enough."""
+    def report(self, task: Cell, news: int) -> tuple[float, str]:
         self._stopwatch.mark(FIRST_STEP)
-        return n_epochs / self._epochs, f"{task[0].name}: epoch {n_epochs}/{self._epochs}"
+        return news / self._epochs, f"{task.name}: epoch {news}/{self._epochs}"
 
-    def end(self, outcome: Outcome[Cells, list[CellResult | Exception]]) -> str | None:
+    def end(self, outcome: Outcome[Cell, CellResult]) -> str | None:
+        cell, trained = outcome.task, outcome.result
         if outcome.status == "interrupted":
-            for cell in outcome.task:
-                self._ledger.open_runs.kill(cell, outcome.reason)
+            self._ledger.open_runs.kill(cell, outcome.reason)
             return None
-        results: Sequence[CellResult | Exception | None] = outcome.result or [None] * len(outcome.task)
-        for cell, result in zip(outcome.task, results, strict=True):
-            if isinstance(result, CellResult):
-                self._ledger.finish(cell, result)
-            elif result is None:
-                self._ledger.fail(cell, outcome.reason, outcome.details)
-            else:
-                reason = f"{type(result).__name__}: {result}"
-                say(f"{cell.name} failed: {reason}")
-                self._ledger.fail(cell, reason)
+        if trained is None:
+            self._ledger.fail(cell, outcome.reason, outcome.details)
+            note = ""
+        else:
+            self._ledger.finish(cell, trained)
+            val = trained.result.final.val
+            note = f"{cell.name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
         self._on_finished()
-        if not isinstance(results[0], CellResult):
-            return ""
-        val = results[0].result.final.val
-        return f"{outcome.task[0].name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
+        return note
 
     def close(self) -> None:
         self._ledger.open_runs.kill_rest()

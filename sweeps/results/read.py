@@ -4,21 +4,28 @@ import ast
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
+
+import numpy as np
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
+from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.statistics import Array
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
-from sweeps.rows import GROUPS, Row, Status
+from sweeps.rows import GROUPS, Row, Score, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
-GRIDS = "grids"  # tag of the parent: every grid asked for so far, as JSON
+GRIDS = "grids"  # tag of the parent: every plan so far, in order, as JSON
+VERDICTS_AT = "verdicts_at"  # tag of the parent: numbers of replicates at which verdicts were given
+NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before it made one
 TUNED = "tuned"
 STATUSES: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}  # of the runs that count
 PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
@@ -30,16 +37,54 @@ class LoggedSweep:
     name: str
     params: Mapping[str, str]  # the sweep's identity: spec, recipe, split, budget, seed ...
     tags: Mapping[str, str]
-    rows: tuple[Row, ...]  # every cell of its grid, finished or not
+    rows: tuple[Row, ...]  # every cell of all plans, finished or not
     recipe: Recipe  # the registered one, with the sweep's epochs
     chosen: Chosen  # settings from `--recipe tuned`, of the inits whose tuning cells are done
     n_tuning: tuple[int, int, int]  # tuning cells: done, failed among these, and in total
     tuning_rows: tuple[Row, ...]  # the finished and failed tuning cells
     provenance: Mapping[str, tuple[str, ...]]  # versions, commits and processor types of the finished cells, by tag
+    judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first plan
+    is_complete: bool  # every cell of it is finished or failed
+    is_extended: bool  # a verdict was given at fewer replicates
+    image_variances: Mapping[Init, Mapping[Score, Array]] = field(default_factory=dict)  # arrays [n_judged]
 
     @functools.cached_property
     def pair(self) -> Comparison:
-        return compare(self.rows)
+        return self.comparison("pretrained")
+
+    def comparison(self, init: Init) -> Comparison:
+        """Compare the init with random on the judged grid."""
+        return compare(
+            self.rows,
+            init,
+            judged=self.judged_grid.judged,
+            n_replicates=self.judged_grid.n_replicates,
+            image_variances=self.image_variances.get(init),
+            is_complete=self.is_complete,
+            is_extended=self.is_extended,
+        )
+
+    @property
+    def n_sources(self) -> int:
+        """Number of source networks that the judged replicates start from."""
+        return self.judged_grid.n_replicates if "sources" in self.params else 1
+
+    @property
+    def open_rows(self) -> list[Row]:
+        """Cells of the judged grid that are not done."""
+        return [row for row in self.rows if self.judged_grid.has(row.cell) and row.status == "open"]
+
+    @property
+    def seconds_left(self) -> float:
+        """Forecast of the training time of `open_rows`, from the finished cells of their inits; NaN without such."""
+        seconds = 0.0
+        for init in {row.cell.init for row in self.open_rows}:
+            done = [row for row in self.rows if row.cell.init == init and row.status == "finished"]
+            measured = sorted((row.cell.percent, row.scores.get(roles.SECONDS, math.nan)) for row in done)
+            percents, seconds_each = zip(*measured or [(0, math.nan)], strict=True)
+            of_init = [row.cell.percent for row in self.open_rows if row.cell.init == init]
+            seconds += float(np.interp(of_init, percents, seconds_each).sum())
+        return seconds
 
     @property
     def halves(self) -> tuple[str, str]:
@@ -84,15 +129,15 @@ def find_sweep(store: Store, run_id: str) -> str:
     return run_id
 
 
-def read_sweep(store: Store, run_id: str) -> LoggedSweep:
-    """Read the sweep of this parent run as it is now, finished or not."""
+def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
+    """Read the sweep of this parent run as it is now, finished or not; `asked` is the grid to judge."""
     parent = store.client.get_run(run_id)
     params, tags = dict(parent.data.params), dict(parent.data.tags)
     children = store.find(TRANSFER, role=Role.CELL, parent=run_id)
     runs = {cell_of(run): run for run in counting_runs(children).values()}
     rows = {cell: row_of(cell, int(run.data.params["n_train"]), run) for cell, run in runs.items()}
-    recipe = _recipe_of(params)
-    cells = list(dict.fromkeys(cell for grid in grids_of(tags) for cell in grid.cells()))
+    recipe, grids = _recipe_of(params), grids_of(tags)
+    cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
     chosen: Chosen = {}
     tuning: list[Row | None] = []  # None: not done
     if params.get("recipe_mode") == TUNED:
@@ -107,6 +152,9 @@ def read_sweep(store: Store, run_id: str) -> LoggedSweep:
         cells = list(dict.fromkeys([*cells, *rows]))
     n_images = {cell.percent: row.n_train for cell, row in rows.items()}
     of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
+    open_cells = [row.cell for row in of_grid if row.status == "open"]
+    complete = [grid for grid in grids if not any(map(grid.has, open_cells))]
+    judged = asked or next(iter([*complete[-1:], *grids]), NO_GRID)
     finished = [runs[row.cell].data.tags for row in of_grid if row.status == "finished"]
     tuned = [row for row in tuning if row]
     return LoggedSweep(
@@ -120,7 +168,21 @@ def read_sweep(store: Store, run_id: str) -> LoggedSweep:
         n_tuning=(len(tuned), sum(row.status == "failed" for row in tuned), len(tuning)),
         tuning_rows=tuple(row for cell, row in rows.items() if cell.replicate >= TUNING_REPLICATE),
         provenance={key: tuple(sorted({own[key] for own in finished if key in own})) for key in PROVENANCE},
+        judged_grid=judged,
+        is_complete=judged in complete,
+        is_extended=any(n < judged.n_replicates for n in _verdicts_at(tags)),
     )
+
+
+def note_verdict(store: Store, sweep: LoggedSweep) -> None:
+    """Note on the parent that a verdict is given at this number of replicates: later ones at more are extensions."""
+    if sweep.is_complete and not sweep.pair.too_few:
+        numbers = sorted({*_verdicts_at(sweep.tags), sweep.judged_grid.n_replicates})
+        store.log(sweep.run_id, tags={VERDICTS_AT: " ".join(map(str, numbers))})
+
+
+def _verdicts_at(tags: Mapping[str, str]) -> list[int]:
+    return [int(n) for n in tags.get(VERDICTS_AT, "").split()]
 
 
 def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
@@ -164,4 +226,7 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    return [Grid(tuple(percents), tuple(inits), n) for percents, inits, n in json.loads(tags.get(GRIDS, "[]"))]
+    plans = json.loads(tags.get(GRIDS, "[]"))
+    return [
+        Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve) for percents, inits, n, judged, n_curve in plans
+    ]

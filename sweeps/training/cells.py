@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from fmnist_transfer.data.examples import Half, fraction, on_device
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
@@ -17,8 +19,10 @@ from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.task import Report
-from sweeps.grid import TRAITS, TUNING_REPLICATE, Cell
+from sweeps.grid import TRAITS, Cell
 from sweeps.training.inits import starting_network, train_arm
+
+EVERY = -1  # in place of a replicate: all of them
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class CellPlan:
     half: Half  # the target half; for source networks the source half
     spec: CNN2Spec
     recipe: Recipe
-    sources: tuple[State, ...]  # weights of the registered network, or of one source network per replicate
+    sources: Mapping[int, State]  # weights by replicate; of the registered network: `{EVERY: state}`
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
@@ -42,7 +46,7 @@ class CellPlan:
 
     def source(self, cell: Cell) -> State:
         """Weights and buffers that the cell's init copies from."""
-        return self.sources[cell.replicate % TUNING_REPLICATE if len(self.sources) > 1 else 0]
+        return self.sources[EVERY if EVERY in self.sources else cell.replicate]
 
 
 class CellResult(NamedTuple):
@@ -60,11 +64,28 @@ def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
 
 
-def pretrain(plan: CellPlan, replicate: int, report: Report, should_stop: Callable[[], bool]) -> Result:
-    """Train the source network of one replicate on the whole half. Reports each `Epoch`."""
-    streams = Streams(plan.seed, replicate, stage="pretraining")
-    options = {"precision": plan.precision, "on_epoch": report, "should_stop": should_stop}
-    return train_on_half(plan.spec, plan.half, plan.recipe, streams, plan.device, **options)
+def pretrain(
+    plan: CellPlan, replicates: tuple[int, ...], report: Report, should_stop: Callable[[], bool]
+) -> list[Result | Diverged]:
+    """Train the source network of a replicate on the whole half, or with `stack` those of several.
+
+    They are what a search with this seed gets for its re-trainings, which count from 1. Reports each `Epoch`, or its
+    number.
+    """
+    streams = [Streams(plan.seed, replicate + 1) for replicate in replicates]
+    options: dict[str, Any] = {"precision": plan.precision, "on_epoch": report, "should_stop": should_stop}
+    if not plan.stack:
+        return [train_on_half(plan.spec, plan.half, plan.recipe, own, plan.device, **options) for own in streams]
+    half = on_device(plan.half, plan.device)
+    return _fit_and_score_stacked(
+        [
+            Group((fresh_network(plan.spec, own).to(plan.device),), fraction(half.train, 100, own), own)
+            for own in streams
+        ],
+        half,
+        plan.recipe,
+        options,
+    )
 
 
 def train_cells(
@@ -83,7 +104,8 @@ def train_cells(
     options |= {"init": cell.init, "source": plan.source(cell), "on_epoch": lambda epoch: report(epoch.epoch)}
     report(0)
     try:
-        return [_without_weights(train_arm(partial(fresh_network, plan.spec), train, half, recipe, streams, **options))]
+        draw = partial(fresh_network, plan.spec)
+        return [_logged_part(train_arm(draw, train, half, recipe, streams, **options), half)]
     except Diverged as error:
         return [error]
 
@@ -99,18 +121,30 @@ def _train_together(
         train = fraction(half.train, cells[0].percent, streams)
         groups.append(Group(tuple(network.to(plan.device) for network in networks), train, streams))
     report(0)
-    trained = fit_stacked(groups, half.val, plan.recipe, on_epoch=report, **options)
+    results = _fit_and_score_stacked(groups, half, plan.recipe, options | {"on_epoch": report})
+    return [result if isinstance(result, Diverged) else _logged_part(result, half) for result in results]
+
+
+def _fit_and_score_stacked(
+    groups: Sequence[Group], half: Half, recipe: Recipe, options: Mapping[str, Any]
+) -> list[Result | Diverged]:
+    """Run `fit_stacked`, then `score` for each network, group by group."""
+    trained = fit_stacked(groups, half.val, recipe, **options)
     started = [(network, group.train) for group in groups for network in group.networks]
-    results: list[CellResult | Diverged] = []
+    results: list[Result | Diverged] = []
     for (network, train), (history, final_state) in zip(started, trained, strict=True):
         if isinstance(history, Diverged):
             results.append(history)
         else:
             initial = copy_state(network)  # the stack trained a copy of it
             network.load_state_dict(final_state)
-            results.append(_without_weights(score(network, history, train, half, initial)))
+            results.append(score(network, history, train, half, initial))
     return results
 
 
-def _without_weights(result: Result) -> CellResult:
-    return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state), numerics())
+def _logged_part(result: Result, half: Half) -> CellResult:
+    """Leave out the weights, and add the images' labels to their scores."""
+    labels = {f"{name}_label": part.labels.cpu().numpy() for name, part in (("val", half.val), ("test", half.test))}
+    scores = result.image_scores | {name: own.astype(np.uint8) for name, own in labels.items()}
+    logged = dataclasses.replace(result, final_state={}, image_scores=scores)
+    return CellResult(logged, weights_digest(result.final_state), numerics())

@@ -1,6 +1,46 @@
 """The plan of a sweep."""
 
-from sweeps.grid import INITS, Cell, Grid, by_fraction, coarse_to_fine
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from sweeps.grid import INITS, REPORTED, Cell, Grid, Init, by_fraction, coarse_to_fine
+from sweeps.settings import TransferSettings
+
+
+def grid_of(percents: Iterable[int], inits: Sequence[Init], n: int) -> Grid:
+    """Every fraction is judged."""
+    return Grid(tuple(percents), tuple(inits), n, tuple(percents), n)
+
+
+@pytest.mark.parametrize(
+    ("flags", "judged", "n_cells"),
+    [
+        ({}, (5, 10, 25, 50, 100), 2 * (5 * 8 + 15 * 2)),
+        ({"replicates": 1}, (5, 10, 25, 50, 100), 2 * 20),
+        ({"fractions": (100, 5, 25), "replicates": 6}, (5, 25, 100), 2 * 3 * 6),
+        ({"fractions": (20, 15)}, (15, 20), 2 * 2 * 8),
+        ({"fractions": (5, 10, 15, 20), "judged": (20, 15), "curve_replicates": 3}, (15, 20), 2 * (2 * 8 + 2 * 3)),
+    ],
+)
+def test_a_command_plans_more_replicates_of_judged_fractions(
+    flags: dict[str, object], judged: tuple[int, ...], n_cells: int
+) -> None:
+    grid = TransferSettings(model_uri="models:/cnn2/best", **flags).grid  # type: ignore[arg-type]
+    cells = grid.cells()
+    assert (grid.judged, grid.inits, len(cells), len(set(cells))) == (judged, REPORTED, n_cells, n_cells)
+    assert all(grid.has(cell) for cell in cells)
+    assert not grid.has(Cell(grid.percents[0], "pretrained", grid.n_replicates))
+    assert not grid.has(Cell(grid.percents[0], "matched", 0))
+
+
+def test_all_fractions_come_before_any_second_replicate_and_judged_ones_go_on() -> None:
+    cells = Grid((5, 10, 15, 20, 25), REPORTED, 4, (5, 25), 2).cells()[::2]
+    order = [(cell.replicate, cell.percent) for cell in cells]
+    breadth = [25, 5, 15, 10, 20]
+    expected = [(r, percent) for r in (0, 1) for percent in breadth]
+    assert order == [*expected, (2, 25), (2, 5), (3, 25), (3, 5)]
+    assert not Grid((5, 10), REPORTED, 4, (5,), 2).has(Cell(10, "random", 2))
 
 
 def test_coarse_to_fine_starts_at_both_ends() -> None:
@@ -12,29 +52,29 @@ def test_coarse_to_fine_starts_at_both_ends() -> None:
 
 
 def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> None:
-    cells = Grid([5, 50, 100], ["pretrained", "random"], 2).cells()
+    cells = grid_of([5, 50, 100], ["pretrained", "random"], 2).cells()
     assert [cell.replicate for cell in cells] == [0] * 6 + [1] * 6
     assert cells[:2] == [Cell(100, "pretrained", 0), Cell(100, "random", 0)]
     assert len(set(cells)) == 12
     assert cells[0].name == "pretrained 100% r0"
-    many = Grid(range(1, 101, 7), INITS, 3).cells()
+    many = grid_of(range(1, 101, 7), INITS, 3).cells()
     assert len(set(many)) == len(many) == 15 * len(INITS) * 3
 
 
 def test_the_last_replicate_starts_with_the_longest_cells() -> None:
-    cells = Grid([5, 50, 75, 100], ["pretrained", "random"], 3).cells()
+    cells = grid_of([5, 50, 75, 100], ["pretrained", "random"], 3).cells()
     percents = [[cell.percent for cell in cells if cell.replicate == replicate][::2] for replicate in range(3)]
     assert percents == [[100, 5, 50, 75], [100, 5, 50, 75], [100, 75, 50, 5]]
 
 
 def test_a_single_replicate_starts_at_both_ends_and_goes_on_with_the_longest() -> None:
-    assert [cell.percent for cell in Grid([5, 50, 75, 100], ["random"], 1).cells()] == [100, 5, 75, 50]
-    assert [cell.percent for cell in Grid([5, 50], ["random"], 1).cells()] == [50, 5]
-    assert [cell.percent for cell in Grid([5], ["random"], 1).cells()] == [5]
+    assert [cell.percent for cell in grid_of([5, 50, 75, 100], ["random"], 1).cells()] == [100, 5, 75, 50]
+    assert [cell.percent for cell in grid_of([5, 50], ["random"], 1).cells()] == [50, 5]
+    assert [cell.percent for cell in grid_of([5], ["random"], 1).cells()] == [5]
 
 
 def test_cells_of_a_fraction_are_grouped_replicate_by_replicate() -> None:
-    groups = by_fraction(Grid([5, 50, 100], ["pretrained", "random"], 2).cells())
+    groups = by_fraction(grid_of([5, 50, 100], ["pretrained", "random"], 2).cells())
     assert [group[0].percent for group in groups] == [100, 5, 50]
     assert [cell.replicate for cell in groups[0]] == [0, 0, 1, 1]
     assert [cell.init for cell in groups[0]] == ["pretrained", "random"] * 2

@@ -11,7 +11,7 @@ from fmnist_transfer.data.examples import Half
 from fmnist_transfer.training import fit
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.grid import INITS, Cell, RecipeChange
-from sweeps.training.cells import CellPlan, CellResult, passes, train_cells
+from sweeps.training.cells import EVERY, CellPlan, CellResult, passes, train_cells
 
 RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
 
@@ -24,7 +24,7 @@ def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
 
 @pytest.fixture
 def plan(half: Half, registered: dict[str, torch.Tensor]) -> CellPlan:
-    return CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
+    return CellPlan(half, SPEC, RECIPE, {EVERY: registered}, "epochs", 0, "cpu")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
 @pytest.mark.parametrize(("budget", "steps"), [("epochs", 3), ("steps", 7)])
 def test_work_of_a_cell_by_hand(init: str, budget: str, steps: int, half: Half) -> None:
     """In passes of an image: three in each of 5 epochs' steps, then scores. 40 % are 100 of 250 images."""
-    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), (), budget, 0, "cpu")  # type: ignore[arg-type]
+    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), {}, budget, 0, "cpu")  # type: ignore[arg-type]
     assert (len(half.train), len(half.val)) == (250, 50)
     whole = 3 * steps * 5 * 32 + 7 * 50 + 100
     once = 2 * 100 + 3 * 50
@@ -54,13 +54,13 @@ def test_work_of_a_cell_by_hand(init: str, budget: str, steps: int, half: Half) 
 
 
 def test_work_of_fewer_images_than_a_batch(half: Half) -> None:
-    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), (), "epochs", 0, "cpu")
+    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), {}, "epochs", 0, "cpu")
     assert passes(plan, Cell(8, "random", 0), 20) == 3 * 1 * 5 * 20 + 7 * 50 + 20
 
 
 def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered: dict[str, torch.Tensor]) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, (registered,), "epochs", 0, "cpu")
-    other = dataclasses.replace(plan, sources=({name: tensor + 1 for name, tensor in registered.items()},))
+    plan = CellPlan(half, SPEC, RECIPE, {EVERY: registered}, "epochs", 0, "cpu")
+    other = dataclasses.replace(plan, sources={EVERY: {name: tensor + 1 for name, tensor in registered.items()}})
     cell = Cell(40, "selffer", 0)
     assert train_cell(plan, cell).weights_digest == train_cell(other, cell).weights_digest
     random = train_cell(plan, Cell(40, "random", 0))
@@ -69,7 +69,7 @@ def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered
 
 def test_each_replicate_may_have_its_own_source(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
     other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in registered.items()}
-    one, two = plan, dataclasses.replace(plan, sources=(registered, other))
+    one, two = plan, dataclasses.replace(plan, sources={0: registered, 1: other})
     zero, first = Cell(40, "pretrained", 0), Cell(40, "pretrained", 1)
     assert train_cell(one, zero).weights_digest == train_cell(two, zero).weights_digest
     assert train_cell(one, first).weights_digest != train_cell(two, first).weights_digest
