@@ -329,7 +329,7 @@ def test_the_suggested_sweep_can_be_run(project: Project, capsys: pytest.Capture
     file = project.path.parent / "plan.json"
     assert sweeps.transfer.command([*arguments, "--dry-run", "--json", str(file)]) == 0
     plan = json.loads(file.read_text())
-    assert (len(plan["cells"]), plan["n_to_run"]) == (12, 10)
+    assert (len(plan["cells"]), plan["n_to_run"]) == (16, 14)
 
 
 def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
@@ -352,9 +352,15 @@ def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)["sweep_run_id"]
-        for more in ([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"])
+        for more in (
+            *([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"]),
+            *(["--learning-rate", "0.01"], ["--pretrain-replicates", "1"]),
+        )
     }
-    assert len(ids) == 5
+    assert len(ids) == 7
+    rates = {project.store.client.get_run(run_id).data.params["recipe.learning_rate"] for run_id in ids}
+    assert len(rates) == 2
+    assert "0.01" in rates
 
 
 def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:
@@ -417,7 +423,8 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
 def test_report_recomputes_everything_from_the_store(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--fractions", "20", "50", "100", "--replicates", "2", "--seed", "8"]
+    percents = ["20", "50", "100"]
+    arguments = ["--fractions", *percents, "--judged", *percents, "--replicates", "2", "--seed", "8"]
     swept = project.sweep(*arguments)
     other = project.sweep(*arguments[:-1], "9")
     capsys.readouterr()
@@ -479,9 +486,7 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> No
     result = project.sweep(*own)
     shared = project.sweep(*arguments)
     assert shared["sweep_run_id"] != result["sweep_run_id"]
-    sources = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
-    assert sorted(run.data.params["replicate"] for run in sources) == ["0", "1"]
-    assert len({run.data.tags["weights_digest"] for run in sources}) == 2
+    assert project.runs(TRANSFER, role="source", parent=result["sweep_run_id"]) == []  # the search trained them
     digests = {
         (cell["init"], cell["replicate"], name): project.store.client.get_run(cell["run_id"]).data.tags[
             "weights_digest"
@@ -494,8 +499,35 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> No
         assert digests["pretrained", replicate, "own"] != digests["pretrained", replicate, "shared"]
     longer = project.sweep(*arguments[:2], "--replicates", "3", "--seed", "11", "--pretrain-replicates", "3")
     assert longer["sweep_run_id"] == result["sweep_run_id"]
-    assert len(project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])) == 3
+    (source,) = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
+    assert source.data.params["replicate"] == "3"  # of the re-trainings, which count from 1
     assert len(longer["cells"]) == 6
+
+
+def test_source_networks_are_trained_together_with_stack(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--fractions", "20", "--replicates", "4", "--seed", "16", "--stack", "--pretrain-replicates"]
+    groups: list[int] = []
+    fit_stacked = sweep_cells.fit_stacked
+
+    def spy(stacked: Any, *more: Any, **options: Any) -> Any:
+        groups.append(len(stacked))
+        return fit_stacked(stacked, *more, **options)
+
+    monkeypatch.setattr(sweep_cells, "fit_stacked", spy)
+    run_id = project.sweep(*arguments, "4")["sweep_run_id"]
+    assert groups == [2, 4]  # two source networks beside the search's; then four replicates of both inits
+    sources = project.runs(TRANSFER, role="source", parent=run_id)
+    assert {run.info.run_name for run in sources} == {"source r2", "source r3"}
+    assert {run.info.status for run in sources} == {"FINISHED"}
+    alone = project.sweep(*arguments[:4], "--seed", "17", "--pretrain-replicates", "4")["sweep_run_id"]
+    accuracies = [
+        {
+            run.info.run_name: run.data.metrics["final/val_loss"]
+            for run in project.runs(TRANSFER, role="source", parent=one)
+        }
+        for one in (run_id, alone)
+    ]
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=1e-2)  # the same networks, whatever the sweep's seed
 
 
 def test_a_registered_configuration_on_another_half(
@@ -530,6 +562,10 @@ def test_a_registered_configuration_on_another_half(
         (["--fractions"], "--fractions"),
         (["--inits", "random", "random"], r"--inits.*\brandom\b"),
         (["--replicates", "0"], "--replicates 0.*1 to 1000"),
+        (["--judged", "5", "7"], r"--judged 7.*--fractions"),
+        (["--judged", "5", "5"], r"--judged.*\b5\b"),
+        (["--curve-replicates", "0"], r"--curve-replicates 0.*\b1\b"),
+        (["--learning-rate", "0"], r"--learning-rate 0.*\b0\b"),
         (["--epochs", "-1"], r"--epochs -1.*\b1\b"),
         (["--workers", "many"], r"--workers many.*\bauto\b"),
         (["--fractions", "1"], r"--fractions 1\b.*\b50\b.*\b2\b"),  # of 50 images a class none is left; 2 % would do
