@@ -12,7 +12,7 @@ from fmnist_transfer.store import roles
 from sweeps.grid import Cell, Init
 
 Status = Literal["open", "finished", "failed"]
-GROUPS = ("final", "best", "test", "distance", "cost")  # prefixes of the scores' keys
+GROUPS = ("final", "best", "test", "heldout", "distance", "cost")  # prefixes of the scores' keys
 
 
 class Score(Enum):
@@ -24,10 +24,10 @@ class Score(Enum):
     SCALED_VAL_LOSS = roles.SCALED_VAL_LOSS, "loss after scaling", "nats"
     GAP = "final/gap", "generalisation gap", "nats"
     VAL_ACCURACY = roles.VAL_ACCURACY, "validation accuracy", "%", 2
-    TEST_ACCURACY = roles.TEST_ACCURACY, "test accuracy", "%", 2
     TEST_LOSS = "test/loss", "test loss", "nats"
     TEST_BEST_LOSS = "test/best_loss", "test loss at the best epoch", "nats"
     TEST_SCALED_LOSS = "test/scaled_loss", "test loss after scaling", "nats"
+    TEST_ACCURACY = roles.TEST_ACCURACY, "test accuracy", "%", 2
     HELDOUT_LOSS = "heldout/loss", "held-out loss", "nats"
     HELDOUT_ACCURACY = "heldout/accuracy", "held-out accuracy", "%", 2
     VAL_ECE = "final/val_ece", "expected calibration error"
@@ -37,6 +37,7 @@ class Score(Enum):
     def __init__(self, key: str, label: str, unit: str = "", digits: int = 4):
         self.key, self.label, self.unit, self.digits = key, label, unit, digits
         self.scale = 100.0 if unit == "%" else 1.0  # accuracies are logged as shares and displayed in percent
+        self.is_loss = unit == "nats" and key != "final/gap"  # compared as a log ratio
         self.axis = f"{label} ({unit})" if unit else label  # label of an axis, such as `validation loss (nats)`
 
 
@@ -44,7 +45,8 @@ COLUMNS = [  # keys of the scores in a table of cells
     *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy", "final/val_ece"),
     *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
     *("best/epoch", "best/train_loss", "best/val_loss", "best/val_accuracy", "best/val_ece", "best/val_scaled_loss"),
-    *("test/loss", "test/accuracy", "test/ece", "test/scaled_loss", "distance/all"),
+    *("test/loss", "test/accuracy", "test/ece", "test/best_loss", "test/scaled_loss"),
+    *("heldout/loss", "heldout/accuracy", "distance/all"),
     *("cost/seconds", "cost/train_seconds", "cost/val_seconds"),
 ]
 

@@ -14,14 +14,19 @@ from sweeps.rows import Row
 
 PERCENTS = (5, 10, 25, 50, 100)
 BASE = {
-    "final/train_loss": 0.3,
+    "final/train_loss": 0.5,
     "final/val_loss": 0.5,
     "final/val_accuracy": 0.9,
     "final/val_scaled_loss": 0.5,
     "final/val_ece": 0.02,
     "final/val_temperature": 1.1,
     "best/val_loss": 0.5,
+    "test/loss": 0.5,
+    "test/best_loss": 0.5,
+    "test/scaled_loss": 0.5,
     "test/accuracy": 0.9,
+    "heldout/loss": 0.5,
+    "heldout/accuracy": 0.9,
 }
 SPEC, RECIPE = CNN2Spec(), Recipe()
 Gains = Mapping[str, float | Sequence[float]]  # score -> random - pretrained, one number or one a fraction

@@ -1,9 +1,11 @@
 """Verdicts of a sweep on the four claims of the original report, each with its effect, interval and reason.
 
-Differences are random minus pretrained: a loss above 0 means that pretraining helps.
+Differences are random minus pretrained: of log losses, where above 0 means that pretraining helps, and of accuracies.
+A statement is shown if a one-sided test with moderated variances has p < 5 %, or less where a docstring says so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -20,170 +22,220 @@ CLAIMS = {
     "overfitting": "the pretrained model over-fits",
     "need": "both are so good that transfer is hardly needed",
 }
+ALPHA = 0.05
 FROM_PERCENT = 25  # the report sees random ahead from here on
 MAX_MULTIPLIER = 1.5  # of effective data: up to here transfer is hardly needed
+NO_HELP = "more replicates won't tell"
+LOSSES, ACCURACIES = (Score.VAL_LOSS, Score.TEST_LOSS), (Score.VAL_ACCURACY, Score.TEST_ACCURACY)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    verdict: Literal["holds", "does not hold", "cannot be told"]
+    verdict: Literal["holds", "does not hold", "does not arise", "cannot be told"]
     reason: str
     effect: float | None = None
-    interval: Interval | None = None
+    interval: Interval | None = None  # 95 %, of this effect alone
     n_replicates: int = 0
-    observed: str = ""  # the effects in words, given with every verdict
     percent: int | None = None  # fraction at which the effect is taken
-    unit: Literal["nats", "accuracy"] = "nats"
+    unit: Literal["log ratio", "accuracy"] = "log ratio"
+    val_sign: str = ""  # of the mean effect on validation images: "+", "-" or "0"; empty for training loss
+    test_sign: str = ""
+    more: int | str = ""  # further replicates for 80 % power at the observed effect, or why they would not help
+    is_extended: bool = False  # after a first verdict, so that levels are nominal
+
+
+Conclude = Callable[..., Verdict]
 
 
 def judge(pair: Comparison) -> dict[str, Verdict]:
-    if not pair.n:
-        return dict.fromkeys(CLAIMS, Verdict("cannot be told", pair.too_few))
-    if not all(pair.difference(score).is_known for score in (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)):
-        return dict.fromkeys(CLAIMS, Verdict("cannot be told", "cells lack their final scores", n_replicates=pair.n))
+    """Judge every claim. Below the floor or in an incomplete plan all are `cannot be told`, with a forecast."""
     judges = (_judge_train_loss, _judge_val_loss, _judge_overfitting, _judge_need)
-    return {claim: judge_claim(pair) for claim, judge_claim in zip(CLAIMS, judges, strict=True)}
+    if pair.n < 2:
+        return dict.fromkeys(CLAIMS, Verdict("cannot be told", pair.no_verdict, n_replicates=pair.n))
+    verdicts = {claim: judge_claim(pair) for claim, judge_claim in zip(CLAIMS, judges, strict=True)}
+    if not pair.no_verdict:
+        return verdicts
+    withheld = partial(dataclasses.replace, verdict="cannot be told", reason=pair.no_verdict)
+    return {claim: withheld(verdict) for claim, verdict in verdicts.items()}
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
-    """Judge the final training loss, with the effect at the fraction nearest to failing."""
-    d = pair.difference(Score.TRAIN_LOSS)
-    verdict = _verdict(d, int(np.argmin(d.intervals.low if d.intervals else d.mean)), _ends(d))
-    if pair.too_few:
-        return verdict("cannot be told", pair.too_few)
-    _, low, high = d.band
-    if (low > 0).all() and pair.left_out:
-        few = f"{_listed(pair.left_out)} have too few replicates"
-        return verdict("cannot be told", f"above 0 at every fraction compared, but {few}")
-    if (low > 0).all():
-        return verdict("holds", "the simultaneous 95 % band is above 0 at every fraction")
-    # One such fraction suffices, so the test is the band, which allows for all fractions.
-    failing = (high < 0) | ((low <= 0) & (low > -LOSS_MARGIN) & (high < LOSS_MARGIN))
-    if failing.any():
-        where = f"within ±{LOSS_MARGIN} nats of it, at {_at(d, failing)}"
-        return verdict("does not hold", f"the band is below 0, or {where}")
-    return verdict("cannot be told", f"the band contains 0 at {_at(d, low <= 0)}; more replicates would narrow it")
+    """Judge the final training loss by an intersection-union test, with the effect at the fraction nearest to failing.
+
+    One fraction suffices to refute the claim, so refutations have p < 5 % / fractions.
+    """
+    d, k = pair.difference(Score.TRAIN_LOSS), len(pair.percents)
+    if not d.is_known:
+        return _unknown(pair)
+    e = d.estimate
+    above, below, within = e.above(), e.below(), e.within(LOSS_MARGIN)
+    conclude = _conclude(pair, d, int(np.argmax(above)))
+    if (above < ALPHA).all():
+        return conclude("holds", f"it is lower at every fraction (p <= {above.max():.2g} each)")
+    if (lower := below < ALPHA / k).any():
+        return conclude("does not hold", f"random is lower at {_at(d, lower)}")
+    if (equal := (within < ALPHA / k) & (above >= ALPHA) & (below >= ALPHA)).any():
+        return conclude("does not hold", f"the two are within 10 % and neither is lower at {_at(d, equal)}")
+    holding, signs = e.needed(d.mean), e.needed(abs(d.mean))
+    equivalence = e.needed(LOSS_MARGIN - abs(d.mean), ALPHA / k)
+    refuting = np.minimum(e.needed(-d.mean, ALPHA / k), np.where(equivalence < signs, equivalence, np.inf))
+    reason = f"it is not shown to be lower at {_at(d, ~(above < ALPHA))}"
+    return conclude("cannot be told", reason, more=_more(pair, holding.max(), refuting.min()))
 
 
 def _judge_val_loss(pair: Comparison) -> Verdict:
-    """Judge the final validation loss, with the effect at the largest fraction."""
-    d = pair.difference(Score.VAL_LOSS)
-    cross, later = d.crossover, d.percents >= FROM_PERCENT
-    observed = "no crossover" if cross.percent is None else f"crossover of the mean at {cross.percent:.0f} %"
-    observed += f", none in {cross.never:.0%} of the resamples" if pair.n > 1 else ""
-    verdict = _verdict(d, len(later) - 1, f"{_ends(d)}; {observed}")
-    if pair.too_few:
-        return verdict("cannot be told", pair.too_few)
-    ahead = d.is_below & (d.percents > (cross.percent or np.inf))
-    if cross.is_claimable and ahead.any():
-        return verdict("holds", f"above the crossover random is lower at {_at(d, ahead)}")
-    if later.any() and d.is_not_below[later].all():
-        shown = f"pretrained is lower, or within ±{LOSS_MARGIN} nats, at every fraction"
-        return verdict("does not hold", f"from {FROM_PERCENT} % on {shown}")
-    reason = f"above the crossover random is nowhere shown to be lower by more than {LOSS_MARGIN} nats"
-    if (d.mean <= 0).all():
-        reason = "random is lower at every fraction, so nothing crosses in this range; try smaller fractions"
-    elif not cross.is_claimable:
-        reason = "no crossover in this range can be claimed; try more replicates or fractions"
-    return verdict("cannot be told", reason)
+    """Judge the final held-out loss by a fixed sequence of tests from 100 % downward, with the effect at 100 %."""
+    d, test = pair.difference(pair.loss), pair.difference(Score.TEST_LOSS)
+    if not (d.is_known and test.is_known):
+        return _unknown(pair)
+    conclude, e, later = _conclude(pair, d, -1, *LOSSES), d.estimate, d.percents >= FROM_PERCENT
+    if pair.percents[-1] != 100:
+        return conclude("cannot be told", "100 % is not among the judged fractions")
+    above, below, fine = e.above() < ALPHA, e.below() < ALPHA, e.within(LOSS_MARGIN) < ALPHA
+    p = f"p = {e.below()[-1]:.2g}"
+    if below[-1]:
+        if test.estimate.above()[-1] < ALPHA:
+            return conclude("cannot be told", f"random is lower at 100 % ({p}), but shown to be higher on test images")
+        first = pair.percents[crossing(below)]
+        since = "already from the smallest" if first == pair.percents[0] else f"from {first} % on"
+        return conclude("holds", f"random is lower at 100 % ({p}), {since}")
+    if (above | fine)[later].all() and not below[later].any():
+        if test.estimate.below()[-1] < ALPHA:
+            return conclude("cannot be told", "no deficit from 25 % on, but at 100 % random is lower on test images")
+        shown = "pretrained is lower, or the two are within 10 %, at every fraction"
+        return conclude("does not hold", f"from {FROM_PERCENT} % on {shown}")
+    refuting = np.minimum(e.needed(d.mean), e.needed(LOSS_MARGIN - abs(d.mean)))[later].max()
+    reason = f"at 100 % random is not shown to be lower ({p}), nor within 10 % or higher from {FROM_PERCENT} % on"
+    return conclude("cannot be told", reason, more=_more(pair, e.needed(-d.mean)[-1], refuting))
+
+
+def crossing(is_below: Mask) -> int:
+    """Index of the first fraction from which on every one is below, counted from the largest downward."""
+    return len(is_below) - int(np.cumprod(is_below[::-1]).sum())
+
+
+def crossover(pair: Comparison) -> tuple[int | None, int] | None:
+    """Gap in which random becomes better, in percent; None where claim 2 does not hold.
+
+    Its ends are the highest fraction at which pretrained is shown to be lower, if any, and the lowest from which on
+    random is.
+    """
+    if judge(pair)["val_loss"].verdict != "holds":
+        return None
+    e = pair.difference(pair.loss).estimate
+    i = crossing(e.below() < ALPHA)
+    ahead = np.flatnonzero(e.above()[:i] < ALPHA)
+    return pair.percents[ahead[-1]] if len(ahead) else None, pair.percents[i]
 
 
 def _judge_overfitting(pair: Comparison) -> Verdict:
-    """Judge whether a deficit of the final loss is gone at the best epoch or after temperature scaling.
+    """Judge whether half of a deficit at the largest fraction is gone at the best epoch or after temperature scaling.
 
-    The effect is the final difference at the fraction where it is lowest.
+    The two contrasts are on test images, because validation chose the epoch and the temperature; each has p < 2.5 %.
     """
-    final, best, scaled = map(pair.difference, (Score.VAL_LOSS, Score.BEST_VAL_LOSS, Score.SCALED_VAL_LOSS))
-    i = int(np.argmin(final.mean))
-    whens = ((final, "at the final epoch"), (best, "at the best epoch"), (scaled, "after temperature scaling"))
-    effects = ", ".join(f"{_effect(d.at(i), d.interval(i))} {when}" for d, when in whens if d.is_known)
-    verdict = _verdict(final, i, f"validation loss at {pair.percents[i]} %: random minus pretrained {effects}")
-    if pair.too_few:
-        return verdict("cannot be told", pair.too_few)
-    if not (best.is_known and scaled.is_known):
-        return verdict("cannot be told", "the cells are from an earlier version, without temperature scaling")
-    deficit, remains = final.is_below, final.is_below & best.is_below & scaled.is_below
-    if not deficit.any():
-        none = f"no deficit beyond {LOSS_MARGIN} nats in final validation loss"
-        return verdict("cannot be told", f"pretrained has {none}: nothing to explain")
-    if (best.is_not_below | scaled.is_not_below)[deficit].all():
-        return verdict("holds", f"the deficit at {_at(final, deficit)} is gone at the best epoch or after scaling")
-    if remains.any():
-        where = f"at the best epoch and after temperature scaling at {_at(final, remains)}"
-        return verdict("does not hold", f"the deficit remains {where}")
-    return verdict("cannot be told", "the deficit at the best epoch and after scaling is neither shown nor excluded")
+    d = pair.difference(pair.loss)
+    contrasts = [pair.contrast(score, Score.TEST_LOSS) for score in (Score.TEST_BEST_LOSS, Score.TEST_SCALED_LOSS)]
+    if not all(of.is_known for of in (d, *contrasts)):
+        return _unknown(pair)
+    conclude, e, percent = _conclude(pair, d, -1, *LOSSES), d.estimate, pair.percents[-1]
+    if not e.below()[-1] < ALPHA:
+        if e.above(-LOSS_MARGIN)[-1] < ALPHA:
+            return conclude("does not arise", f"a deficit of 10 % or more at {percent} % is excluded")
+        reason = f"a deficit at {percent} % is neither shown nor excluded"
+        more = _more(pair, e.needed(-d.mean)[-1], e.needed(LOSS_MARGIN + d.mean)[-1])
+        return conclude("cannot be told", reason, more=more)
+    tests = [of.estimate for of in contrasts]
+    names = "at the best epoch", "after temperature scaling"
+    gone = [name for name, of in zip(names, tests, strict=True) if of.above()[-1] < ALPHA / 2]
+    if gone:
+        return conclude("holds", f"more than half of the deficit at {percent} % is gone {' and '.join(gone)}")
+    if all(of.below()[-1] < ALPHA / 2 for of in tests):
+        return conclude("does not hold", f"more than half of the deficit at {percent} % remains {' and '.join(names)}")
+    needed = [of.needed(sign * of.mean, ALPHA / 2)[-1] for sign in (1, -1) for of in tests]
+    reason = f"it is open whether half of the deficit at {percent} % is gone {' or '.join(names)}"
+    return conclude("cannot be told", reason, more=_more(pair, min(needed[:2]), max(needed[2:])))
 
 
 def _judge_need(pair: Comparison) -> Verdict:
     """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on.
 
-    The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist.
+    The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist. Its tests
+    have p < 2.5 % / fractions, so that they agree with its intervals.
     """
-    d, data, last = pair.difference(Score.VAL_ACCURACY), pair.effective_data, len(pair.percents) - 1
+    d = pair.difference(pair.accuracy)
+    if not (d.is_known and pair.difference(pair.loss).is_known):
+        return _unknown(pair)
     judged = (d.percents >= FROM_PERCENT) & (d.percents * MAX_MULTIPLIER <= d.percents[-1])
-    multipliers = [
-        f"{'>= ' if data.at_least[i] else ''}x{data.multiplier[i]:.2f} at {pair.percents[i]} %"
-        for i in np.flatnonzero(judged)
-    ]
-    observed = f"random minus pretrained {_effect(d.at(last), d.t_interval(last), 'accuracy')} points"
-    observed += f"; effective data {', '.join(multipliers)}" if multipliers else ""
-    verdict = _verdict(d, last, f"accuracy at {pair.percents[-1]} %: {observed}")
-    verdict = partial(verdict, interval=d.t_interval(last), unit="accuracy")
-    if pair.too_few:
-        return verdict("cannot be told", pair.too_few)
-    if pair.percents[-1] != 100:
-        return verdict("cannot be told", "the sweep has no fraction of 100 %")
-    low, high = d.t_interval(last) or (-np.inf, np.inf)
-    margin = f"{100 * ACCURACY_MARGIN:.1f} points"
-    exceeds = judged & (data.multiplier > MAX_MULTIPLIER) & data.exceeds(MAX_MULTIPLIER, judged)
-    uncertain = judged & (data.high > MAX_MULTIPLIER)
-    reasons = [f"accuracy differs by more than {margin}"] if low > ACCURACY_MARGIN or high < -ACCURACY_MARGIN else []
-    reasons += [f"the multiplier exceeds {MAX_MULTIPLIER} at {_at(d, exceeds)}"] if exceeds.any() else []
-    if reasons:
-        return verdict("does not hold", " and ".join(reasons))
-    if not d.is_equivalent[last]:
-        shown = f"accuracies at 100 % are not shown to be within {margin}"
-        return verdict("cannot be told", f"{shown}; try more replicates")
-    if not judged.any():
+    conclude, e = partial(_conclude(pair, d, -1, *ACCURACIES), unit="accuracy"), d.estimate
+    if pair.percents[-1] != 100 or not judged.any():
         between = f"{FROM_PERCENT} to {100 / MAX_MULTIPLIER:.0f} %"
-        return verdict("cannot be told", f"no fraction from {between} to measure effective data at")
-    if uncertain.any():
-        return verdict("cannot be told", f"the multiplier's interval contains {MAX_MULTIPLIER} at {_at(d, uncertain)}")
-    multiplier = f"the multiplier is at most {MAX_MULTIPLIER} from {FROM_PERCENT} % on"
-    return verdict("holds", f"accuracies at 100 % are within {margin}, {multiplier}")
+        return conclude("cannot be told", f"the judged fractions lack 100 %, or any from {between}")
+    excess, alpha = pair.curves.excess(MAX_MULTIPLIER * d.percents), ALPHA / 2 / judged.sum()
+    margin = f"{100 * ACCURACY_MARGIN:.1f} points"
+    exceeds, is_most = judged & (excess.above() < alpha), excess.below()[judged] < alpha
+    differs = min(e.above(ACCURACY_MARGIN)[-1], e.below(-ACCURACY_MARGIN)[-1]) < ALPHA / 2
+    reasons = [f"accuracy at 100 % differs by more than {margin}"] if differs else []
+    if exceeds.any():
+        reasons.append(f"pretraining is worth more than {MAX_MULTIPLIER} times the data at {_at(d, exceeds)}")
+    if reasons:
+        return conclude("does not hold", " and ".join(reasons))
+    is_equal = e.within(ACCURACY_MARGIN)[-1] < ALPHA
+    if is_equal and is_most.all():
+        most = f"pretraining is worth at most {MAX_MULTIPLIER} times the data from {FROM_PERCENT} % on"
+        return conclude("holds", f"accuracies at 100 % are within {margin}, and {most}")
+    reasons = [] if is_equal else [f"accuracies at 100 % are not shown to be within {margin}"]
+    reasons += [] if is_most.all() else [f"the multiplier's interval contains {MAX_MULTIPLIER}"]
+    holding = max(e.needed(ACCURACY_MARGIN - abs(d.mean))[-1], excess.needed(-excess.mean, alpha)[judged].max())
+    refuting = min(
+        e.needed(abs(d.mean) - ACCURACY_MARGIN, ALPHA / 2)[-1], excess.needed(excess.mean, alpha)[judged].min()
+    )
+    return conclude("cannot be told", " and ".join(reasons), more=_more(pair, holding, refuting))
 
 
-def _verdict(d: Difference, i: int, observed: str) -> Callable[..., Verdict]:
-    effect, interval, percent = d.at(i), d.interval(i), int(d.percents[i])
-    return partial(Verdict, effect=effect, interval=interval, n_replicates=d.n, observed=observed, percent=percent)
+def _conclude(pair: Comparison, d: Difference, i: int, *apart: Score) -> Conclude:
+    """Return a function of verdict and reason. Effect and signs of the scores `apart` are at the i-th fraction."""
+    low, high = d.estimate.intervals(n_together=1).at(i)
+    val_sign, test_sign = [_sign(pair.difference(score).mean[i]) for score in apart] or ("", "")
+    return partial(
+        Verdict,
+        effect=float(d.mean[i]),
+        interval=(low, high),
+        n_replicates=pair.n,
+        percent=pair.percents[i],
+        is_extended=pair.is_extended,
+        val_sign=val_sign,
+        test_sign=test_sign,
+    )
 
 
-def _ends(d: Difference) -> str:
-    """Describe both ends with intervals, and at how many fractions the mean is above 0."""
-    ends = [f"{_effect(d.at(i), d.interval(i))} at {d.percents[i]:.0f} %" for i in sorted({0, len(d.percents) - 1})]
-    n_above = (d.mean > 0).sum()
-    return f"random minus pretrained is {' and '.join(ends)}, above 0 at {n_above} of {len(d.percents)} fractions"
+def _sign(mean: float) -> str:
+    """`+`, `-` or `0`; empty if the mean is unknown."""
+    return {1.0: "+", -1.0: "-", 0.0: "0"}.get(float(np.sign(mean)), "")
+
+
+def _unknown(pair: Comparison) -> Verdict:
+    reason = "cells lack a score, or have a loss of 0"
+    return Verdict("cannot be told", reason, n_replicates=pair.n, is_extended=pair.is_extended)
+
+
+def _more(pair: Comparison, *needed: float) -> int | str:
+    """Further replicates until the first of the numbers needed for a verdict is there."""
+    fewest = min(needed)
+    return max(1, int(fewest) - pair.n) if np.isfinite(fewest) else NO_HELP
 
 
 def effect_text(claim: Mapping[str, Any]) -> str:
-    """`+0.0123 [+0.0100, +0.0146] nats at 5 %`, of a verdict as a dict; empty without an effect."""
+    """`+1.24 [+1.01, +1.47] % of the loss at 5 %`, of a verdict as a dict; empty without an effect."""
     if claim["effect"] is None:
         return ""
-    unit = "points" if claim["unit"] == "accuracy" else claim["unit"]
-    return f"{_effect(claim['effect'], claim['interval'], claim['unit'])} {unit} at {claim['percent']} %"
-
-
-def _effect(effect: float, interval: Interval | None, unit: str = "nats") -> str:
-    scale, digits = (100, 2) if unit == "accuracy" else (1, 4)
-    mean, *limits = (f"{scale * value:+.{digits}f}" for value in (effect, *(interval or ())))
-    return f"{mean} [{', '.join(limits)}]" if limits else mean
+    is_accuracy = claim["unit"] == "accuracy"
+    values = np.array([claim["effect"], *claim["interval"]])
+    mean, low, high = 100 * (values if is_accuracy else np.expm1(values))
+    unit = "points of accuracy" if is_accuracy else "% of the loss"
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] {unit} at {claim['percent']} %"
 
 
 def _at(d: Difference, where: Mask) -> str:
-    return _listed([int(percent) for percent in d.percents[where]])
-
-
-def _listed(percents: Sequence[int]) -> str:
     """The fractions as a phrase: `5, 10 and 25 %`."""
-    *first, last = map(str, percents)
+    *first, last = (f"{percent:.0f}" for percent in d.percents[where])
     return f"{', '.join(first)} and {last} %" if first else f"{last} %"

@@ -1,86 +1,46 @@
 """Comparison of an init with random: which replicates and fractions count, and how their scores differ."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from sweeps.analysis import statistics
-from sweeps.analysis.statistics import MIN_REPLICATES, Array, Band, Crossover, EffectiveData, FlipTest, Interval, Mask
+from sweeps.analysis.statistics import FLOOR, Array, DataCurves, Estimate, Intervals, estimate
 from sweeps.grid import Init
 from sweeps.rows import Row, Score, by_replicate
 
-LOSS_MARGIN, ACCURACY_MARGIN = 0.005, 0.003  # in nats, and as a share
+LOSS_MARGIN, ACCURACY_MARGIN = float(np.log(1.1)), 0.003  # smaller differences do not matter: 10 %, and 0.3 points
+# Image variances by score, or by (score, other) for the contrast d(score) - d(other) / 2; each [n_fractions].
+ImageVariances = Mapping[Score | tuple[Score, Score], Array]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """random - init of one score, and its statistics."""
+    """random - init of one score: of log losses, or of accuracies."""
 
     percents: Array
     d: Array  # [n_replicates, n_fractions]
-    margin: float  # smaller differences do not matter
-
-    @property
-    def n(self) -> int:
-        return len(self.d)
+    image_variance: Array | None = None
 
     @property
     def is_known(self) -> bool:
-        """False if a cell lacks the score, as those of earlier versions may."""
-        return not np.isnan(self.d).any()
+        """False if a cell lacks the score, or a loss is 0."""
+        return bool(np.isfinite(self.d).all())
 
     @property
     def mean(self) -> Array:
         return self.d.mean(axis=0)
 
     @functools.cached_property
-    def band(self) -> Band:
-        """Simultaneous 95 % band over all fractions. Raises ValueError below six replicates."""
-        return statistics.simultaneous_band(self.d)
+    def estimate(self) -> Estimate:
+        """Raises ValueError below two replicates."""
+        return estimate(self.d, self.percents, self.image_variance)
 
     @property
-    def intervals(self) -> Band | None:
-        """The band; below six replicates a t-interval per fraction; None below two."""
-        if self.n >= MIN_REPLICATES:
-            return self.band
-        return statistics.t_interval(self.d) if self.n >= 2 else None
-
-    @property
-    def is_equivalent(self) -> Mask:
-        """True where the mean is shown to lie within the margin, [n_fractions]; not adjusted for several fractions."""
-        return statistics.equivalence_p(self.d, self.margin) < 0.05
-
-    @property
-    def is_below(self) -> Mask:
-        """True where the band is below 0 and the mean is not shown to lie within the margin."""
-        return (self.band.high < 0) & ~self.is_equivalent
-
-    @property
-    def is_not_below(self) -> Mask:
-        """True where the band is above 0 or the mean is shown to lie within the margin."""
-        return (self.band.low > 0) | self.is_equivalent
-
-    @functools.cached_property
-    def flips(self) -> FlipTest | None:
-        """Exact p-values; None below six replicates."""
-        return statistics.flip_test(self.d) if self.n >= MIN_REPLICATES else None
-
-    @functools.cached_property
-    def crossover(self) -> Crossover:
-        return statistics.find_crossover(self.percents, self.d)
-
-    def t_interval(self, i: int) -> Interval | None:
-        """Paired 95 % t-interval at the i-th fraction alone; None below two replicates."""
-        return statistics.t_interval(self.d[:, [i]]).at(0) if self.n >= 2 else None
-
-    def interval(self, i: int) -> Interval | None:
-        return self.intervals.at(i) if self.intervals else None
-
-    def at(self, i: int) -> float:
-        return float(self.d[:, i].mean())
+    def intervals(self) -> Intervals | None:
+        """Simultaneous 95 % intervals; None below two replicates."""
+        return self.estimate.intervals() if len(self.d) >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -88,87 +48,109 @@ class Comparison:
     """`init` compared with random weights: random - init, so above 0 `init` has the lower loss."""
 
     init: Init
-    rows: Sequence[Row]
-    percents: tuple[int, ...]
+    rows: Sequence[Row]  # the cells of the plan that are compared
+    percents: tuple[int, ...]  # judged fractions
     replicates: tuple[int, ...]
-    left_out: tuple[int, ...]  # fractions that are not compared: too few replicates finished there
-    incomplete: tuple[int, ...]  # replicates that are not compared: a cell at one of the fractions is missing
-    _differences: dict[Score, Difference] = field(default_factory=dict)
+    values: Mapping[tuple[Init, Score], Array]  # as logged, [n_replicates, n_fractions]; NaN where cells lack a score
+    image_variances: ImageVariances
+    incomplete: tuple[int, ...] = ()  # replicates that are not compared: a cell at one of the fractions is missing
+    n_missing: int = 0  # planned cells of both inits that are not finished
+    is_tuned: bool = False  # validation chose the recipes, so test images alone are judged
+    is_complete: bool = True
+    is_extended: bool = False
 
     @property
     def n(self) -> int:
         return len(self.replicates)
 
     @property
-    def too_few(self) -> str:
+    def no_verdict(self) -> str:
         """Reason why nothing can be claimed; empty if something can."""
-        if self.n >= MIN_REPLICATES:
-            return ""
+        if not self.is_complete:
+            return f"the plan is not complete: {self.n_missing} of its cells are missing"
         if not self.n:
             return f"no complete replicate of {self.init} and random"
-        return f"{self.n} complete replicate{'s' if self.n > 1 else ''}, and {MIN_REPLICATES} are the floor for a claim"
+        s = "s" if self.n > 1 else ""
+        return "" if self.n >= FLOOR else f"{self.n} complete replicate{s}, and {FLOOR} are the floor for a verdict"
+
+    @property
+    def loss(self) -> Score:
+        """Final loss on images that selected nothing."""
+        return Score.TEST_LOSS if self.is_tuned else Score.HELDOUT_LOSS
+
+    @property
+    def accuracy(self) -> Score:
+        """Final accuracy on images that selected nothing."""
+        return Score.TEST_ACCURACY if self.is_tuned else Score.HELDOUT_ACCURACY
 
     def scores(self, init: Init, score: Score) -> Array:
-        """A score as logged, [n_replicates, n_fractions]; NaN where cells of an earlier version lack it."""
-        return by_replicate(self.rows, init, score, self.percents)[list(self.replicates)]
-
-    @functools.cached_property
-    def effective_data(self) -> EffectiveData:
-        random, own = self.scores("random", Score.VAL_LOSS), self.scores(self.init, Score.VAL_LOSS)
-        return statistics.effective_data(np.array(self.percents, float), random, own)
+        """A score as logged, [n_replicates, n_fractions]; NaN where cells lack it."""
+        return self.values[init, score]
 
     def difference(self, score: Score) -> Difference:
-        """Difference of one score. Cached, so that its band, flips and resamples are computed once."""
-        if score not in self._differences:
-            d = self.scores("random", score) - self.scores(self.init, score)
-            margin = ACCURACY_MARGIN if score.unit == "%" else LOSS_MARGIN
-            self._differences[score] = Difference(np.array(self.percents, float), d, margin)
-        return self._differences[score]
+        """Difference of one score: a log ratio if it is a loss."""
+        d = self._transformed("random", score) - self._transformed(self.init, score)
+        return Difference(np.array(self.percents, float), d, self.image_variances.get(score))
+
+    def nats(self, score: Score) -> Difference:
+        """Plain difference of one score, for tables."""
+        d = self.scores("random", score) - self.scores(self.init, score)
+        return Difference(np.array(self.percents, float), d)
+
+    def contrast(self, score: Score, of: Score) -> Difference:
+        """d(score) - d(of) / 2: above 0 where more than half of a deficit in `of` is gone.
+
+        If its image variance is unknown, it is the largest that those of the two differences allow.
+        """
+        first, second = self.difference(score), self.difference(of)
+        variance = self.image_variances.get((score, of))
+        if variance is None and first.image_variance is not None and second.image_variance is not None:
+            variance = (np.sqrt(first.image_variance) + np.sqrt(second.image_variance) / 2) ** 2
+        return Difference(first.percents, first.d - second.d / 2, variance)
+
+    @functools.cached_property
+    def curves(self) -> DataCurves:
+        random, own = (self.scores(init, self.loss) for init in ("random", self.init))
+        return DataCurves(np.array(self.percents, float), random, own, self.image_variances.get(self.loss))
+
+    def _transformed(self, init: Init, score: Score) -> Array:
+        values = self.scores(init, score)
+        return np.log(np.where(values > 0, values, np.nan)) if score.is_loss else values
 
 
 def compare(
     rows: Sequence[Row],
     init: Init = "pretrained",
     *,
-    judged: Sequence[int],
-    n_replicates: int,
-    image_variances: Any = None,
+    judged: Sequence[int] = (),
+    n_replicates: int | None = None,
+    image_variances: ImageVariances | None = None,
+    is_tuned: bool = False,
     is_complete: bool = True,
     is_extended: bool = False,
 ) -> Comparison:
-    """Compare an init with random over the replicates in which both are finished at every fraction compared.
+    """Compare an init with random at the judged fractions, over the replicates that are finished at all of them.
 
-    Fractions where few replicates finished are left out if that leaves more to compare.
+    Without a plan (`judged`, `n_replicates`) all finished cells of the two are compared.
     """
-    rows = [row for row in rows if row.cell.replicate < n_replicates and row.cell.percent in judged]  # stand-in
-    percents = sorted({row.cell.percent for row in rows if row.cell.init in (init, "random")})
-    own = by_replicate(rows, init, Score.VAL_LOSS, percents)
-    both = ~np.isnan(own + by_replicate(rows, "random", Score.VAL_LOSS, percents))  # all finished cells have this score
-    chosen = _choose_fractions(both)
-    whole = both[:, chosen].all(axis=1) if chosen else np.zeros(len(both), bool)
+    inits: tuple[Init, Init] = ("random", init)
+    finished = [row for row in rows if row.cell.init in inits and row.status == "finished"]
+    percents = tuple(sorted(judged or {row.cell.percent for row in finished}))
+    n = 1 + max((row.cell.replicate for row in finished), default=-1) if n_replicates is None else n_replicates
+    kept = [row for row in finished if row.cell.percent in percents and row.cell.replicate < n]
+    counts = np.bincount([row.cell.replicate for row in kept], minlength=n)
+    n_cells = len(inits) * len(percents)
+    whole = np.flatnonzero(counts == n_cells) if n_cells else np.array([], int)
     return Comparison(
         init,
-        rows,
-        percents=tuple(percents[i] for i in chosen),
-        replicates=tuple(np.flatnonzero(whole).tolist()),
-        left_out=tuple(percent for i, percent in enumerate(percents) if i not in chosen),
-        incomplete=tuple(np.flatnonzero(both.any(axis=1) & ~whole).tolist()),
+        rows=kept,
+        percents=percents,
+        replicates=tuple(whole.tolist()),
+        values={(i, score): by_replicate(kept, i, score, percents)[whole] for i in inits for score in Score},
+        image_variances=image_variances or {},
+        incomplete=tuple(np.flatnonzero((counts > 0) & (counts < n_cells)).tolist()),
+        n_missing=n * n_cells - len(kept),
+        is_tuned=is_tuned,
+        is_complete=is_complete,
+        is_extended=is_extended,
     )
-
-
-def _choose_fractions(both: Mask) -> list[int]:
-    """Columns of both [n_replicates, n_fractions] with the most cells in complete replicates, six of them if possible.
-
-    Candidates come from dropping, one at a time, the fraction that keeps most replicates from being complete.
-    """
-
-    def n_whole(columns: Sequence[int]) -> int:
-        return int(both[:, columns].all(axis=1).sum())
-
-    columns = [int(i) for i in np.flatnonzero(both.any(axis=0))]
-    choices = []
-    while columns:
-        n = n_whole(columns)
-        choices.append((n >= MIN_REPLICATES, n * len(columns), columns))
-        columns = max(([j for j in columns if j != i] for i in columns), key=n_whole)
-    return max(choices, key=lambda choice: choice[:2], default=(False, 0, []))[2]

@@ -19,8 +19,8 @@ from sweeps.rows import Score
 
 MOST_REPLICATES = 24  # up to which half-widths are drawn, or twice those of the sweep
 CAPTIONS = {
-    "answer": "Random's final loss against pretrained's, with simultaneous 95 % intervals (blue: pretrained is shown to "
-    "be better, orange: random is, grey: open), and the verdicts.",
+    "answer": "Random's final loss against pretrained's, with simultaneous 95 % intervals (blue: pretrained is shown "
+    "to be better, orange: random is, grey: open), and the verdicts.",
     "sweeps": "Sweeps side by side, by the start of their run ids.",
     "losses": "The original report's two graphs: mean and range over the finished replicates at the final epoch.",
     "epochs": "Loss against epoch: mean over replicates. Training losses are means over an epoch's batches.",

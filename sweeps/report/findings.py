@@ -18,7 +18,10 @@ from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score, by_replicate, finished_percents
 
 SCORES = {score.name.lower(): score for score in Score}  # by name in `--json`, such as `val_loss`
-COMPARED = "train_loss heldout_loss val_loss test_loss test_best_loss test_scaled_loss heldout_accuracy".split()
+COMPARED = (
+    *("train_loss", "heldout_loss", "val_loss", "test_loss", "test_best_loss", "test_scaled_loss"),
+    "heldout_accuracy",
+)
 Findings = dict[str, Any]
 Table = list[dict[str, Any]]
 

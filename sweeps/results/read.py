@@ -60,6 +60,7 @@ class LoggedSweep:
             judged=self.judged_grid.judged,
             n_replicates=self.judged_grid.n_replicates,
             image_variances=self.image_variances.get(init),
+            is_tuned=self.is_tuned,
             is_complete=self.is_complete,
             is_extended=self.is_extended,
         )
@@ -176,7 +177,7 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
 
 def note_verdict(store: Store, sweep: LoggedSweep) -> None:
     """Note on the parent that a verdict is given at this number of replicates: later ones at more are extensions."""
-    if sweep.is_complete and not sweep.pair.too_few:
+    if sweep.is_complete and not sweep.pair.no_verdict:
         numbers = sorted({*_verdicts_at(sweep.tags), sweep.judged_grid.n_replicates})
         store.log(sweep.run_id, tags={VERDICTS_AT: " ".join(map(str, numbers))})
 
