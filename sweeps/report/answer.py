@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
 from sweeps.analysis.claims import CLAIMS, effect_text, judge
 from sweeps.analysis.comparison import LOSS_MARGIN, Comparison
@@ -34,11 +33,9 @@ def answer_figure(named: Mapping[str, Comparison]) -> Figure:
     A single comparison has a panel each for validation and test; of several each has a panel with both. They have a
     replicate or more.
     """
-    first, panels = next(iter(named.values())), list[tuple[str, Comparison, tuple[Score, ...]]]()
-    if is_single := len(named) == 1:
-        panels = [(f"{label} images", first, (score,)) for score, (_, label) in MARKERS.items()]
-    else:
-        panels = [(name, pair, tuple(MARKERS)) for name, pair in named.items()]
+    is_single, panels = len(named) == 1, [(name, pair, tuple(MARKERS)) for name, pair in named.items()]
+    if is_single:
+        panels = [(f"{label} images", panels[0][1], (score,)) for score, (_, label) in MARKERS.items()]
     n_columns = min(PER_ROW, len(panels))
     heights = [2.9] * -(-len(panels) // n_columns) + [0.27 * (len(CLAIMS) + (not is_single))]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
@@ -50,14 +47,8 @@ def answer_figure(named: Mapping[str, Comparison]) -> Figure:
         axes.set_ylabel("" if i % n_columns else "random's loss against\npretrained's (%)")
     _write_sides(figure.axes)
     _draw_verdicts(figure.add_subplot(places[-1, :]), named)
-    marks = [Line2D([], [], marker=marker, color=NEITHER, label=label) for marker, label in MARKERS.values()]
-    marks = [] if is_single else marks
-    marks.append(Line2D([], [], marker="|", markersize=10, markeredgewidth=2, color=NEITHER, label="95 % interval"))
-    marks.append(Line2D([], [], marker=".", color="black", alpha=0.4, label="replicate"))
-    for mark in marks:
-        mark.set_linestyle("")
-    margin = Patch(color="#e6e6e6", label=f"within {in_percent(LOSS_MARGIN):.0f} %: hardly matters")
-    figure.legend(handles=[*marks, margin], loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     return figure
 
 
@@ -76,17 +67,23 @@ def log_percents(axes: Axes, percents: Sequence[int]) -> None:
 
 
 def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> None:
-    axes.axhspan(in_percent(-LOSS_MARGIN), in_percent(LOSS_MARGIN), color="#eeeeee", linewidth=0)
+    limits = in_percent(np.array([-LOSS_MARGIN, LOSS_MARGIN]))
+    axes.axhspan(*limits, color="#eeeeee", linewidth=0, label=f"within {limits[1]:.0f} %: hardly matters")
     axes.axhline(0, color="black", linewidth=0.8)
     for k, score in enumerate(scores):
-        d, marker = pair.difference(score), MARKERS[score][0]
+        d, (marker, label) = pair.difference(score), MARKERS[score]
         if d.is_known:
             at = d.percents * 1.06 ** (2 * k - len(scores) + 1)  # apart, so that scores do not overlap
-            axes.plot(1.04 * at, in_percent(d.d.T), ".", color="black", alpha=0.35, markersize=5, markeredgewidth=0)
             mean, low, high = d.intervals or (d.mean, *np.full((2, len(at)), np.nan))
             colours = np.select([low > 0, high < 0], [PRETRAINED, RANDOM], NEITHER)
-            axes.vlines(at, in_percent(low), in_percent(high), color=colours, linewidth=2)
-            axes.scatter(at, in_percent(mean), c=colours, marker=marker, zorder=3)
+            labels = (
+                f"mean, {label}" if len(scores) > 1 else "mean",
+                *(("", "") if k else ("95 % interval", "replicate")),
+            )
+            axes.scatter(at, in_percent(mean), c=colours, marker=marker, zorder=3, label=labels[0])
+            axes.vlines(at, in_percent(low), in_percent(high), color=colours, linewidth=2, label=labels[1])
+            dots = axes.plot(1.04 * at, in_percent(d.d.T), ".", color="black", alpha=0.35, markersize=5, mew=0)
+            dots[0].set_label(labels[2])
     log_percents(axes, pair.percents)
 
 
@@ -112,7 +109,7 @@ def _draw_verdicts(axes: Axes, named: Mapping[str, Comparison]) -> None:
                 line.append(effect_text(vars(verdict)))
     widths = [0.44, 0.16, 0.40] if len(named) == 1 else [0.44, *[0.56 / len(named)] * len(named)]
     heads = None if len(named) == 1 else ["", *named]
-    table = axes.table(texts, colLabels=heads, colWidths=widths, bbox=(0, 0, 1, 1))
+    table = axes.table(texts, colLabels=heads, colWidths=widths, bbox=Bbox.unit())
     table.auto_set_font_size(False)
     for (_, column), cell in table.get_celld().items():
         background, colour = VERDICT_COLOURS.get(cell.get_text().get_text(), ("white", "black"))

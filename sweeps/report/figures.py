@@ -69,8 +69,8 @@ def effective_figure(pair: Comparison, table: Table) -> Figure:
         if abs(np.log(line["multiplier"])) > 0.01:
             arrow = {"arrowstyle": "-|>", "color": PRETRAINED, "shrinkA": 3, "shrinkB": 0}
             axes.annotate("", (line["effective_percent"], loss), (percent, loss), arrowprops=arrow)
-        place = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 9, "color": PRETRAINED}
-        axes.annotate(multiplier_text(line), (percent, loss), (-6, -3), **place)
+        text = axes.annotate(multiplier_text(line), (percent, loss), (-6, -3), textcoords="offset points")
+        text.set(ha="right", va="top", fontsize=9, color=PRETRAINED)
     log_percents(axes, pair.percents)
     axes.set_xlim(left=pair.percents[0] / 2)
     axes.margins(y=0.12)
@@ -82,7 +82,7 @@ def effective_figure(pair: Comparison, table: Table) -> Figure:
 def half_widths_figure(pair: Comparison) -> Figure:
     """Draw the half-width of the simultaneous interval against N at the observed variances, a line per fraction."""
     e, margin = pair.difference(pair.loss).estimate, in_percent(LOSS_MARGIN)
-    n = np.arange(2, max(MOST_REPLICATES, 2 * pair.n) + 1)
+    n = range(2, max(MOST_REPLICATES, 2 * pair.n) + 1)
     estimates = [dataclasses.replace(e, n=k, df=e.df / (e.n - 1) * (k - 1)) for k in n]
     halves = in_percent(np.array([estimate.intervals().high - e.mean for estimate in estimates]))  # [n, fractions]
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")

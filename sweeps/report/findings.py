@@ -56,15 +56,17 @@ def points(pair: Comparison, score: Score) -> Table:
     """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score.
 
     `random` and the other init's name: means as logged. `difference`: of these. `mean`: random - init of log losses or
-    of accuracies, with simultaneous 95 % limits `low` and `high`.
+    of accuracies, with simultaneous 95 % limits `low` and `high`. `image_variance`: squared standard error of `mean`
+    that is due to the judged images.
     """
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
-    means = {init: pair.scores(init, score).mean(axis=0) for init in (pair.init, "random")}
-    low, high = (d.intervals.low, d.intervals.high) if d.intervals else np.full((2, len(pair.percents)), np.nan)
-    columns = {"percent": pair.percents, **means, "difference": means["random"] - means[pair.init]}
-    return pd.DataFrame(columns | {"mean": d.mean, "low": low, "high": high}).to_dict("records")
+    own, random = (pair.scores(init, score).mean(axis=0) for init in (pair.init, "random"))
+    mean, low, high = d.intervals or (d.mean, np.nan, np.nan)
+    columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
+    columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
+    return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")
 
 
 def effective_data(pair: Comparison) -> Table:
@@ -78,8 +80,9 @@ def effective_data(pair: Comparison) -> Table:
     n_together = sum(FROM_PERCENT <= percent <= percents[-1] / MAX_MULTIPLIER for percent in percents)
     data = pair.curves.effective_data(max(1, n_together))
     limits = {"low": np.where(data.low > 0, data.low, np.nan), "high": np.where(data.high < np.inf, data.high, np.nan)}
-    columns = {"percent": percents, "effective_percent": data.effective, "multiplier": data.multiplier} | limits
-    return pd.DataFrame(columns | {"at_least": data.at_least, "at_most": data.at_most}).to_dict("records")
+    columns: dict[str, Any] = {"percent": percents, "effective_percent": data.effective, "multiplier": data.multiplier}
+    columns |= limits | {"at_least": data.at_least, "at_most": data.at_most}
+    return pd.DataFrame(columns).to_dict("records")
 
 
 def _seconds_per_replicate(pair: Comparison) -> float:
