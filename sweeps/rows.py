@@ -1,5 +1,7 @@
 """Results of a sweep as a table with one row per cell: as CSV, JSON, and arrays over replicates and fractions."""
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -83,6 +85,16 @@ def to_csv(rows: Sequence[Row]) -> str:
         lines.append([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *texts, row.run_id])
     columns = ["percent", "init", "replicate", "n_train", "status", *columns, "run_id"]
     return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
+
+
+def from_csv(text: str) -> list[Row]:
+    """Read the rows that `to_csv` wrote, without the settings of tuned cells."""
+    rows = []
+    for line in pd.read_csv(io.StringIO(text)).to_dict("records"):
+        scores = {key: float(line[key]) for key in COLUMNS if not math.isnan(line.get(key, math.nan))}
+        cell = Cell(line["percent"], line["init"], line["replicate"])
+        rows.append(Row(cell, line["n_train"], line["run_id"], line["status"], scores))
+    return rows
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.claims import crossover, judge
+from fmnist_transfer.store import roles
+from sweeps.analysis.claims import FROM_PERCENT, MAX_MULTIPLIER, crossover, judge
 from sweeps.analysis.comparison import Comparison
-from sweeps.grid import REPORTED, RecipeChange
+from sweeps.grid import REPORTED
 from sweeps.results.read import LoggedSweep
-from sweeps.rows import Score, by_replicate
+from sweeps.rows import Score, by_replicate, finished_percents
 
 SCORES = {score.name.lower(): score for score in Score}  # by name in `--json`, such as `val_loss`
-COMPARED = ("train_loss", "heldout_loss", "val_loss", "test_loss", "heldout_accuracy", "val_accuracy", "test_accuracy")
-NO_INTERVAL = (np.nan, np.nan)
+COMPARED = (
+    *("train_loss", "heldout_loss", "val_loss", "test_loss", "test_best_loss", "test_scaled_loss"),
+    "heldout_accuracy",
+)
 Findings = dict[str, Any]
 Table = list[dict[str, Any]]
 
@@ -26,18 +29,20 @@ Table = list[dict[str, Any]]
 def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     """Collect everything that the logged runs say about a sweep, and summaries of `others` to compare it with."""
     pair = sweep.pair
-    band = {name: table for name in COMPARED if (table := points(pair, SCORES[name]))}
     controls = [sweep.comparison(init) for init in sweep.inits if init not in REPORTED]
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
+        "n_sources": sweep.n_sources,
+        "is_complete": sweep.is_complete,
         "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
         "crossover": crossover(pair),
-        "effective_data": _effective_data(pair),
-        "band": band,
+        "differences": {name: table for name in COMPARED if (table := points(pair, SCORES[name]))},
+        "seconds_per_replicate": _seconds_per_replicate(pair),
+        "effective_data": effective_data(pair),
         "inits": list(_means(sweep)),
         "controls": [
-            {"init": control.init, "n_replicates": control.n, "points": points(control)}
+            {"init": control.init, "n_replicates": control.n, "points": points(control, control.loss)}
             for control in controls
             if control.n
         ],
@@ -47,43 +52,53 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     }
 
 
-def points(pair: Comparison, score: Score | None = None) -> Table:
-    """random - init of one score (default: the judged loss) at each fraction; empty if nothing can be compared.
+def points(pair: Comparison, score: Score) -> Table:
+    """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score.
 
-    `mean`, `low` and `high` are those of the log ratio for a loss, simultaneous; `nats` is the plain mean difference.
+    `random` and the other init's name: means as logged. `difference`: of these. `mean`: random - init of log losses or
+    of accuracies, with simultaneous 95 % limits `low` and `high`. `image_variance`: squared standard error of `mean`
+    that is due to the judged images.
     """
-    score = score or pair.loss
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
-    low, high = (d.intervals.low, d.intervals.high) if d.intervals else np.full((2, len(pair.percents)), np.nan)
-    columns = {"percent": np.array(pair.percents), "mean": d.mean, "low": low, "high": high}
-    return pd.DataFrame(columns | ({"nats": pair.nats(score).mean} if score.is_loss else {})).to_dict("records")
+    own, random = (pair.scores(init, score).mean(axis=0) for init in (pair.init, "random"))
+    mean, low, high = d.intervals or (d.mean, np.nan, np.nan)
+    columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
+    columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
+    return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")
 
 
-def _effective_data(pair: Comparison) -> Table:
-    if len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
+def effective_data(pair: Comparison) -> Table:
+    """Effective data at each judged fraction, with limits `low` and `high` of the multiplier; empty if unknown.
+
+    The limits hold together at the fractions that a claim looks at.
+    """
+    percents = pair.percents
+    if len(percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
         return []
-    data, percents = pair.curves.effective_data(len(pair.percents)), np.array(pair.percents)
-    columns = {"percent": percents, "effective_percent": data.effective, "transferred_percent": data.transferred}
-    columns |= {
-        "multiplier": data.multiplier,
-        "low": np.where(data.low > 0, data.low, np.nan),
-        "high": np.where(np.isfinite(data.high), data.high, np.nan),
-    }
-    return pd.DataFrame(columns | {"at_least": data.at_least, "at_most": data.at_most}).to_dict("records")
+    n_together = sum(FROM_PERCENT <= percent <= percents[-1] / MAX_MULTIPLIER for percent in percents)
+    data = pair.curves.effective_data(max(1, n_together))
+    limits = {"low": np.where(data.low > 0, data.low, np.nan), "high": np.where(data.high < np.inf, data.high, np.nan)}
+    columns: dict[str, Any] = {"percent": percents, "effective_percent": data.effective, "multiplier": data.multiplier}
+    columns |= limits | {"at_least": data.at_least, "at_most": data.at_most}
+    return pd.DataFrame(columns).to_dict("records")
+
+
+def _seconds_per_replicate(pair: Comparison) -> float:
+    """Mean training time of the cells of both inits at all judged fractions; NaN without replicates."""
+    seconds = [row.scores.get(roles.SECONDS, np.nan) for row in pair.rows if row.cell.replicate in pair.replicates]
+    return sum(seconds) / pair.n if pair.n else np.nan
 
 
 def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
-    """Means over the finished replicates, and the sd of the validation loss, at each fraction of each init."""
+    """Means over the finished replicates at each fraction of each init."""
     for init in sweep.inits:
-        cells = [row for row in sweep.rows if row.cell.init == init and row.status == "finished"]
-        for percent in sorted({row.cell.percent for row in cells}):
-            values = {name: by_replicate(cells, init, score, [percent]) for name, score in SCORES.items()}
+        for percent in finished_percents(sweep.rows, init):
+            values = {name: by_replicate(sweep.rows, init, score, [percent]) for name, score in SCORES.items()}
             n = int(np.isfinite(values["val_loss"]).sum())
-            sd = np.nanstd(values["val_loss"], ddof=1) if n > 1 else np.nan
             means = {name: np.nanmean(of_cells) for name, of_cells in values.items() if not np.isnan(of_cells).all()}
-            yield {"init": init, "percent": percent, "n_replicates": n, "val_loss_sd": sd, "means": means}
+            yield {"init": init, "percent": percent, "n_replicates": n, "means": means}
 
 
 def beside(sweep: LoggedSweep) -> dict[str, Any]:
@@ -92,54 +107,19 @@ def beside(sweep: LoggedSweep) -> dict[str, Any]:
     recipe = "a recipe for each init" if sweep.is_tuned else "one recipe"
     augmentation = " and ".join(name for name in ("flip", "shift", "erase") if getattr(sweep.recipe, name)) or "none"
     training = f"budget {budget}, {sweep.recipe.epochs} epochs, augmentation {augmentation}, seed {seed}"
-    sources = ", a source network for each replicate" if "sources" in sweep.params else ""
+    sources = ", a source network for each replicate" if sweep.n_sources > 1 else ""
     return {
         "run_id": sweep.run_id,
         "name": sweep.name,
         "kind": f"split {split}, {recipe}, {training}{sources}",
         "n_replicates": sweep.pair.n,
-        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()},
-        "points": points(sweep.pair),
+        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()} if sweep.is_complete else {},
+        "points": points(sweep.pair, sweep.pair.loss),
     }
 
 
 def csv_of(findings: Findings) -> str:
-    """One line per number: what it is, of which init or sweep, at which fraction, its interval, replicates."""
-    numbers = ["value", "low", "high"]
-    columns = ["quantity", "of", "percent", *numbers, "n_replicates", "remark"]
-    types = dict.fromkeys(numbers, "float") | {"percent": "Int64"}
-    table = pd.DataFrame(_lines(findings), columns=columns).astype(types)
+    """`differences` as one table."""
+    tables = {name: pd.DataFrame(table) for name, table in findings["differences"].items()}
+    table = pd.concat(tables, names=["score", None]).reset_index("score") if tables else pd.DataFrame()
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def _lines(findings: Findings) -> Iterator[tuple[Any, ...]]:
-    """Yield the lines of report.csv, each in the order of the columns in `csv_of`."""
-    n, of = findings["n_replicates"], "random - pretrained"
-    for name, claim in findings["claims"].items():
-        values = (claim["effect"], *(claim["interval"] or NO_INTERVAL))
-        yield f"claim {name}", "", claim["percent"], *values, claim["n_replicates"], claim["verdict"]
-    for name, table in findings["band"].items():
-        unit = "log ratio" if SCORES[name].is_loss else ""
-        for row in table:
-            yield f"difference {name}", of, row["percent"], row["mean"], row["low"], row["high"], n, unit
-    for row in findings["effective_data"]:
-        remark = "at least" if row["at_least"] else "at most" if row["at_most"] else ""
-        values = (row["multiplier"], row["low"], row["high"])
-        yield "effective data multiplier", "pretrained", row["percent"], *values, n, remark
-    for line in findings["inits"]:
-        for name, mean in line["means"].items():
-            yield f"mean {name}", line["init"], line["percent"], mean, *NO_INTERVAL, line["n_replicates"], ""
-    for control in findings["controls"]:
-        yield from _compared(control, f"random - {control['init']}")
-    for init, settings in findings["recipes"].items():
-        for percent, setting in settings.items():
-            remark = str(RecipeChange(**setting))
-            yield "recipe learning_rate", init, int(percent), setting["learning_rate"], *NO_INTERVAL, 2, remark
-    for other in findings["compared_with"]:
-        yield from _compared(other, other["run_id"], other["kind"])
-
-
-def _compared(compared: dict[str, Any], of: str, remark: str = "") -> Iterator[tuple[Any, ...]]:
-    for row in compared["points"]:
-        values = (row["mean"], row["low"], row["high"])
-        yield "difference loss", of, row["percent"], *values, compared["n_replicates"], remark

@@ -1,13 +1,15 @@
 """Tables of the report's page: numbers in, Markdown out. A line of a table is a dict, column -> cell."""
 
 from collections.abc import Iterable, Mapping
-from math import expm1, isnan, nan
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.claims import CLAIMS
-from sweeps.report.findings import SCORES, Table
+from fmnist_transfer.terminal.output import counted, duration
+from sweeps.analysis.claims import CLAIMS, effect_text
+from sweeps.report.answer import in_percent
+from sweeps.report.findings import SCORES, Findings, Table
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 from sweeps.training.recipes import is_on_edge
@@ -20,47 +22,88 @@ def markdown_table(lines: Iterable[Mapping[str, Any]] | pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def points_table(points: Table) -> str:
-    return markdown_table(_cells(at) for at in points)
+def answer_table(findings: Findings) -> str:
+    """Each claim's verdict with its effect, replicates and signs; beside an open one, what would decide it."""
+    marks = ["one source network"] * (findings["n_sources"] == 1)
+    lines = []
+    for name, claim in findings["claims"].items():
+        more = f" ({text})" if (text := more_text(claim, findings["seconds_per_replicate"])) else ""
+        lines.append(
+            {
+                "claim": CLAIMS[name],
+                "verdict": f"**{claim['verdict']}**{more}",
+                "random against pretrained [95 %]": effect_text(claim),
+                "replicates": ", ".join([str(claim["n_replicates"]), *marks, *["extended"] * claim["is_extended"]]),
+                "sign on validation, test": ", ".join(filter(None, (claim["val_sign"], claim["test_sign"]))),
+                "why": claim["reason"],
+            }
+        )
+    return markdown_table(lines)
 
 
-def controls_table(controls: Table) -> str:
+def more_text(claim: Mapping[str, Any], seconds_per_replicate: float) -> str:
+    """`12 more replicates would tell, some 3 h 20 min`, or that none would; empty beside a verdict."""
+    n = claim["more"]
+    if not isinstance(n, int):
+        return str(n)
+    time = "" if isnan(seconds_per_replicate) else f", some {duration(n * seconds_per_replicate)}"
+    return f"{counted(n, 'more replicate')} would tell{time}"
+
+
+def points_table(points: Table, score: Score) -> str:
+    return markdown_table(_cells(at, score) for at in points)
+
+
+def controls_table(controls: Table, score: Score) -> str:
     heads = [({"init": own["init"], "n": own["n_replicates"]}, own["points"]) for own in controls]
-    return markdown_table(head | _cells(at, label="random - init") for head, points in heads for at in points)
+    return markdown_table(head | _cells(at, score, head["init"], "mean") for head, points in heads for at in points)
 
 
-def _cells(at: dict[str, Any], label: str = "random - pretrained") -> dict[str, str]:
-    """One line of `findings.points`: a loss in percent of pretrained's and in nats, an accuracy in points."""
-    values = [100 * (expm1(at[key]) if "nats" in at else at[key]) for key in ("mean", "low", "high")]
-    mean, low, high = (f"{value:+.2f}" for value in values)
-    cells = {"data": f"{at['percent']} %", label: mean, "interval": "-" if low == "+nan" else f"{low} to {high}"}
-    return cells | ({"nats": f"{at['nats']:+.4f}"} if "nats" in at else {})
+def _cells(at: Mapping[str, Any], score: Score, own: str = "pretrained", label: str = "") -> dict[str, str]:
+    """One line of `findings.points`: means, then the difference; of a loss in percent and nats, else in points."""
+    values = {key: f"{score.scale * at[key]:.{score.digits}f}" for key in (own, "random")}
+    cells = {"data": f"{at['percent']} %", label or own: values[own], "random": values["random"]}
+    if not score.is_loss:
+        return cells | {"random is higher by (points)": _effect(at, is_loss=False)}
+    return cells | {"random is higher by (%)": _effect(at, is_loss=True), "by (nats)": f"{at['difference']:+.4f}"}
+
+
+def _effect(at: Mapping[str, Any], *, is_loss: bool) -> str:
+    """`+6.10 [+1.20, +11.30]`: of a loss in percent, of an accuracy in points."""
+    mean, low, high = (in_percent(at[key]) if is_loss else 100 * at[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.2f}" + ("" if isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def effective_table(table: Table) -> str:
-    lines = []
-    for percent, effective, transferred, multiplier, low, high, at_least, at_most in map(dict.values, table):
-        bound = "≥ " if at_least else "≤ " if at_most else ""
-        limits = [f"≥ {low:.2f}"] * (not isnan(low)) + [f"≤ {high:.2f}"] * (not isnan(high))
-        interval = ", ".join(limits) or "-"
-        numbers = [f"{effective:.1f} %", f"{transferred:+.1f}", f"{multiplier:.2f}"]
-        lines.append([f"{percent} %", *(bound + number for number in numbers), interval])
-    columns = ["D_F, of the data", "D_E", "D_T = D_E - D_F (points)", "D_E / D_F", "95 % limits"]
-    return markdown_table(pd.DataFrame(lines, columns=columns))
+    return markdown_table(
+        {
+            "D_F, of the data": f"{line['percent']} %",
+            "D_E": f"{_bound(line)}{line['effective_percent']:.1f} %",
+            "D_E / D_F [95 % limits]": multiplier_text(line),
+        }
+        for line in table
+    )
+
+
+def multiplier_text(line: Mapping[str, Any]) -> str:
+    """`1.30 x [1.10, 1.61]`, of a line of effective data; an unknown limit is `...`."""
+    low, high = ("..." if isnan(line[key]) else f"{line[key]:.2f}" for key in ("low", "high"))
+    return f"{_bound(line)}{line['multiplier']:.2f} x [{low}, {high}]"
+
+
+def _bound(line: Mapping[str, Any]) -> str:
+    return "≥ " if line["at_least"] else "≤ " if line["at_most"] else ""
 
 
 def inits_table(inits: Table) -> str:
     lines = []
     for line in inits:
-        means = {name.replace("_", " "): _number(line["means"].get(name, nan), score) for name, score in SCORES.items()}
-        head = {"init": line["init"], "data": f"{line['percent']} %", "n": line["n_replicates"]}
-        lines.append(head | means | {"sd of val loss": _number(line["val_loss_sd"], Score.VAL_LOSS) or ""})
+        means = {
+            SCORES[name].label: f"{SCORES[name].scale * mean:.{SCORES[name].digits}f}"
+            for name, mean in line["means"].items()
+        }
+        lines.append({"init": line["init"], "data": f"{line['percent']} %", "n": line["n_replicates"]} | means)
     return markdown_table(lines)
-
-
-def _number(value: float, score: Score) -> str | None:
-    digits = score.digits if abs(value) < 10 else 2
-    return None if isnan(value) else f"{score.scale * value:.{digits}f}"
 
 
 def recipes_table(sweep: LoggedSweep) -> str:
@@ -74,16 +117,13 @@ def recipes_table(sweep: LoggedSweep) -> str:
 
 
 def beside_table(sweeps: Table) -> str:
-    percents = [f"{percent} %" for percent in sorted({at["percent"] for sweep in sweeps for at in sweep["points"]})]
-    columns = []
+    lines = []
     for sweep in sweeps:
-        head = {"run": f"`{sweep['run_id']}`", "of": code(sweep["name"]), "kind": sweep["kind"]}
-        verdicts = {CLAIMS[name]: verdict for name, verdict in sweep["verdicts"].items()}
-        points = map(_cells, sweep["points"])
-        effects = {at["data"]: f"{at['random - pretrained']} ({at['interval']})".removesuffix(" (-)") for at in points}
-        column = head | {"replicates": sweep["n_replicates"]} | verdicts | dict.fromkeys(percents, "") | effects
-        columns.append(pd.Series(column, name=f"`{sweep['run_id'][:8]}`"))
-    return markdown_table(pd.concat(columns, axis="columns").reset_index(names=""))
+        head = {"run": code(sweep["run_id"]), "of": code(sweep["name"]), "kind": sweep["kind"]}
+        verdicts = {text: sweep["verdicts"].get(name, "not yet") for name, text in CLAIMS.items()}
+        effects = {f"{at['percent']} %": _effect(at, is_loss=True) for at in sweep["points"]}
+        lines.append(head | {"replicates": sweep["n_replicates"]} | verdicts | effects)
+    return markdown_table(lines)
 
 
 def settings_table(sweep: LoggedSweep) -> str:

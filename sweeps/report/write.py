@@ -21,7 +21,8 @@ from fmnist_transfer.workers.stop import StopSignal
 from sweeps import grid
 from sweeps.analysis import claims, comparison
 from sweeps.report import tables
-from sweeps.report.figures import report_figures
+from sweeps.report.epochs import read_curves
+from sweeps.report.figures import CAPTIONS, report_figures
 from sweeps.report.findings import Findings, beside, csv_of, find
 from sweeps.results.plans import note_verdict
 from sweeps.results.read import LoggedSweep
@@ -49,18 +50,19 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     check_stop()
     findings = find(sweep, others)
     images, captions = {}, {}
+    curves = read_curves(store, sweep.pair) if sweep.pair.n else []
 
     def draw() -> dict[str, Figure]:
         figures = {}
-        for name, (figure, caption) in report_figures(sweep, findings).items():
+        for name, figure in report_figures(sweep, others, curves).items():
             check_stop()
             content = io.BytesIO()
             figure.savefig(content, format="png", dpi=110)
-            images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), caption
+            images[f"{name}.png"], captions[f"{name}.png"] = content.getvalue(), CAPTIONS[name]
             figures[f"{FOLDER}/{name}.png"] = figure
         return figures
 
-    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/losses.png", INLINE_COPY))
+    store.log_figures(sweep.run_id, draw, (f"{FOLDER}/answer.png", INLINE_COPY))
     page = markdown_of(sweep, findings, captions)
     texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
     for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
@@ -78,6 +80,7 @@ def markdown_of(sweep: LoggedSweep, findings: Findings, captions: Mapping[str, s
     """The report as Markdown. captions: figure file -> caption, in order."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": tables.code, "some": some}
+    environment.globals |= {"caveats": caveats, "MARGIN": math.expm1(comparison.LOSS_MARGIN)}
     modules = {"claims": claims, "comparison": comparison, "grid": grid, "recipes": recipes, "tables": tables}
     template = environment.from_string(Path(__file__).with_name("report.md.j2").read_text())
     return template.render(modules, sweep=sweep, own=beside(sweep), findings=findings, captions=captions)
@@ -103,10 +106,12 @@ def html_of(text: str, images: Mapping[str, bytes]) -> str:
 
 
 def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
-    lines = []
-    for i, (name, claim) in enumerate(findings["claims"].items(), 1):
-        lines += [f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({claim['reason']})."]
-        lines += [f"   Observed: {effect}."] if (effect := claims.effect_text(claim)) else []
+    """The verdicts, or that there is none yet; then what limits them."""
+    lines = [] if sweep.is_complete else ["No verdict yet."]
+    for i, (name, claim) in enumerate(findings["claims"].items() if sweep.is_complete else (), 1):
+        reasons = claim["reason"], tables.more_text(claim, findings["seconds_per_replicate"])
+        lines.append(f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({'; '.join(filter(None, reasons))}).")
+        lines += [f"   Random against pretrained: {effect}."] if (effect := claims.effect_text(claim)) else []
     lines += ["", *caveats(sweep)] if caveats(sweep) else []
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
@@ -148,17 +153,15 @@ def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
     has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # curve runs are made when the sweep ends
     curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
     report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
-    judged = {f"{claims.CLAIMS[name]}: **{it['verdict']}**": it for name, it in findings["claims"].items()}
-    reasons = [f"- {text} ({it['reason']}); {claims.effect_text(it)}".removesuffix("; ") for text, it in judged.items()]
-    shown = picture(run_id, INLINE_COPY, "losses against the share of the target's training images")
+    verdicts = "; ".join(f"{claims.CLAIMS[name]}: **{it['verdict']}**" for name, it in findings["claims"].items())
+    answer = f"Claims of the original report: {verdicts}." if sweep.is_complete else "**No verdict yet.**"
+    shown = picture(run_id, INLINE_COPY, "random's loss against pretrained's, and the verdicts")
     paragraphs = [
-        f"{_question(*sweep.halves)} Claims of the original report: {'; '.join(judged)}.{missing}",
+        f"{_question(*sweep.halves)} {answer}{missing}",
         f"Look at: {curves}{report} · {_tables(experiment_id)}",
         " ".join(caveats(sweep)),
         *([shown] if sweep.pair.n else []),
-        "\n".join(reasons),
-        "Effects are random minus pretrained: a loss above 0 means that pretraining helps. To extend this sweep, run "
-        "the same command with more replicates (`--replicates`), fractions or inits.",
+        "To extend this sweep, run the same command with more replicates (`--replicates`), fractions or inits.",
     ]
     return "\n\n".join(filter(None, paragraphs))
 

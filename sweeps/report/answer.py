@@ -1,0 +1,118 @@
+"""The answer in one picture: where pretraining helps and where it hurts, and the verdicts on the four claims."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from sweeps.analysis.claims import CLAIMS, effect_text, judge
+from sweeps.analysis.comparison import LOSS_MARGIN, Comparison
+from sweeps.grid import TRAITS
+from sweeps.rows import Score
+
+WIDTH, PER_ROW = 8.5, 3  # inches: at 100 dpi the width of a README; panels
+PRETRAINED, RANDOM, NEITHER = TRAITS["pretrained"].colour, TRAITS["random"].colour, "#777777"
+# Distinguishable by the colour-blind (Okabe & Ito 2008, darkened for white text); background and text.
+VERDICT_COLOURS = {
+    "holds": ("#00795c", "white"),
+    "does not hold": ("#9c3f73", "white"),
+    "does not arise": ("#9bd3f2", "black"),
+    "cannot be told": ("#e0e0e0", "black"),
+}
+NO_VERDICT = "no verdict yet"
+MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test")}
+
+
+def answer_figure(named: Mapping[str, Comparison]) -> Figure:
+    """Draw loss differences with simultaneous 95 % intervals above a table of verdicts; names are titles.
+
+    A single comparison has a panel each for validation and test; of several each has a panel with both. They have a
+    replicate or more.
+    """
+    is_single, panels = len(named) == 1, [(name, pair, tuple(MARKERS)) for name, pair in named.items()]
+    if is_single:
+        panels = [(f"{label} images", panels[0][1], (score,)) for score, (_, label) in MARKERS.items()]
+    n_columns = min(PER_ROW, len(panels))
+    heights = [2.9] * -(-len(panels) // n_columns) + [0.27 * (len(CLAIMS) + (not is_single))]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
+    places = figure.add_gridspec(len(heights), n_columns, height_ratios=heights)
+    for i, (title, pair, scores) in enumerate(panels):
+        axes = figure.add_subplot(places[divmod(i, n_columns)], sharey=figure.axes[0] if i else None)
+        axes.set_title(title, fontsize=10)
+        _draw_differences(axes, pair, scores)
+        axes.set_ylabel("" if i % n_columns else "random's loss against\npretrained's (%)")
+    _write_sides(figure.axes)
+    _draw_verdicts(figure.add_subplot(places[-1, :]), named)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+    return figure
+
+
+def in_percent(log_ratio: Any) -> Any:
+    """Log ratios of losses (a number or an array) as percent."""
+    return 100 * np.expm1(log_ratio)
+
+
+def log_percents(axes: Axes, percents: Sequence[int]) -> None:
+    """Scale the x axis by the log of the fraction, with a tick at each."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(percents, [str(percent) for percent in percents])
+    axes.set_xlim(percents[0] / 1.25, percents[-1] * 1.25)
+    axes.set_xlabel("% of the target's training images", fontsize=9)
+
+
+def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> None:
+    limits = in_percent(np.array([-LOSS_MARGIN, LOSS_MARGIN]))
+    axes.axhspan(*limits, color="#eeeeee", linewidth=0, label=f"within {limits[1]:.0f} %: hardly matters")
+    axes.axhline(0, color="black", linewidth=0.8)
+    for k, score in enumerate(scores):
+        d, (marker, label) = pair.difference(score), MARKERS[score]
+        if d.is_known:
+            at = d.percents * 1.06 ** (2 * k - len(scores) + 1)  # apart, so that scores do not overlap
+            mean, low, high = d.intervals or (d.mean, *np.full((2, len(at)), np.nan))
+            colours = np.select([low > 0, high < 0], [PRETRAINED, RANDOM], NEITHER)
+            labels = (
+                f"mean, {label}" if len(scores) > 1 else "mean",
+                *(("", "") if k else ("95 % interval", "replicate")),
+            )
+            axes.scatter(at, in_percent(mean), c=colours, marker=marker, zorder=3, label=labels[0])
+            axes.vlines(at, in_percent(low), in_percent(high), color=colours, linewidth=2, label=labels[1])
+            dots = axes.plot(1.04 * at, in_percent(d.d.T), ".", color="black", alpha=0.35, markersize=5, mew=0)
+            dots[0].set_label(labels[2])
+    log_percents(axes, pair.percents)
+
+
+def _write_sides(panels: Sequence[Axes]) -> None:
+    """Widen the shared y axis so that the words on its sides do not cover dots, and write them."""
+    low, high = panels[0].get_ylim()
+    margin = 0.13 * (max(high, 15) - min(low, -15))
+    panels[0].set_ylim(min(low, -15) - margin, max(high, 15) + margin)
+    for axes in panels:
+        write = partial(axes.text, 0.97, transform=axes.transAxes, ha="right", weight="bold", fontsize=9)
+        write(0.97, "▲ pretraining helps", color=PRETRAINED, va="top")
+        write(0.03, "▼ pretraining hurts", color=RANDOM, va="bottom")
+
+
+def _draw_verdicts(axes: Axes, named: Mapping[str, Comparison]) -> None:
+    """Draw a line per claim: its verdict on each comparison, and the effect if there is only one."""
+    axes.axis("off")
+    texts = [[text] for text in CLAIMS.values()]
+    for pair in named.values():
+        for line, verdict in zip(texts, judge(pair).values(), strict=True):
+            line.append(verdict.verdict if pair.is_complete else NO_VERDICT)
+            if len(named) == 1:
+                line.append(effect_text(vars(verdict)))
+    widths = [0.44, 0.16, 0.40] if len(named) == 1 else [0.44, *[0.56 / len(named)] * len(named)]
+    heads = None if len(named) == 1 else ["", *named]
+    table = axes.table(texts, colLabels=heads, colWidths=widths, bbox=Bbox.unit())
+    table.auto_set_font_size(False)
+    for (_, column), cell in table.get_celld().items():
+        background, colour = VERDICT_COLOURS.get(cell.get_text().get_text(), ("white", "black"))
+        cell.set(facecolor=background, edgecolor="white", fontsize=8.5 if len(named) < 5 else 7)
+        cell.set_text_props(color=colour, ha="center" if column else "left")
+        cell.PAD = 0.01
