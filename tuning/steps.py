@@ -110,7 +110,7 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     settings, store, plan, stopwatch = context.settings, context.store, context.plan, context.stopwatch
     classes, epochs = digits(plan.split.source), counted(settings.epochs, "epoch")
     limit = settings.cost_limit
-    size = "" if limit is None else f" of at most {limit:g} times the default network's training time"
+    size = "" if limit is None else f" of cost up to {limit:g} (the default network's is 1)"
     subject = f"Search for a CNN{size} on Fashion-MNIST classes {classes}: {{}} of up to {epochs}."
     requeue(study, failed=True)
     log = Trials(study, store, plan, settings, workers=context.workers, run_id=run_id)
