@@ -14,7 +14,7 @@ from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
-from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.comparison import Comparison, ImageVariances, compare
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
 from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
