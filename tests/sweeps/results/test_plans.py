@@ -60,8 +60,8 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
     logged = read_sweep(store, ledger.run_id)
     assert (logged.judged_grid, logged.is_complete, logged.is_extended, logged.n_sources) == (SMALL, False, False, 1)
     assert {row.cell for row in logged.open_rows} == {Cell(60, "random", 0), last}
-    assert logged.seconds_left == 200  # no cell of random at 60 % was measured, so those at 100 % are the forecast
-    assert any("3 min 20 s" in text for text in caveats(logged))
+    assert logged.seconds_left == 160  # a cell takes a second per percent
+    assert any("2 min 40 s" in text for text in caveats(logged))
 
 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
