@@ -63,7 +63,10 @@ def sweep(
     """A sweep of these rows."""
     all_params = {"split": "01234/56789", "budget": "epochs", "weights_digest": "d", "seed": "0"}
     all_params |= {key: str(value) for key, value in settings_params(spec, recipe).items()} | params
-    percents, n = tuple(sorted({row.cell.percent for row in of_rows})), 1 + max(row.cell.replicate for row in of_rows)
+    percents, n = (
+        tuple(sorted({row.cell.percent for row in of_rows})),
+        1 + max((row.cell.replicate for row in of_rows), default=-1),
+    )
     grid = Grid(percents, tuple(dict.fromkeys(row.cell.init for row in of_rows)), n, percents, n)
     name, has_open = "cnn2/1 on classes 56789", any(row.status == "open" for row in of_rows)
     tables: Any = tuple(of_rows), recipe, {}, (0, 0, 0), (), {}
