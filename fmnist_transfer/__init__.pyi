@@ -26,7 +26,6 @@ from .training.evaluation import predict as predict
 from .training.fit import Diverged as Diverged
 from .training.fit import fit as fit
 from .training.fit import fit_and_score as fit_and_score
-from .training.fit import fit_classifier as fit_classifier
 from .training.fit import train_on_half as train_on_half
 from .training.recipe import REFERENCE_RECIPE as REFERENCE_RECIPE
 from .training.recipe import Recipe as Recipe

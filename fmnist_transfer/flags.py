@@ -11,9 +11,9 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.store.places import POSTGRESQL
 from fmnist_transfer.store.retry import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS
 from fmnist_transfer.terminal.command import check_range
-from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.terminal.output import masked, say
 from fmnist_transfer.terminal.process import check_open_files
-from fmnist_transfer.training.recipe import Precision
+from fmnist_transfer.training.recipe import Precision, PrecisionFlag
 from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Engine
@@ -81,8 +81,9 @@ class MachineFlags(Flags):
 class TrainingFlags(Flags):
     seed: int = 0
     """Seed of all random draws; equal seeds give equal results on the same kind of machine."""
-    precision: Precision = "float32"
-    """Number format. bf16: in the forward passes of training; tf32: in all matrix products on CUDA, evaluation too."""
+    precision: PrecisionFlag = "auto"
+    """Number format of training. auto: bf16 if the CPU or GPU is made for it, else float32; tf32: needs CUDA. Scores of
+    finished trainings are always computed in float32."""
     engine: Engine = "local"
     """Place of the trainings. local: this machine; ray: the cluster at RAY_ADDRESS, else one of this machine."""
     gpus_per_task: float = 0.0
@@ -132,7 +133,13 @@ def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: Sto
     if settings.engine == "local":
         check_open_files(n)
     engine: Engine = "local" if settings.dry_run else settings.engine
-    return Workers(n, stop, apart=device != "cpu", engine=engine, gpus_per_task=settings.gpus_per_task)
+    bf16_on = None
+    if engine == "ray":
+        from fmnist_transfer.training.device import resolve_precision
+
+        bf16_on = device if resolve_precision(settings.precision, device)[0] == "bf16" else None
+    gpus = settings.gpus_per_task
+    return Workers(n, stop, apart=device != "cpu", engine=engine, gpus_per_task=gpus, bf16_on=bf16_on)
 
 
 def device_of_tasks(settings: TrainingSettings) -> str:
@@ -147,8 +154,18 @@ def device_of_tasks(settings: TrainingSettings) -> str:
     if device == "auto":
         device = "cuda" if settings.gpus_per_task else "cpu"
     if settings.precision == "tf32" and device != "cuda":
-        raise UsageError(f"--precision tf32: {device} has none; use float32 or bf16, or give --gpus-per-task")
+        raise UsageError(f"--precision tf32: {device} has none; use auto, or give --gpus-per-task")
     return device
+
+
+def precision_of_tasks(settings: TrainingSettings, device: str) -> Precision:
+    """Return the number format to train in, and say what `auto` chose and why."""
+    from fmnist_transfer.training.device import resolve_precision
+
+    precision, reason = resolve_precision(settings.precision, device)
+    if settings.precision == "auto":
+        say(f"Precision {precision}: {reason}")
+    return precision
 
 
 def check_driver(flag: str, uri: str | None) -> None:

@@ -1,19 +1,20 @@
 """The plan of a sweep as plain data: its cells and the order in which they run. Imports no torch."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from fmnist_transfer.errors import UsageError
 from fmnist_transfer.training.recipe import Recipe
 
-Init = Literal["pretrained", "random", "frozen", "lp-ft", "selffer", "shrink-perturb", "matched"]
-INITS: tuple[Init, ...] = get_args(Init)
+Init = str  # a name in INITS, or pretrained@K
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
 SHRINK, PERTURB = 0.4, 0.1  # factors of shrink-perturb (Ash & Adams 2020)
-PROBING_SHARE = 0.2  # share of lp-ft's epochs that train the classifier alone (Kumar et al. 2022)
 TUNING_REPLICATE = 1_000  # replicates from this number on choose recipes and are not compared
-N_TUNING = 54  # cells that choose an init's recipe: 9 settings, 3 fractions, 2 replicates
+N_TUNING_REPLICATES = 4
+N_TUNING = 96  # cells that choose an init's recipe: 8 settings, 3 fractions, 4 replicates
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,45 @@ class InitTraits:
     """Facts of an init that a sweep needs; `training/inits.py` starts and trains it."""
 
     colour: str  # in figures
-    n_trainings: float = 1.0  # work of a cell, in trainings of all layers
-    probes: bool = False  # trains the classifier alone, for a while at least, on features that are computed once
-    copies: bool = False  # trains copied layers: `--recipe tuned` tries lower learning rates for them
-    is_one_fit: bool = False  # is one training of all layers, which `--stack` can do
+    copies: bool = True  # starts from trained weights, changed or not
+    probes: bool = False  # fits the classifier alone first, on features that are computed once
+    lengthens: int = 1  # epochs, as a multiple of the recipe's
+    n_trainings: float = 1.0  # work of a cell, in trainings of all layers by the recipe; 0 makes the recipe irrelevant
+
+    @property
+    def is_one_fit(self) -> bool:
+        """True for one training of all layers by the recipe, which `--stack` can do."""
+        return self.n_trainings == 1 and not self.probes
 
 
 TRAITS: dict[Init, InitTraits] = {
-    "pretrained": InitTraits("#1b6ca8", copies=True, is_one_fit=True),
-    "random": InitTraits("#d1603d", is_one_fit=True),
-    "frozen": InitTraits("#5b8c5a", n_trainings=0.0, probes=True),
-    "lp-ft": InitTraits("#8e5ea2", n_trainings=1 - PROBING_SHARE, probes=True, copies=True),
-    "selffer": InitTraits("#b8860b", n_trainings=2.0, copies=True),
-    "shrink-perturb": InitTraits("#3aa6a6", copies=True, is_one_fit=True),
-    "matched": InitTraits("#7f7f7f", is_one_fit=True),
+    "pretrained": InitTraits("#1b6ca8"),
+    "random": InitTraits("#d1603d", copies=False),
+    "frozen": InitTraits("#5b8c5a", probes=True, n_trainings=0),
+    "lp-ft": InitTraits("#8e5ea2", probes=True),
+    "selffer": InitTraits("#b8860b", n_trainings=2),
+    "random-twice": InitTraits("#a0354f", copies=False, lengthens=2, n_trainings=2),
+    "shrink-perturb": InitTraits("#3aa6a6"),
+    "matched": InitTraits("#7f7f7f"),
 }
+INITS: tuple[Init, ...] = tuple(TRAITS)
+LAYERED = re.compile(r"pretrained@([1-9][0-9]?)")  # copies only the first K layers (Yosinski et al. 2014, AnB+)
+LAYERED_COLOURS = ("#08519c", "#3182bd", "#6baed6", "#9ecae1", "#54278f", "#756bb1", "#9e9ac8", "#bcbddc")
+
+
+def n_copied_layers(init: Init) -> int | None:
+    """Return K of `pretrained@K`, None for other inits."""
+    match = LAYERED.fullmatch(init)
+    return int(match[1]) if match else None
+
+
+def traits(init: Init) -> InitTraits:
+    """Look the init up. Raises UsageError if there is no such init."""
+    if k := n_copied_layers(init):
+        return InitTraits(LAYERED_COLOURS[(k - 1) % len(LAYERED_COLOURS)])
+    if init not in TRAITS:
+        raise UsageError(f"--inits {init}: must be {', '.join(INITS)} or pretrained@K, K being a number of layers")
+    return TRAITS[init]
 
 
 @dataclass(frozen=True, order=True)
@@ -43,14 +68,13 @@ class RecipeChange:
     """Values that replace those of the registered recipe in a tuned cell."""
 
     learning_rate: float
-    trunk_factor: float  # learning rate of all layers but the classifier, as a multiple of `learning_rate`
     warm_up: float  # share of the steps in which the learning rate rises
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         return dataclasses.replace(recipe, **dataclasses.asdict(self))
 
     def __str__(self) -> str:
-        return f"lr {self.learning_rate:.3g} trunk x{self.trunk_factor:.2g} warm-up {self.warm_up:.2g}"
+        return f"lr {self.learning_rate:.3g} warm-up {self.warm_up:.2g}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.flags import Flags, TrainingSettings
 from fmnist_transfer.terminal.command import check_distinct, check_range
-from sweeps.grid import REPORTED, TRAITS, TUNING_REPLICATE, Grid, Init
+from sweeps.grid import REPORTED, TUNING_REPLICATE, Grid, Init, traits
 
 USUALLY_JUDGED = 5, 10, 25, 50, 100  # percent: more judged fractions would only widen the intervals
 
@@ -21,13 +21,14 @@ class TransferFlags(Flags):
     judged: tuple[int, ...] = ()
     """Fractions that carry the verdicts; default: those of 5, 10, 25, 50 and 100 that are trained, else all."""
     inits: tuple[Init, ...] = REPORTED
-    """Starting points: pretrained and random are compared, the others are controls, listed in README."""
+    """Starting points. pretrained and random are compared; controls are frozen, lp-ft, pretrained@K (with only the
+    first K layers), selffer, random-twice, shrink-perturb and matched (see README)."""
     replicates: int = 8
     """Trainings of every cell of the judged fractions, each with new random draws. Verdicts come after the last."""
     curve_replicates: int = 2
     """The same of the other fractions, which only draw the curves; never more than --replicates."""
     recipe: Literal["model", "tuned"] = "model"
-    """Training recipe. model: the network's own; tuned: the best of nine for each init (54 more trainings per init)."""
+    """Training recipe. model: the network's own; tuned: the best of eight for each init, by 96 trainings per init."""
     pretrain_replicates: int = 0
     """Source networks, one per replicate; those of the search are used, the rest trained. 0: all use --model-uri's."""
     epochs: int | None = None
@@ -37,7 +38,7 @@ class TransferFlags(Flags):
     budget: Literal["epochs", "steps"] = "epochs"
     """Equal budget at each fraction. epochs: passes over its images; steps: optimiser steps (as many as at 100 %)."""
     stack: bool = False
-    """Train a fraction's networks as one computation, for a GPU; not with frozen, lp-ft, selffer or --recipe tuned."""
+    """Train a fraction's networks as one computation, for a GPU; for inits of a single training by the recipe."""
     retry_failed: bool = False
     """Also retry trainings whose loss became NaN or infinite; they fail again unless something else has changed."""
 
@@ -45,6 +46,7 @@ class TransferFlags(Flags):
         check_distinct("--fractions", self.fractions)
         check_distinct("--judged", self.judged or self.fractions)
         check_distinct("--inits", self.inits)
+        is_one_fit = {init: traits(init).is_one_fit for init in self.inits}  # raises for an unknown init
         for percent in self.fractions:
             check_range("--fractions", percent, 1, 100)
         if others := sorted(set(self.judged) - set(self.fractions)):
@@ -57,7 +59,7 @@ class TransferFlags(Flags):
             raise UsageError(f"--pretrain-replicates {self.pretrain_replicates}: {need}")
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
-        if self.stack and (apart := [init for init in self.inits if not TRAITS[init].is_one_fit]):
+        if self.stack and (apart := [init for init in self.inits if not is_one_fit[init]]):
             inits = " ".join(apart)
             raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {inits}")
         if self.epochs is not None:

@@ -8,8 +8,9 @@ from fmnist_transfer.data.examples import load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND, UserError
-from fmnist_transfer.flags import ONE_TIME
+from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
 from fmnist_transfer.logged_tasks import Together, TrainedNetworks, Training, run_logged
+from fmnist_transfer.network.cnn2 import CNN2
 from fmnist_transfer.network.weights import State
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
@@ -21,17 +22,19 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
+from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
 from sweeps.results.images import with_image_variances
-from sweeps.results.ledger import CellLog, Ledger, add_grid, identify_sweep, open_ledger
+from sweeps.results.ledger import CellLog, Ledger, identify_sweep, open_ledger
+from sweeps.results.plans import add_grid
 from sweeps.results.read import read_sweep
 from sweeps.rows import Row
 from sweeps.settings import TransferSettings
 from sweeps.training.cells import EVERY, CellPlan, passes, pretrain, train_cells
-from sweeps.training.inits import probing_epochs
+from sweeps.training.inits import copied_tensors, trunk_of
 from sweeps.training.recipes import REPLICATES as TUNING_REPLICATES
 from sweeps.training.recipes import choose, tuned_cells, tuning_cells
 
@@ -89,7 +92,10 @@ def _open(settings: TransferSettings, workers: Workers) -> Store:
 
 
 def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
-    """Load the target half and plan its trainings. Raises UsageError where a fraction or an init cannot be trained."""
+    """Load the target half and plan its trainings.
+
+    Raises UsageError where a fraction, an init or the precision is impossible.
+    """
     data_dir = settings.data_dir or default_data_dir()
     half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
     for percent in settings.fractions:
@@ -97,11 +103,16 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
     spec = replace(model.spec, n_classes=len(half.classes))
     epochs, rate = settings.epochs or model.recipe.epochs, settings.learning_rate or model.recipe.learning_rate
     recipe = replace(model.recipe, epochs=epochs, learning_rate=rate)
-    if "lp-ft" in settings.inits:
-        probing_epochs(recipe.epochs)  # raises UsageError for one epoch
+    for init in settings.inits:
+        copied_tensors(init, trunk_of(model.state))  # raises UsageError for more layers than there are
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
-    sources, budget, seed, precision = {EVERY: model.state}, settings.budget, settings.seed, settings.precision
+    precision = precision_of_tasks(settings, device)
+    if not settings.dry_run:
+        network = CNN2(model.spec)
+        network.load_state_dict(model.state)
+        check_precision(network, half.val.images, precision, device)
+    sources, budget, seed = {EVERY: model.state}, settings.budget, settings.seed
     return CellPlan(half, spec, recipe, sources, budget, seed, device, precision, settings.stack)
 
 

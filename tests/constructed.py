@@ -14,18 +14,18 @@ from sweeps.rows import Row
 
 PERCENTS = (5, 10, 25, 50, 100)
 BASE = {
-    "final/train_loss": 0.5,
-    "final/val_loss": 0.5,
+    "final/train_loss": 0.8,
+    "final/val_loss": 0.8,
     "final/val_accuracy": 0.9,
-    "final/val_scaled_loss": 0.5,
+    "final/val_scaled_loss": 0.8,
     "final/val_ece": 0.02,
     "final/val_temperature": 1.1,
-    "best/val_loss": 0.5,
-    "test/loss": 0.5,
-    "test/best_loss": 0.5,
-    "test/scaled_loss": 0.5,
+    "best/val_loss": 0.8,
+    "test/loss": 0.8,
+    "test/best_loss": 0.8,
+    "test/scaled_loss": 0.8,
     "test/accuracy": 0.9,
-    "heldout/loss": 0.5,
+    "heldout/loss": 0.8,
     "heldout/accuracy": 0.9,
 }
 SPEC, RECIPE = CNN2Spec(), Recipe()
@@ -65,7 +65,7 @@ def sweep(
     all_params |= {key: str(value) for key, value in settings_params(spec, recipe).items()} | params
     percents, n = (
         tuple(sorted({row.cell.percent for row in of_rows})),
-        1 + max((row.cell.replicate for row in of_rows), default=-1),
+        1 + max((r.cell.replicate for r in of_rows), default=-1),
     )
     grid = Grid(percents, tuple(dict.fromkeys(row.cell.init for row in of_rows)), n, percents, n)
     name, has_open = "cnn2/1 on classes 56789", any(row.status == "open" for row in of_rows)

@@ -21,9 +21,10 @@ from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
 from fmnist_transfer.store.runs import TAG_LENGTH, Store
 from fmnist_transfer.training.fit import Diverged
-from sweeps.grid import INITS
+from sweeps.grid import INITS, N_TUNING
 from sweeps.results.ledger import Ledger
 from sweeps.training import cells as sweep_cells
+from sweeps.training import recipes
 from tuning import steps
 
 SMALL = ["--workers", "1", "--device", "cpu"]
@@ -84,7 +85,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
     result = searched[1]
     assert set(result) == {
         *("study", "model_uri", "version", "promoted", "best_of_n", "retrained_mean", "retrained_sd"),
-        *("test_accuracy", "n_trials", "n_pruned", "seconds", "stages"),
+        *("test_accuracy", "trial", "n_trials", "n_pruned", "seconds", "stages"),
     }
     expected = {"study": "cnn2", "model_uri": "models:/cnn2/1", "version": 1, "promoted": True, "n_trials": 5}
     assert {key: result[key] for key in expected} == expected
@@ -104,7 +105,7 @@ def test_search_leaves_study_trials_and_a_registered_best(
         curve = project.store.client.get_metric_history(run.info.run_id, "val/accuracy")
         assert [metric.step for metric in curve] in ([1], [1, 2])
     retrained = project.runs(TUNING, role="retrained")
-    assert len(retrained) == 4
+    assert len(retrained) == 4 + 2  # each of the best four once, and the best two of them again
     assert {run.info.status for run in retrained} == {"FINISHED"}
     figures = {file.path for file in project.store.client.list_artifacts(parent.info.run_id, "figures")}
     names = ("history", "importances", "slices", "expected_best", "inline")
@@ -127,7 +128,7 @@ def test_search_again_does_nothing_twice(project: Project) -> None:
     ("flags", "difference"),
     [
         (["--epochs", "3"], "epochs 2 .*3"),
-        (["--max-mflops", "none"], "max_mflops 4.0 .*None"),
+        (["--max-cost", "none"], "max_cost 1.0 .*None"),
         (["--seed", "1"], "seed 0 .*1"),
     ],
 )
@@ -348,16 +349,19 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
     assert len(table.read_text().splitlines()) == 13  # a smaller grid leaves the larger one's table whole
 
 
+PRECISIONS = (["--precision", "float32"], ["--precision", "bf16"])
+
+
 def test_other_settings_are_another_sweep(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "1"]
     ids = {
         project.sweep("--seed", "3", *arguments, *more)["sweep_run_id"]
         for more in (
-            *([], ["--budget", "steps"], ["--epochs", "1"], ["--precision", "bf16"], ["--stack"]),
+            *([], ["--budget", "steps"], ["--epochs", "1"], ["--stack"], *PRECISIONS),
             *(["--learning-rate", "0.01"], ["--pretrain-replicates", "1"]),
         )
     }
-    assert len(ids) == 7
+    assert len(ids) == 7  # `auto` is one of the two precisions
     rates = {project.store.client.get_run(run_id).data.params["recipe.learning_rate"] for run_id in ids}
     assert len(rates) == 2
     assert "0.01" in rates
@@ -394,11 +398,12 @@ def test_a_dry_run_ends_as_the_sweep_if_no_setting_of_an_init_finished(
     assert capsys.readouterr().err.count("random at 5 %") == 2
 
 
-def test_every_init_and_an_own_recipe(project: Project) -> None:
-    """All seven inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
-    every = ["--inits", *INITS, "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
+def test_every_init_and_an_own_recipe(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All inits; then each with its own recipe: grid, choice, cells, report. Resumed, nothing is trained anew."""
+    monkeypatch.setattr(recipes, "REPLICATES", recipes.REPLICATES[:2])  # half of the 192 cells
+    every = ["--inits", *INITS, "pretrained@3", "--fractions", "20", "100", "--replicates", "1", "--seed", "7"]
     result = project.sweep(*every)
-    assert {cell["init"] for cell in result["cells"]} == set(INITS)
+    assert {cell["init"] for cell in result["cells"]} == {*INITS, "pretrained@3"}
     assert all(cell["distance"]["all"] > 0 for cell in result["cells"])
     frozen = next(cell for cell in result["cells"] if cell["init"] == "frozen")
     assert frozen["distance"]["fc1"] == 0 < frozen["distance"]["fc3"]
@@ -408,7 +413,7 @@ def test_every_init_and_an_own_recipe(project: Project) -> None:
     assert {len(result["recipes"][init]) for init in ("pretrained", "random")} == {3}
     parent = project.store.client.get_run(result["sweep_run_id"])
     cells = project.runs(TRANSFER, role="cell", parent=parent.info.run_id)
-    assert len(cells) == 2 * 9 * 3 * 2 + 4  # grid: inits x settings x percents x replicates
+    assert len(cells) == N_TUNING + 4
     chosen = result["recipes"]["random"]["100"]
     final = next(cell for cell in result["cells"] if (cell["init"], cell["percent"]) == ("random", 100))
     assert final["setting"] == chosen
@@ -571,7 +576,8 @@ def test_a_registered_configuration_on_another_half(
         (["--workers", "many"], r"--workers many.*\bauto\b"),
         (["--fractions", "1"], r"--fractions 1\b.*\b50\b.*\b2\b"),  # of 50 images a class none is left; 2 % would do
         (["--device", "abacus"], r"--device abacus.*\bcpu\b"),
-        (["--inits", "lp-ft", "--epochs", "1"], "lp-ft"),
+        (["--inits", "pretrained@9"], r"--inits pretrained@9.*\b6 layers"),  # four convolutions, fc1, fc2
+        (["--inits", "pretrained@0"], "--inits pretrained@0.*pretrained@K"),
         (["--stack", "--inits", "frozen"], "--stack.*--inits frozen"),
         (["--stack", "--recipe", "tuned"], "--stack.*--recipe"),
         (["--pretrain-replicates", "2", "--replicates", "3"], r"--pretrain-replicates 2.*\b3\b"),
@@ -590,8 +596,8 @@ def test_bad_flags_of_the_sweep(
     ("arguments", "message"),
     [
         (["--trials", "0"], r"--trials 0.*\b1\b"),
-        (["--max-mflops", "1"], r"--max-mflops 1\b.*\b3\.54\b.*none"),
-        (["--max-mflops", "nan"], r"--max-mflops nan.*\b0\b"),
+        (["--max-cost", "0.1"], r"--max-cost 0\.1\b.*\b0\.42\b.*none"),
+        (["--max-cost", "nan"], r"--max-cost nan.*\b0\b"),
         (["--split", "0-4/0-4"], "--split 0-4/0-4.*SOURCE/TARGET"),
         (["--timeout", "-3"], r"--timeout -3\b.*\b0\b"),
         (["--study-name", "it's"], "--study-name it's"),

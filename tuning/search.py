@@ -29,7 +29,7 @@ def main(settings: SearchSettings) -> int:
             result = dry_run(settings)
         else:
             device = device_of_tasks(settings)
-            n_tasks = max(settings.trials, settings.top * settings.n_seeds) if settings.is_search else settings.n_seeds
+            n_tasks = max(settings.trials if settings.is_search else 1, settings.n_seeds)
             with workers_for(settings, device, n_tasks, stop) as workers:
                 from tuning.steps import search
 

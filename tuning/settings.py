@@ -16,18 +16,18 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
-    trials: int = 24
+    trials: int = 18
     """Total number of networks to try; a search with fewer continues up to this number."""
-    epochs: int = 10
+    epochs: int = 6
     """Passes over the training images per trial; poor trials are stopped earlier."""
-    max_mflops: float | Literal["none"] = 4.0
-    """Largest network to try, in millions of floating-point operations per image (forward pass); none: no limit."""
+    max_cost: float | Literal["none"] = 1.0
+    """Largest network to try, by its training time on a CPU: 2 takes twice the default network's; none: no limit."""
     split: str = "0-4/5-9"
     """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
-    top: int = 2
+    top: int = 4
     """Number of best trials to train again before one is registered, since the best score is partly luck."""
     retrain_seeds: int = 3
-    """Number of fresh seeds per trial that is trained again (--reference: one)."""
+    """Number of fresh seeds of the best two of them (--like: of the network; --reference: one)."""
     reference: bool = False
     """Do not search: train the original report's network with its recipe (100 epochs) and register it."""
     like: str | None = None
@@ -42,11 +42,11 @@ class SearchFlags(Flags):
     """Seconds after which no further trial starts; default: no limit."""
 
     def __post_init__(self) -> None:
-        lowest = {"trials": 1, "epochs": 1, "top": 1, "retrain_seeds": 1, "max_mflops": 0, "timeout": 0}
+        lowest = {"trials": 1, "epochs": 1, "top": 1, "retrain_seeds": 1, "max_cost": 0, "timeout": 0}
         for name, low in lowest.items():
             if (value := getattr(self, name)) not in (None, "none"):
                 check_range(_flag(name), value, low)
-        search_only = ["trials", "epochs", "max_mflops", "top", "study_name", "storage", "timeout"]
+        search_only = ["trials", "epochs", "max_cost", "top", "study_name", "storage", "timeout"]
         search_only += ["retrain_seeds", "like"] if self.reference else []
         given = [_flag(name) for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
         if given and not self.is_search:
@@ -71,8 +71,8 @@ class SearchFlags(Flags):
         return 1 if self.reference else self.retrain_seeds
 
     @property
-    def mflops_limit(self) -> float | None:
-        return None if self.max_mflops == "none" else self.max_mflops
+    def cost_limit(self) -> float | None:
+        return None if self.max_cost == "none" else self.max_cost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ from fmnist_transfer.data.examples import load_half
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import Split, digits, parse_split
 from fmnist_transfer.errors import NoStoreError, UsageError, UserError
-from fmnist_transfer.flags import ONE_TIME
+from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
 from fmnist_transfer.identity import identity
-from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec, fresh_network
+from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.links import experiment_page, model_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.open_runs import open_parent
@@ -31,10 +32,11 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import command_line
 from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Stopwatch
+from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.settings import SearchSettings
-from tuning.space import SPACE_VERSION, check_limit, on_edge
+from tuning.space import SPACE_VERSION, affordable, on_edge, starts
 from tuning.study import begin, counting, open_storage, open_study, requeue
 from tuning.trainings import Candidate, Plan
 from tuning.trials import Trials, candidate, study_run
@@ -48,7 +50,7 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     """
     split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
-    plan = Plan(half, split, settings.seed, device, settings.precision)
+    plan = Plan(half, split, settings.seed, device, precision_of_tasks(settings, device))
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     store = open_for_work(settings.tracking_uri, TUNING, retry, mend_copy=settings.mend_copy)
     store.end_orphans(TUNING)
@@ -89,8 +91,9 @@ def description(store: Store, subject: str, result: dict[str, Any] | None = None
 
 def _tune(context: SearchContext) -> dict[str, Any]:
     settings, store, plan, name = context.settings, context.store, context.plan, context.settings.study
-    check_limit(settings.mflops_limit)
-    limits = {"epochs": settings.epochs, "max_mflops": settings.mflops_limit, "space": SPACE_VERSION}
+    affordable(settings.cost_limit)  # raises UsageError if there is no such network
+    _check_precision(plan, HAND_MADE_SPEC)
+    limits = {"epochs": settings.epochs, "max_cost": settings.cost_limit, "space": SPACE_VERSION}
     facts = identity(device=plan.device, **limits, **plan.facts()).facts
     storage = open_storage(settings.storage, store.folder, store.retry)
     with locked(storage.url, f"study {name!r}", f"study-{name}"):
@@ -106,23 +109,22 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     """Run the study's missing trials, train the best again, and register the winner."""
     settings, store, plan, stopwatch = context.settings, context.store, context.plan, context.stopwatch
     classes, epochs = digits(plan.split.source), counted(settings.epochs, "epoch")
-    limit = settings.mflops_limit
-    size = "of any size" if limit is None else f"of at most {limit:g} MFLOPs per image"
-    subject = f"Search for a CNN {size} on Fashion-MNIST classes {classes}: {{}} of up to {epochs}."
+    limit = settings.cost_limit
+    size = "" if limit is None else f" of cost up to {limit:g} (the default network's is 1)"
+    subject = f"Search for a CNN{size} on Fashion-MNIST classes {classes}: {{}} of up to {epochs}."
     requeue(study, failed=True)
     log = Trials(study, store, plan, settings, workers=context.workers, run_id=run_id)
     n_trials = max(settings.trials, len(log.counting))
     store.describe(run_id, description(store, subject.format(counted(n_trials, "trial"))))
     store.log_data(run_id, plan.half, "source")
-    networks = "" if limit is None else f", networks {size}"
     done = f"; {len(log.counting)} done already" if log.counting else ""
-    best, workers = "the best" if settings.top == 1 else f"the best {settings.top}", context.workers
+    workers = context.workers
     outline = {
-        "trials": f"{settings.trials} of up to {epochs}{networks}{done}",
-        "then": f"{best} trained again, {counted(settings.retrain_seeds, 'seed')} each; the winner is registered",
+        "trials": f"{settings.trials} of up to {epochs}{done}",
+        "then": f"the best {settings.top} trained again with fresh seeds; the winner is registered",
         "on": f"{counted(workers.n, 'worker')}, {plan.device}" if workers.engine == "local" else "Ray",
     }
-    print_pairs(f"Search for CNN2 on classes {classes}", outline)
+    print_pairs(f"Search for a CNN2{size} on classes {classes}", outline)
     stopwatch.lap("start")
     trials = log.run()
     n = Counter(trial.state.name for trial in trials)
@@ -141,8 +143,12 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     completed = sorted((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: -(t.value or 0))
     for edge in on_edge(completed[0]):
         say(f"note: the best trial lies on the edge of its range: {edge}")
-    candidates = [candidate(trial) for trial in completed[: settings.top]]
+    by_hand = [trial for trial in completed if trial.params == starts(limit)[0]][:1]
+    again = {trial.number: candidate(trial) for trial in [*completed[:1], *by_hand, *completed[1:]]}
+    candidates = list(again.values())[: settings.top]
     result = register_best(context, candidates, run_id, study=settings.study, name=f"cnn2{plan.split.suffix}")
+    if by_hand and result["trial"] == by_hand[0].number:
+        say("Nothing beat the first trial, the hand-made configuration. Try more --trials or a larger --max-cost")
     store.describe(run_id, description(store, subject.format(counted(len(trials), "trial")), result, picture))
     return result | {"n_trials": len(trials), "n_pruned": n["PRUNED"], "n_failed": n["FAIL"] + result["n_failed"]}
 
@@ -151,6 +157,7 @@ def _train_fixed(context: SearchContext) -> dict[str, Any]:
     """Train the network of `--reference` or `--like` and register it. Returns the same as `_tune`."""
     settings, store, plan = context.settings, context.store, context.plan
     fixed, name, study = _fixed_candidate(store, settings.like, plan.split)
+    _check_precision(plan, fixed.spec)
     like = {"like": fixed.like} if fixed.like else {}
     work = identity(device=plan.device, **settings_params(fixed.spec, fixed.recipe), **plan.facts(), **like)
     tags = {"role": Role.STUDY, "study": study, "study_key": work.key}
@@ -168,6 +175,11 @@ def _train_fixed(context: SearchContext) -> dict[str, Any]:
             result = register_best(context, [fixed], run_id, study=study, name=name)
             store.describe(run_id, description(store, subject, result))
     return result | {"n_trials": 0, "n_pruned": 0}
+
+
+def _check_precision(plan: Plan, spec: CNN2Spec) -> None:
+    network = fresh_network(spec, Streams(plan.seed))
+    check_precision(network, plan.half.val.images, plan.precision, plan.device)
 
 
 def _fixed_candidate(store: Store | None, like: str | None, split: Split) -> tuple[Candidate, str, str]:
@@ -202,7 +214,7 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
             n_done, new = len(counting(optuna.load_study(study_name=study, storage=storage))), ""
         n_to_run = max(0, settings.trials - n_done)
         say(f"Study {study!r}{new}: {n_done} trials done, {n_to_run} would run")
-        work = f"Then the best {settings.top} would be trained again, {settings.n_seeds} seeds each, and one registered"
+        work = f"Then the best {settings.top} would be trained again with fresh seeds, and one registered"
     else:
         store = open_store(settings.tracking_uri, retry, may_write=False) if settings.like else None
         fixed, name, study = _fixed_candidate(store, settings.like, parse_split(settings.split))

@@ -16,7 +16,7 @@ from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.store.places import Schema, open_database, sqlite_path, study_uri
 from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.terminal.output import masked, warn_of_password
-from tuning.space import first_trial
+from tuning.space import starts
 
 # User attributes of the study and its trials
 SETTINGS, EPOCHS, SPEC, RECIPE = "settings", "epochs", "spec", "recipe"
@@ -68,9 +68,10 @@ def open_study(storage: RDBStorage, name: str, settings: dict[str, Any]) -> optu
 
 
 def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
-    """Enqueue the hand-made first trial of a new study. The caller is the study's only driver."""
+    """Enqueue the hand-made first trials of a new study. The caller is the study's only driver."""
     if SETTINGS not in study.user_attrs:
-        study.enqueue_trial(first_trial(settings["max_mflops"]), skip_if_exists=True)
+        for params in starts(settings["max_cost"]):
+            study.enqueue_trial(params, skip_if_exists=True)
         study.set_user_attr(SETTINGS, settings)  # last: marks the study as begun
 
 

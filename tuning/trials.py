@@ -33,7 +33,7 @@ from tuning.space import suggest
 from tuning.study import EPOCHS, REASON, RECIPE, SETTINGS, SPEC, counting, requeue
 from tuning.trainings import Candidate, Plan, train_trial
 
-N_STARTUP_TRIALS = 6  # trials before TPE sampling and pruning begin
+N_STARTUP_TRIALS = 4  # trials before TPE sampling and pruning begin
 PARENT = "mlflow_run_id"  # prefix of the study's user attributes that hold ids of its parent runs
 STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
@@ -93,9 +93,10 @@ class Trials:
         self._deadline = time.monotonic() + (math.inf if settings.timeout is None else settings.timeout)
         self._params: dict[str, Any] = study.user_attrs[SETTINGS]
         self._running: dict[Candidate, _Running] = {}
-        study.pruner = optuna.pruners.MedianPruner(
-            n_startup_trials=N_STARTUP_TRIALS, n_warmup_steps=max(1, settings.epochs // 5), n_min_trials=5
-        )
+        # While the rate is high, accuracy says little about the end (in 28 trainings of 6 epochs, its correlation with
+        # the last one is at most 0.4 up to epoch 4, and 0.8 at epoch 5): only the worst quarter stops, and late.
+        latest = settings.epochs - max(1, settings.epochs // 6)
+        study.pruner = optuna.pruners.PercentilePruner(75.0, N_STARTUP_TRIALS, latest, n_min_trials=4)
         self._logged: set[int] = set()
         for run in store.find(TUNING, role=Role.TRIAL, parent=run_id):
             if run.info.status == "RUNNING":  # its logging was cut off
@@ -122,7 +123,7 @@ class Trials:
             seed = Streams(settings.seed, ordinal).seed("sampler") % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
             trial: Any = RetryingClient(retry.call(self._study.ask), retry)
-            spec, recipe = suggest(trial, epochs=settings.epochs, max_mflops=settings.mflops_limit)
+            spec, recipe = suggest(trial, epochs=settings.epochs, max_cost=settings.cost_limit)
             trial.set_user_attr(SPEC, spec.to_dict())
             trial.set_user_attr(RECIPE, recipe.to_dict())
             task = Candidate(spec, recipe, trial.number)

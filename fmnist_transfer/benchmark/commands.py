@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmnist_transfer.benchmark.loop import STOPPED
 from fmnist_transfer.benchmark.measurements import RESUME, Measurements
+from fmnist_transfer.benchmark.tasks import STOPPED
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, fresh_network
@@ -24,8 +24,9 @@ from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE
 from fmnist_transfer.workers.stop import StopSignal
 
-DEFAULT_PERCENTS = range(5, 101, 5)
-CELLS_PER_FRACTION = 6  # two inits, three replicates
+JUDGED = (5, 10, 25, 50, 100)
+# Cells of a default sweep by percent: two inits, eight replicates of judged fractions and two of the others.
+N_CELLS = {percent: 2 * (8 if percent in JUDGED else 2) for percent in range(5, 101, 5)}
 SMALL_SWEEP = ("--fractions", "1", "20", "--replicates", "2", "--epochs", "1")  # eight cells
 N_OTHER_RUNS = 100
 
@@ -64,11 +65,10 @@ class ScratchStore:
         result, wall_seconds = self.sweep()
         if "outside" in parts:
             to_first_step = wall_seconds - result["seconds"] + result["first_step_seconds"]
-            into.add("seconds to the first step", "s", [to_first_step], "<= 10", "of a sweep")
+            into.add("seconds to the first step", [to_first_step])
             outside, evaluation = predicted_percents(result, wall_seconds, self.n_workers)
-            comment = "default sweep, computed from 8 cells"
-            into.add("outside_training_percent", "%", [outside], "<= 5", comment)
-            into.add("evaluation_percent", "%", [evaluation], comment=comment)
+            into.add("outside_training_percent", [outside])
+            into.add("evaluation_percent", [evaluation])
         if "resume" in parts:
             say(f"filling the store with {N_OTHER_RUNS} runs ...")
             for number in range(N_OTHER_RUNS):
@@ -76,8 +76,7 @@ class ScratchStore:
                 tags = {"role": Role.CELL, "parent": "another sweep"}
                 store.end(store.start(TRANSFER, f"other {number}", tags=tags))
             seconds = [self.sweep()[0]["stages"]["resume check"] for _ in range(2)]
-            comment = "to find 8 finished cells beside so many runs of other sweeps"
-            into.add(f"{RESUME}{N_OTHER_RUNS} runs", "s", seconds, comment=comment)
+            into.add(f"{RESUME}{N_OTHER_RUNS} runs", seconds)
 
 
 def predicted_percents(small: dict[str, Any], wall_seconds: float, n_workers: int) -> tuple[float, float]:
@@ -93,8 +92,8 @@ def predicted_percents(small: dict[str, Any], wall_seconds: float, n_workers: in
     image_seconds = statistics.median(largest) / n_largest
     waited = max(0.0, n_workers * cells_seconds / len(cells) - seconds)
     fixed = wall_seconds - cells_seconds
-    n_cells = CELLS_PER_FRACTION * len(DEFAULT_PERCENTS)
-    images = CELLS_PER_FRACTION * 250 * sum(DEFAULT_PERCENTS)  # 250 images per percent
+    n_cells = sum(N_CELLS.values())
+    images = sum(250 * percent * n for percent, n in N_CELLS.items())
     training = HAND_MADE_RECIPE.epochs * images * image_seconds
     evaluation = n_cells * (HAND_MADE_RECIPE.epochs * val_seconds + seconds - train_seconds - val_seconds)
     available = training + evaluation + n_cells * waited + n_workers * fixed

@@ -32,7 +32,7 @@ class Examples:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Self:
-        return type(self)(self.images[indices], self.labels[indices])
+        return type(self)(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
     def first(self, n: int) -> Self:
         return type(self)(self.images[:n], self.labels[:n])
@@ -74,7 +74,7 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
     """Select the images of `classes` from a data set, labels renumbered 0 ... in ascending order of class.
 
     One in six training images of each class becomes validation, chosen independently of the other classes. Twelve per
-    class leave one for each fold of `score.cross_fitted_loss`. Raises DataError for fewer, or without test images.
+    class leave one for each fold of `cross_fitted_losses`. Raises DataError for fewer, or without test images.
     """
     classes = tuple(sorted(set(classes)))
     for c in classes:
@@ -84,7 +84,7 @@ def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:
             raise DataError(f"class {c} has {counts}; it needs at least {FEWEST_TRAINING_IMAGES} and 1")
     kept = torch.tensor(classes)
     train_indices, val_indices = map(torch.from_numpy, train_and_val_indices(train.labels.numpy(), classes))
-    parts = train.take(train_indices), train.take(val_indices), test.take(torch.isin(test.labels, kept))
+    parts = train.take(train_indices), train.take(val_indices), test.take(torch.isin(test.labels, kept).nonzero()[:, 0])
     train, val, test = (Examples(part.images, torch.searchsorted(kept, part.labels)) for part in parts)
     return Half(classes, train, val, test)
 

@@ -56,8 +56,8 @@ class CNN2Spec:
 
 # The original report gives dropout 0.5 and no normalisation; 16/32 channels of 5x5 and fc 256/128 reach its 93.33 %.
 REFERENCE_SPEC = CNN2Spec(channels=(16, 32), kernel_size=5, normalisation="none", fc_dropout=0.5)
-# The search's first trial at its default limit of 4 MFLOPs: about 94.8 % on classes 0-4 with `HAND_MADE_RECIPE`.
-HAND_MADE_SPEC = CNN2Spec(channels=(8, 20), convs_per_block=2, fc1=128, fc2=64, fc_dropout=0.3)
+# The search's first trial: 94.88 % (sd 0.04, five seeds, bf16) on classes 0-4 with `HAND_MADE_RECIPE`.
+HAND_MADE_SPEC = CNN2Spec(convs_per_block=2, fc1=128, fc2=64, fc_dropout=0.3)
 
 
 class CNN2(nn.Module):
@@ -77,7 +77,12 @@ class CNN2(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        hidden = self.blocks(images).flatten(1)
+        hidden = self.blocks(images)
+        if self.training and hidden.requires_grad:  # ReLU's backward is ten times slower if the two layouts differ
+            channels_last = hidden.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            hidden.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))
+        hidden = hidden.flatten(1)
         hidden = self.dropout(torch.relu(self.fc1(hidden)))
         hidden = self.dropout(torch.relu(self.fc2(hidden)))
         return self.fc3(hidden)
@@ -153,26 +158,3 @@ def find_classifier(network: nn.Module, name: str) -> nn.Module:
         children = ", ".join(child for child, _ in network.named_children())
         raise UsageError(f"the network has no classifier {name!r} with parameters; its modules are {children}")
     return module
-
-
-def n_parameters(spec: CNN2Spec) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in CNN2(spec).parameters())
-
-
-def forward_mflops(spec: CNN2Spec) -> float:
-    """Return the MFLOPs per image of a forward pass's convolutions and linear layers; a multiply-add counts as two."""
-    flops, side, in_channels = 0, IMAGE_SIZE, 1
-    for channels in spec.channels:
-        for _ in range(spec.convs_per_block):
-            flops += 2 * side**2 * spec.kernel_size**2 * in_channels * channels
-            in_channels = channels
-        side //= 2
-    widths = (in_channels * side**2, spec.fc1, spec.fc2, spec.n_classes)
-    return (flops + sum(2 * a * b for a, b in itertools.pairwise(widths))) / 1e6
-
-
-def training_mflops(spec: CNN2Spec) -> float:
-    """Return the MFLOPs per image of a training step: forward, gradients of weights and of all inputs but the image."""
-    first_convolution = 2 * IMAGE_SIZE**2 * spec.kernel_size**2 * spec.channels[0] / 1e6
-    return 3 * forward_mflops(spec) - first_convolution

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD
 from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import ModelError, UsageError
-from fmnist_transfer.network.cnn2 import CNN2Spec, n_parameters
+from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.network.cost import n_parameters
 from fmnist_transfer.network.weights import check_state, weights_digest
 from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE

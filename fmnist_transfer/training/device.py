@@ -8,12 +8,12 @@ import socket
 import torch
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.training.recipe import Precision
+from fmnist_transfer.training.recipe import Precision, PrecisionFlag
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def choose_device(name: str = "auto", precision: Precision = "float32") -> torch.device:
+def choose_device(name: str = "auto", precision: PrecisionFlag = "auto") -> torch.device:
     """Return the device (`auto`: CUDA, else MPS, else the CPU). Raises UsageError if it or the precision is missing."""
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the driver may count GPUs it cannot use
     counts = {"cuda": n_cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
@@ -24,8 +24,37 @@ def choose_device(name: str = "auto", precision: Precision = "float32") -> torch
     if (device.index or 0) >= counts.get(device.type, 0):
         raise UsageError(f"--device {name}: not on this machine; use --device auto")
     if precision == "tf32" and device.type != "cuda":
-        raise UsageError(f"--precision tf32: {device.type} has none; use float32 or bf16")
+        raise UsageError(f"--precision tf32: {device.type} has none; use auto, float32 or bf16")
     return device
+
+
+def bf16_support(device: str) -> tuple[bool, str]:
+    """Return whether a device of this machine has instructions for products of bfloat16 numbers, and how that is known.
+
+    Other CPUs compute them slowly, and some convolutions wrongly (pytorch#183815, #163347, #169688).
+    """
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(kind)
+        return major >= 8, f"the GPU's compute capability is {major}.{minor}; tensor cores for bf16 came with 8.0"
+    if kind.type != "cpu":
+        return False, f"bf16 is not used on {kind.type}"
+    names = [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)]
+    return bool(names), f"the CPU has {names[0] if names else 'neither amx_bf16 nor avx512_bf16'}"
+
+
+def resolve_precision(name: PrecisionFlag, device: str) -> tuple[Precision, str]:
+    """Return the precision for `--precision`, and the reason. `auto` depends on features of the processor alone.
+
+    A machine without a GPU may drive a Ray cluster whose nodes have some: `auto` is then bf16, and nodes without it are
+    refused. With a GPU of its own the driver goes by that, so that its local sweeps and those on Ray are the same.
+    """
+    if name != "auto":
+        return name, "as --precision says"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return "bf16", "this machine has no GPU, and those of the cluster must have tensor cores for bf16"
+    is_supported, reason = bf16_support(device)
+    return "bf16" if is_supported else "float32", reason
 
 
 def prepare_process() -> None:

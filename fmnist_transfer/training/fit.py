@@ -1,6 +1,5 @@
 """The training loop of one network, on images that are already on its device. It leaves global random state alone."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +11,14 @@ from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples, Half, fraction, on_device
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2Spec, find_classifier, fresh_network
+from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
-from fmnist_transfer.training.evaluation import Scores, evaluate, features, re_estimate_batch_norm
+from fmnist_transfer.training.evaluation import Scores, evaluate, re_estimate_batch_norm
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import Epoch, History, Result, score
-
-FACTOR = "learning_rate_factor"  # key of a parameter group: its multiple of the recipe's rate
+from fmnist_transfer.training.score import Epoch, History, Result, evaluation_points, score
 
 
 class Diverged(Exception):
@@ -35,7 +32,6 @@ def fit(
     recipe: Recipe,
     streams: Streams,
     *,
-    classifier: str = CLASSIFIER,
     steps_per_epoch: int | None = None,
     precision: Precision = "float32",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -44,18 +40,16 @@ def fit(
     """Train `network` in place. It, `train` and `val` are on one device; losses are in nats.
 
     train: classes mixed, as by `fraction`, since its first images give the batch-norm statistics.
-    classifier: name of the module whose learning rate `recipe.trunk_factor` does not scale.
-    steps_per_epoch: steps between validations; default: one pass over `train`. The *steps* budget gives more.
+    steps_per_epoch: steps of an epoch; default: one pass over `train`. The *steps* budget gives more.
     precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
-    on_epoch: called after each validation; may raise. should_stop: called before each batch; True raises Interrupted.
+    on_epoch: called after each validation, at `evaluation_points`; may raise.
+    should_stop: called before each batch; True raises Interrupted.
 
-    Raises Diverged for a NaN or infinite loss, UsageError without a module `classifier`.
+    Raises Diverged for a NaN or infinite loss.
     """
     device = train.images.device
     use_precision(precision)
-    if recipe.trunk_factor != 1:
-        find_classifier(network, classifier)
-    optimizer = make_optimizer(network, recipe, classifier)
+    optimizer = make_optimizer(network, recipe)
     steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch(len(train))
     total_steps = steps_per_epoch * recipe.epochs
     index_batches = batches(len(train), recipe.batch_size, streams.generator("batches"))
@@ -63,7 +57,7 @@ def fit(
     record = Record(recipe, steps_per_epoch)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(streams.seed("dropout"))
-        for first_step in range(0, total_steps, steps_per_epoch):
+        for epoch in range(1, recipe.epochs + 1):
             start = time.perf_counter()
             network.train()
             losses = torch.empty(steps_per_epoch, device=device)
@@ -71,73 +65,75 @@ def fit(
             for i in range(steps_per_epoch):
                 if should_stop():
                     raise Interrupted("training was interrupted")
+                rate = recipe.learning_rate_at((epoch - 1) * steps_per_epoch + i, total_steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate_at(first_step + i, total_steps) * group[FACTOR]
+                    group["lr"] = rate
                 batch = train.take(indices[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
-                loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
+                loss = F.cross_entropy(logits.float(), batch.labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses[i] = loss.detach()
-            record.check_finite(losses)
-            train_seconds = time.perf_counter() - start
-            re_estimate_batch_norm(network, train)
-            scores = evaluate(network, val)
-            record.add(losses, scores, time.perf_counter() - start, train_seconds, lambda: copy_state(network))
-            on_epoch(record.epochs[-1])
+            losses = losses.cpu()  # waits for the steps
+            record.trained(epoch, losses, time.perf_counter() - start)
+            if epoch in record.points:
+                start = time.perf_counter()
+                re_estimate_batch_norm(network, train)
+                scores = evaluate(network, val)
+                record.evaluated(scores, time.perf_counter() - start, lambda: copy_state(network))
+                on_epoch(record.epochs[-1])
     return record.history()
 
 
 class Record:
-    """Epochs of one network so far, and the weights of the best."""
+    """Evaluated epochs of one network so far, and the weights of the best."""
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int):
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
+        self.points = evaluation_points(recipe.epochs)
         self.epochs: list[Epoch] = []
         self.best_epoch, self.best_state = 0, State()
+        self._epoch, self._train_loss, self._seconds = 0, math.nan, 0.0  # seconds since the previous evaluation
 
-    def check_finite(self, losses: Tensor) -> None:
-        """Raise Diverged if a loss [steps_per_epoch] of the epoch just trained is not finite. Waits for the device."""
+    def trained(self, epoch: int, losses: Tensor, seconds: float) -> None:
+        """Record epoch `epoch` with the losses [steps_per_epoch] of its steps. Raises Diverged if one is not finite."""
         bad = torch.nonzero(~torch.isfinite(losses)).flatten()
         if len(bad):
-            i, n_epochs = int(bad[0]), len(self.epochs)
-            step = n_epochs * self.steps_per_epoch + i + 1
-            raise Diverged(f"training loss is {float(losses[i])} at epoch {n_epochs + 1}, step {step}")
+            i = int(bad[0])
+            step = (epoch - 1) * self.steps_per_epoch + i + 1
+            raise Diverged(f"training loss is {float(losses[i])} at epoch {epoch}, step {step}")
+        self._epoch, self._train_loss, self._seconds = epoch, float(losses.mean()), self._seconds + seconds
 
-    def add(self, losses: Tensor, val: Scores, seconds: float, train_seconds: float, copy: Callable[[], State]) -> None:
-        """Add an epoch with these losses of its steps. `copy` returns the weights. Raises Diverged."""
-        number = len(self.epochs) + 1
-        step = number * self.steps_per_epoch
+    def evaluated(self, val: Scores, seconds: float, copy: Callable[[], State]) -> None:
+        """Add the epoch just trained, evaluated in `seconds`. `copy` returns the weights. Raises Diverged."""
+        step = self._epoch * self.steps_per_epoch
         if not math.isfinite(val.loss):
-            raise Diverged(f"validation loss is {val.loss} after epoch {number}, step {step}")
+            raise Diverged(f"validation loss is {val.loss} after epoch {self._epoch}, step {step}")
+        if val.loss < min((epoch.val_loss for epoch in self.epochs), default=math.inf):
+            self.best_epoch, self.best_state = self._epoch, copy()
         rate = self.recipe.learning_rate_at(step - 1, self.recipe.epochs * self.steps_per_epoch)
-        if not self.epochs or val.loss < self.epochs[self.best_epoch - 1].val_loss:
-            self.best_epoch, self.best_state = number, copy()
-        train_loss = float(losses.mean())
-        self.epochs.append(Epoch(number, step, train_loss, val.loss, val.accuracy, rate, seconds, train_seconds))
+        times, self._seconds = (self._seconds + seconds, self._seconds), 0.0
+        self.epochs.append(Epoch(self._epoch, step, self._train_loss, val.loss, val.accuracy, rate, *times))
 
     def history(self) -> History:
         return History(tuple(self.epochs), self.best_epoch, self.best_state)
 
 
-def make_optimizer(
-    network: nn.Module, recipe: Recipe, classifier: str, *, recorded: bool = False
-) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
     """Make the recipe's optimizer; `recorded`: with rates in tensors on the device, for steps in a CUDA graph."""
-    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in network.named_parameters():
-        factor = 1.0 if name.startswith(f"{classifier}.") else recipe.trunk_factor
-        by_factor.setdefault(factor, []).append(parameter)
-    device, rate, decay = next(network.parameters()).device, recipe.learning_rate, recipe.weight_decay
-    groups: list[dict[str, Any]] = [{"params": group, FACTOR: factor} for factor, group in by_factor.items()]
-    for group in groups if recorded else ():
-        group["lr"] = torch.tensor(rate, device=device)
+    parameters, rate, decay = list(network.parameters()), recipe.learning_rate, recipe.weight_decay
+    device = parameters[0].device
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, rate, weight_decay=decay, fused=True, capturable=recorded and device.type == "cuda")
+        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+        capturable = recorded and device.type == "cuda"
+        optimizer = kind(parameters, rate, weight_decay=decay, fused=True, capturable=capturable)
+    if recorded:
+        optimizer.param_groups[0]["lr"] = torch.tensor(rate, device=device)
+    return optimizer
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -148,28 +144,6 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Ten
     n_used = n - n % batch_size if n >= batch_size else n
     while True:
         yield from torch.randperm(n, generator=generator)[:n_used].split(batch_size)
-
-
-def fit_classifier(
-    network: nn.Module,
-    train: Examples,
-    val: Examples,
-    recipe: Recipe,
-    streams: Streams,
-    *,
-    classifier: str = CLASSIFIER,
-    **options: Any,
-) -> History:
-    """Train only the classifier, in place, on features computed once without augmentation; otherwise as `fit`.
-
-    Batch-norm statistics are re-estimated first; the trunk's weights stay. `best_state` is the whole network's.
-    """
-    re_estimate_batch_norm(network, train)
-    recipe = dataclasses.replace(recipe, flip=False, shift=0, erase=0.0, trunk_factor=1.0)
-    train_features, val_features = (features(network, examples, classifier) for examples in (train, val))
-    history = fit(find_classifier(network, classifier), train_features, val_features, recipe, streams, **options)
-    best_classifier = {f"{classifier}.{name}": tensor for name, tensor in history.best_state.items()}
-    return dataclasses.replace(history, best_state=copy_state(network) | best_classifier)
 
 
 def fit_and_score(

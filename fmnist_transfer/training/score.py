@@ -1,31 +1,45 @@
-"""Result of one training: its epochs, and the scores and calibration (Guo et al. 2017) of final and best weights."""
+"""Result of one training: its epochs, and the scores of final and best weights, also of each image."""
 
 import dataclasses
 import io
 import math
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from torch import Tensor, nn
+from torch import nn
 
 from fmnist_transfer.data.examples import Examples, Half
+from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.weights import State, copy_state, distances
-from fmnist_transfer.training.evaluation import Scores, evaluate, predict, scores_of
+from fmnist_transfer.training.calibration import Calibration, Labels, Logits, calibrate, cross_entropies
+from fmnist_transfer.training.device import use_precision
+from fmnist_transfer.training.evaluation import Scores, evaluate, predict
 
-N_BINS = 15  # of equal width, as in Guo et al.
-Logits = NDArray[np.float64]  # [n, n_classes]
-Labels = NDArray[np.int64]  # [n], 0 ... n_classes - 1
+MOST_EVALUATIONS = 20  # per training
+# Scores of each image, [n] per key, in the order of `Half.val` and `Half.test`. `*_loss` (float16, nats): of the final
+# weights, of the best epoch's, and of the final ones scaled by a temperature; `*_class` (uint8): the final ones choose.
+ImageScores = dict[str, NDArray[Any]]
+IMAGE_SCORES = {f"{part}_{kind}_loss" for part in ("val", "test") for kind in ("final", "best", "scaled")}
+IMAGE_SCORES |= {f"{part}_{kind}" for part in ("val", "test") for kind in ("class", "label")}
+
+
+def evaluation_points(epochs: int) -> tuple[int, ...]:
+    """Return the epochs, 1-based, after which a training of `epochs` is evaluated: all of 20, else 20 spread evenly."""
+    n = min(epochs, MOST_EVALUATIONS)
+    return tuple(round(i * epochs / n) for i in range(1, n + 1))
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One nominal epoch, 1-based. `train_loss` is the mean over its batches during training."""
+    """A nominal epoch, 1-based, after which the network was evaluated.
+
+    `train_loss` is the mean over its batches during training; seconds count from the previous evaluation.
+    """
 
     epoch: int
     step: int
@@ -39,7 +53,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Epochs of one `fit`. The network holds the final weights, `best_state` those of the lowest validation loss."""
+    """Evaluated epochs of one `fit`, after which the network holds the final weights.
+
+    `best_state` has the weights of the lowest validation loss.
+    """
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
@@ -51,16 +68,7 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        return self.epochs[self.best_epoch - 1]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration of one network on one set of images."""
-
-    ece: float  # expected calibration error of the unscaled logits, in [0, 1]
-    temperature: float  # divisor of the logits; above 1 if the network is over-confident
-    scaled_loss: float  # mean cross-entropy in nats after dividing
+        return next(epoch for epoch in self.epochs if epoch.epoch == self.best_epoch)
 
 
 @dataclass(frozen=True)
@@ -88,14 +96,16 @@ class Result:
     final: Diagnosis
     best: Diagnosis
     test: Scores  # of the final weights
+    test_best_loss: float  # of the best epoch's weights
     test_calibration: Calibration  # of the final weights, with the temperature fitted to validation
+    heldout: Scores  # of the final weights on validation and test images together
+    image_scores: ImageScores
     distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
     seconds: float
-    image_scores: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
     def cost(self) -> dict[str, float]:
-        """Return seconds: total, in training steps, and in validation after each epoch."""
+        """Return seconds: total, in training steps, and in validation after epochs."""
         train, epochs = sum(epoch.train_seconds for epoch in self.epochs), sum(epoch.seconds for epoch in self.epochs)
         return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
@@ -105,107 +115,79 @@ class Result:
         return {
             "final": self.final.to_dict() | {"epoch": self.epochs[-1].epoch},
             "best": self.best.to_dict() | {"epoch": self.best_epoch},
-            "test": dataclasses.asdict(self.test) | calibration,
+            "test": dataclasses.asdict(self.test) | calibration | {"best_loss": self.test_best_loss},
+            "heldout": dataclasses.asdict(self.heldout),
             "distance": self.distances,
         }
 
 
 def score(network: nn.Module, history: History, train: Examples, half: Half, initial_state: State) -> Result:
-    """Score the network's weights, which are the final ones, and the best, on test images the final ones alone."""
-    start = time.perf_counter()
-    final_state = copy_state(network)
-    final = best = _diagnose(network, history.final, train, half.val)
-    test_logits, val_logits = predict(network, half.test), predict(network, half.val)
-    image_scores: dict[str, NDArray[Any]] = {}
-    for part, logits, examples in (("val", val_logits, half.val), ("test", test_logits, half.test)):
-        losses = torch.nn.functional.cross_entropy(logits, examples.labels, reduction="none").cpu().numpy()
-        image_scores |= {f"{part}_{kind}_loss": losses.astype(np.float16) for kind in ("final", "best", "scaled")}
-        image_scores[f"{part}_class"] = logits.argmax(1).cpu().numpy().astype(np.uint8)
-    if history.best_epoch != len(history.epochs):
+    """Score the network's weights, which are the final ones, and those of the best epoch, in float32.
+
+    Test images select nothing; the temperature by which their losses are scaled is fitted to validation.
+    """
+    use_precision("float32")  # the training may have allowed TF32 in this process
+    start, final_state = time.perf_counter(), copy_state(network)
+    val_labels, test_labels = (examples.labels.cpu().numpy() for examples in (half.val, half.test))
+    final_train, val, test = best_train, best_val, best_test = _predict(network, train, half)
+    if history.best_epoch != history.final.epoch:
         network.load_state_dict(history.best_state)
-        best = _diagnose(network, history.best, train, half.val)
+        best_train, best_val, best_test = _predict(network, train, half)
         network.load_state_dict(final_state)
+    calibration, val_scaled = calibrate(val, val_labels)
+    test_calibration, test_scaled = calibrate(test, test_labels, calibration.temperature)
+    losses = {
+        "val_final_loss": cross_entropies(val, val_labels),
+        "val_best_loss": cross_entropies(best_val, val_labels),
+        "val_scaled_loss": val_scaled,
+        "test_final_loss": cross_entropies(test, test_labels),
+        "test_best_loss": cross_entropies(best_test, test_labels),
+        "test_scaled_loss": test_scaled,
+    }
+    classes = {"val_class": val.argmax(1), "test_class": test.argmax(1)}
+    classes |= {"val_label": val_labels, "test_label": test_labels}
+    rounded = {key: array.astype(np.float16) for key, array in losses.items()}
     return Result(
         epochs=history.epochs,
         best_epoch=history.best_epoch,
-        final=final,
-        best=best,
-        test=scores_of(test_logits, half.test.labels),
-        test_calibration=calibrate(*_arrays(test_logits, half.test), final.val_calibration.temperature),
+        final=Diagnosis(final_train, scores_of(val, val_labels), calibration),
+        best=Diagnosis(best_train, scores_of(best_val, val_labels), calibrate(best_val, val_labels)[0]),
+        test=scores_of(test, test_labels),
+        test_best_loss=float(losses["test_best_loss"].mean()),
+        test_calibration=test_calibration,
+        heldout=scores_of(np.concatenate([val, test]), np.concatenate([val_labels, test_labels])),
+        image_scores=rounded | {key: array.astype(np.uint8) for key, array in classes.items()},
         distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,
         seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
-        image_scores=image_scores,
     )
 
 
+def _predict(network: nn.Module, train: Examples, half: Half) -> tuple[Scores, Logits, Logits]:
+    """Return the scores on `train`, and the logits of the validation and test images."""
+    val, test = (predict(network, examples).double().cpu().numpy() for examples in (half.val, half.test))
+    return evaluate(network, train), val, test
+
+
+def scores_of(logits: Logits, labels: Labels) -> Scores:
+    return Scores(float(cross_entropies(logits, labels).mean()), float((logits.argmax(1) == labels).mean()))
+
+
 def pack_image_scores(result: Result) -> bytes:
-    """Write the image scores as a compressed npz file."""
+    """Return the result's `image_scores` as a compressed npz file: 8 bytes per image before compression."""
     file = io.BytesIO()
-    np.savez_compressed(file, **result.image_scores)  # type: ignore[arg-type]
+    np.savez_compressed(file, allow_pickle=False, **result.image_scores)
     return file.getvalue()
 
 
-def unpack_image_scores(content: bytes) -> dict[str, NDArray[Any]]:
-    """Inverse of `pack_image_scores`."""
-    with np.load(io.BytesIO(content)) as file:
-        return dict(file)
-
-
-def _diagnose(network: nn.Module, epoch: Epoch, train: Examples, val: Examples) -> Diagnosis:
-    """Score the network's weights, which must be those of `epoch`."""
-    calibration = calibrate(*_arrays(predict(network, val), val))
-    return Diagnosis(evaluate(network, train), Scores(epoch.val_loss, epoch.val_accuracy), calibration)
-
-
-def _arrays(logits: Tensor, examples: Examples) -> tuple[Logits, Labels]:
-    return logits.double().cpu().numpy(), examples.labels.cpu().numpy()
-
-
-def calibrate(logits: Logits, labels: Labels, temperature: float | None = None) -> Calibration:
-    """Calibrate with a temperature of other images; without one, fit it to all of these and cross-fit the loss."""
-    ece = expected_calibration_error(logits, labels)
-    if temperature is None:
-        return Calibration(ece, fit_temperature(logits, labels), cross_fitted_loss(logits, labels))
-    return Calibration(ece, temperature, cross_entropy(logits / temperature, labels))
-
-
-def expected_calibration_error(logits: Logits, labels: Labels) -> float:
-    """Mean over images of |accuracy - confidence| of the image's bin; bins have equal width in the confidence."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=N_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def cross_entropy(logits: Logits, labels: Labels) -> float:
-    """Mean cross-entropy over images, in nats."""
-    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
-
-
-def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Return the temperature in [0.05, 20] with the lowest cross-entropy, which is convex in 1 / temperature."""
-
-    def loss(log_temperature: float) -> float:
-        return cross_entropy(logits * math.exp(-log_temperature), labels)
-
-    bounds = math.log(0.05), math.log(20.0)
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x)
-
-
-def cross_fitted_loss(logits: Logits, labels: Labels) -> float:
-    """Mean cross-entropy in nats after scaling each half of the images by the temperature fitted to the other half.
-
-    The halves are class-balanced: images of each class alternate. Raises ValueError if a half is empty.
-    """
-    fold = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
-        fold[labels == label] = np.arange((labels == label).sum()) % 2
-    total = 0.0
-    for fitted, scored in ((fold == 1, fold == 0), (fold == 0, fold == 1)):
-        if not fitted.any() or not scored.any():
-            raise ValueError(f"{len(labels)} images cannot be cut into two folds")
-        temperature = fit_temperature(logits[fitted], labels[fitted])
-        total += scored.sum() * cross_entropy(logits[scored] / temperature, labels[scored])
-    return float(total / len(labels))
+def unpack_image_scores(content: bytes) -> ImageScores:
+    """Undo `pack_image_scores`. Raises ModelError for a damaged file."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            scores = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"the scores of a cell's images are damaged ({error})") from error
+    lengths = {(key.partition("_")[0], len(array)) for key, array in scores.items()}
+    if set(scores) != IMAGE_SCORES or len(lengths) != 2:
+        raise ModelError(f"the scores of a cell's images are incomplete: {sorted(scores)}")
+    return scores

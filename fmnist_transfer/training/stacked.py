@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from fmnist_transfer.data.examples import Examples
 from fmnist_transfer.errors import Interrupted
-from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2
+from fmnist_transfer.network.cnn2 import CNN2
 from fmnist_transfer.network.weights import State
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.augmentation import augment, normalise
 from fmnist_transfer.training.device import autocast, use_precision
 from fmnist_transfer.training.evaluation import BATCH_NORM_IMAGES, Scores, evaluation_batch, re_estimate_batch_norm
-from fmnist_transfer.training.fit import FACTOR, Diverged, Record, batches, make_optimizer
+from fmnist_transfer.training.fit import Diverged, Record, batches, make_optimizer
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import History
+from fmnist_transfer.training.score import History, evaluation_points
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,24 @@ def fit_stacked(
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # the graph's device
         stack = Stack(groups, recipe, steps_per_epoch or recipe.steps_per_epoch(len(groups[0].train)), precision)
         records: list[Record | Diverged] = [Record(recipe, stack.steps_per_epoch) for _ in range(stack.k)]
+        points = evaluation_points(recipe.epochs)
         for number in range(1, recipe.epochs + 1):
             start = time.perf_counter()
             losses = stack.run_epoch(number, should_stop).cpu()  # waits for the steps
-            train_seconds = (time.perf_counter() - start) / len(records)
-            scores = stack.evaluate(val)
-            seconds = (time.perf_counter() - start) / len(records)
+            train_seconds = (time.perf_counter() - start) / stack.k
+            start, is_evaluated = time.perf_counter(), number in points
+            scores = stack.evaluate(val) if is_evaluated else []
+            seconds = (time.perf_counter() - start) / stack.k
             for k, record in enumerate(records):
                 if isinstance(record, Record):
                     try:
-                        record.check_finite(losses[:, k])
-                        record.add(losses[:, k], scores[k], seconds, train_seconds, functools.partial(stack.state, k))
+                        record.trained(number, losses[:, k], train_seconds)
+                        if is_evaluated:
+                            record.evaluated(scores[k], seconds, functools.partial(stack.state, k))
                     except Diverged as error:
                         records[k] = error
-            on_epoch(number)
+            if is_evaluated:
+                on_epoch(number)
     outcomes = [record.history() if isinstance(record, Record) else record for record in records]
     return [(outcome, stack.state(k)) for k, outcome in enumerate(outcomes)]
 
@@ -90,7 +94,7 @@ class Stack:
         self.network = stack_networks(groups, masks)
         self.augmentations = [group.streams.generator("augmentation", device) for group in groups]
         self.generators = masks + self.augmentations
-        self.optimizer = make_optimizer(self.network, recipe, CLASSIFIER, recorded=True)
+        self.optimizer = make_optimizer(self.network, recipe, recorded=True)
         n_train, total_steps = len(groups[0].train), steps_per_epoch * recipe.epochs
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
         self.rates = torch.tensor([recipe.learning_rate_at(i, total_steps) for i in range(total_steps)], device=device)
@@ -139,14 +143,14 @@ class Stack:
     def _step(self) -> None:
         in_epoch = self.step_number % self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0] * group[FACTOR])
+            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(order) for group, order in zip(self.groups, orders, strict=True)]
         pairs = zip(taken, self.augmentations, strict=True)
         images = self._join([augment(batch.images, self.recipe, generator) for batch, generator in pairs])
         with autocast(self.precision, self.device):
             logits = self.network(normalise(images))
-        loss = self._cross_entropy(logits, [batch.labels for batch in taken], self.recipe.label_smoothing)
+        loss = self._cross_entropy(logits, [batch.labels for batch in taken])
         self.optimizer.zero_grad()
         loss.sum().backward()
         self.optimizer.step()
@@ -158,12 +162,12 @@ class Stack:
         pairs = zip(images, self.groups, strict=True)
         return torch.cat([pixels.expand(-1, len(group.networks), -1, -1) for pixels, group in pairs], dim=1)
 
-    def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor], label_smoothing: float) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
         pairs = zip(labels, self.groups, strict=True)
         targets = torch.cat([of_group.expand(len(group.networks), -1) for of_group, group in pairs])  # [K, n]
         flat = logits.flatten(0, 1).float()
-        losses = F.cross_entropy(flat, targets.flatten(), label_smoothing=label_smoothing, reduction="none")
+        losses = F.cross_entropy(flat, targets.flatten(), reduction="none")
         return losses.view(targets.shape).mean(1)
 
     @torch.no_grad()
@@ -174,7 +178,7 @@ class Stack:
         self.network.eval()
         parts = val.images.split(evaluation_batch(self.device))
         logits = torch.cat([self.network(normalise(part).expand(-1, self.k, -1, -1)) for part in parts], dim=1)
-        losses = self._cross_entropy(logits, [val.labels] * len(self.groups), 0.0)
+        losses = self._cross_entropy(logits, [val.labels] * len(self.groups))
         accuracies = (logits.argmax(2) == val.labels).sum(1) / len(val)
         return [Scores(*pair) for pair in zip(losses.tolist(), accuracies.tolist(), strict=True)]
 

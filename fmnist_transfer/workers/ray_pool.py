@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.exceptions import RayError
@@ -27,12 +27,13 @@ LOOK_SECONDS = 2.0  # between checks of the cluster for room
 class RayPool(Pool):
     """At most `n` actors, as many as the cluster has room for at the moment.
 
-    Raises UsageError if the cluster cannot be reached, or if no node has the resources of a task.
+    Raises UsageError if the cluster cannot be reached, if no node has the resources of a task, or, from `idle`, for an
+    actor on a node that lacks bf16 on the kind of device `bf16_on`: results must not depend on the node.
     """
 
-    def __init__(self, n: int, gpus_per_task: float):
+    def __init__(self, n: int, gpus_per_task: float, bf16_on: str | None = None):
         self.workers: list[_Actor] = []
-        self._n, self._gpus = n, gpus_per_task
+        self._n, self._gpus, self._bf16_on = n, gpus_per_task, bf16_on
         self._has_warned = False
         self._is_ours = not ray.is_initialized()  # else a program's, which stays connected
         if self._is_ours:
@@ -54,6 +55,12 @@ class RayPool(Pool):
             self._fill()
         idle = {worker.started: worker for worker in self.workers if worker.task is None}
         started, _ = ray.wait(list(idle), num_returns=max(1, len(idle)), timeout=0)  # or died: `message` reports that
+        for reference in started:
+            if (place := idle[reference].place()) and place.lacks_bf16:
+                raise UsageError(
+                    f"--engine ray: node {place.host} has no bf16 ({place.lacks_bf16}), in which this command trains; "
+                    "use --precision float32, or a cluster without that node"
+                )
         return [idle[reference] for reference in started]
 
     def wait(self, busy: Sequence[Any]) -> list["_Actor"]:
@@ -79,13 +86,17 @@ class RayPool(Pool):
         """Forget idle actors of lost nodes, and start actors if there is room."""
         self._looked_at = time.monotonic()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self.workers = [worker for worker in self.workers if worker.task is not None or worker.node() in (None, *alive)]
+        self.workers = [
+            worker
+            for worker in self.workers
+            if worker.task is not None or (place := worker.place()) is None or place.node in alive
+        ]
         room = self._room()
         if not room and not self._has_warned:
             warn("the Ray cluster has no room for a task any more. Waiting for a node")
         self._has_warned = not room
         while len(self.workers) < min(self._n, room):
-            self.workers.append(_Actor(self._make.remote()))
+            self.workers.append(_Actor(self._make.remote(), self._bf16_on))
 
     def _room(self) -> int:
         """Return the number of tasks that the nodes can hold at once if nobody else uses them."""
@@ -93,19 +104,27 @@ class RayPool(Pool):
         return sum(int(min(cpu, gpu / share + 1e-9) if share else cpu) for _, cpu, gpu in _nodes())
 
 
+class Place(NamedTuple):
+    """The node of an actor."""
+
+    node: str  # its id
+    host: str
+    lacks_bf16: str  # what shows that its device has none, if it needs some; else empty
+
+
 class _Actor(Worker):
     """An actor; `mail` is the reference to its next message."""
 
-    def __init__(self, handle: Any):
+    def __init__(self, handle: Any, bf16_on: str | None):
         self.mail: Any = None
-        self.started = handle.node.remote()
+        self.started = handle.place.remote(bf16_on)
         self._handle = handle
         self._number = 0  # number of the current task, for `cancel`
 
-    def node(self) -> str | None:
-        """Return the id of the actor's node; None if it has not started, or died at its start."""
+    def place(self) -> Place | None:
+        """Return the actor's node; None if the actor has not started, or died at its start."""
         with contextlib.suppress(RayError):
-            return str(ray.get(self.started)) if ray.wait([self.started], timeout=0)[0] else None
+            return Place(*ray.get(self.started)) if ray.wait([self.started], timeout=0)[0] else None
         return None
 
     def send(self, job: Job, task: Any) -> None:
@@ -146,9 +165,13 @@ class RayActor:
         self._job: Any = None
         self._shared: Any = None
 
-    def node(self) -> str:
-        """Return the id of the actor's node, once the actor has started."""
-        return str(ray.get_runtime_context().get_node_id())
+    def place(self, bf16_on: str | None) -> Place:
+        """Return the actor's node, once the actor has started. `bf16_on`: kind of device that needs bf16."""
+        from fmnist_transfer.training.device import bf16_support
+
+        is_supported, reason = bf16_support(bf16_on) if bf16_on else (True, "")
+        node = str(ray.get_runtime_context().get_node_id())
+        return Place(node, socket.gethostname(), "" if is_supported else reason)
 
     def work(self, number: int, shared: list[Any], task: Any) -> None:
         """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""

@@ -22,7 +22,7 @@ class Workers:
     """`n` processes (on a cluster at most) that run tasks until the `with` block ends.
 
     A single local worker is this process itself, unless it is to be `apart`. `prepare`: prepare local worker processes
-    for training (`device.prepare_process`).
+    for training (`device.prepare_process`). `bf16_on`: kind of device that must have bf16 on a cluster.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class Workers:
         prepare: bool = True,
         engine: Engine = "local",
         gpus_per_task: float = 0.0,
+        bf16_on: str | None = None,
     ):
         self.n, self.stop, self.engine = n, stop, engine
-        self._prepare, self._gpus_per_task = prepare, gpus_per_task
+        self._prepare, self._gpus_per_task, self._bf16_on = prepare, gpus_per_task, bf16_on
         self._apart = apart or n > 1 or engine != "local"
         self._pool: Pool | None = None
         self._busy: list[Worker] = []
@@ -46,7 +47,7 @@ class Workers:
         if self.engine == "ray":
             from fmnist_transfer.workers.ray_pool import RayPool
 
-            self._pool = RayPool(self.n, self._gpus_per_task)
+            self._pool = RayPool(self.n, self._gpus_per_task, self._bf16_on)
         elif self._apart:
             from fmnist_transfer.workers.local import ProcessPool
 

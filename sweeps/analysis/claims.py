@@ -5,6 +5,7 @@ A statement is shown if a one-sided test with moderated variances has p < 5 %, o
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ CLAIMS = {
 ALPHA = 0.05
 FROM_PERCENT = 25  # the report sees random ahead from here on
 MAX_MULTIPLIER = 1.5  # of effective data: up to here transfer is hardly needed
+MOST_REPLICATES = 1_000  # more are never asked for
 NO_HELP = "more replicates won't tell"
 LOSSES, ACCURACIES = (Score.VAL_LOSS, Score.TEST_LOSS), (Score.VAL_ACCURACY, Score.TEST_ACCURACY)
 
@@ -221,7 +223,7 @@ def _unknown(pair: Comparison) -> Verdict:
 def _more(pair: Comparison, *needed: float) -> int | str:
     """Further replicates until the first of the numbers needed for a verdict is there."""
     fewest = min(needed)
-    return max(1, int(fewest) - pair.n) if np.isfinite(fewest) else NO_HELP
+    return max(1, math.ceil(fewest) - pair.n) if fewest <= MOST_REPLICATES else NO_HELP
 
 
 def effect_text(claim: Mapping[str, Any]) -> str:

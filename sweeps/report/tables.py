@@ -110,9 +110,9 @@ def recipes_table(sweep: LoggedSweep) -> str:
     lines = []
     for init, settings in sweep.chosen.items():
         for percent, change in sorted(settings.items()):
-            values = f"{change.learning_rate:.3g}", f"{change.trunk_factor:.2g}", f"{change.warm_up:.2g}"
-            lines.append([init, f"{percent} %", *values, "yes" if is_on_edge(change, init, sweep.recipe) else ""])
-    columns = ["init", "data", "learning rate", "factor of the trunk", "warm-up", "on the grid's edge"]
+            values = f"{change.learning_rate:.3g}", f"{change.warm_up:.2g}"
+            lines.append([init, f"{percent} %", *values, "yes" if is_on_edge(change, sweep.recipe) else ""])
+    columns = ["init", "data", "learning rate", "warm-up", "on the grid's edge"]
     return markdown_table(pd.DataFrame(lines, columns=columns))
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import duration, print_table, say, say_heading
-from sweeps.grid import INITS, TRAITS, Cell, Init
+from sweeps.grid import Cell, Init, traits
 from sweeps.rows import Row, Score, by_replicate, finished_percents, to_csv
 
 REFRESH_SECONDS = 60.0  # at least, between two drawings
@@ -76,9 +76,9 @@ def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
     """Panel with the mean and the range of each init's finished replicates."""
 
     def draw(axes: Axes) -> None:
-        for init in INITS:
+        for init in dict.fromkeys(row.cell.init for row in rows):
             if percents := finished_percents(rows, init):
-                values, colour = score.scale * by_replicate(rows, init, score, percents), TRAITS[init].colour
+                values, colour = score.scale * by_replicate(rows, init, score, percents), traits(init).colour
                 low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
                 axes.fill_between(percents, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(percents, np.nanmean(values, axis=0), "o-", markersize=3, color=colour, label=init)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,32 +31,38 @@ ACCURACIES = {
     Score.TEST_ACCURACY: ("test",),
     Score.HELDOUT_ACCURACY: ("val", "test"),
 }
+# Contrasts d(first) - d(second) / 2 of the differences d.
+CONTRASTS = (Score.TEST_BEST_LOSS, Score.TEST_LOSS), (Score.TEST_SCALED_LOSS, Score.TEST_LOSS)
+Key = Score | tuple[Score, Score]
+KEYS: tuple[Key, ...] = (*LOSSES, *ACCURACIES, *CONTRASTS)
+Variances = dict[Key, Array]
 PerImage = dict[Score, Array]  # each [n_images]
 
 
 def with_image_variances(store: Store, sweep: LoggedSweep) -> LoggedSweep:
     """Read the per-image scores of all compared cells, some 90 kB each; an init that lacks a file is left out."""
     read = functools.cache(functools.partial(_read, store))
-    variances: dict[Init, dict[Score, Array]] = {}
+    variances: dict[Init, Variances] = {}
     for init in sweep.inits:
         if init != "random" and (own := _variances(sweep.comparison(init), read)):
             variances[init] = own
     return dataclasses.replace(sweep, image_variances=variances)
 
 
-def _variances(pair: Comparison, read: Callable[[str], PerImage]) -> dict[Score, Array]:
-    """Map each score to its image variances, [n_fractions]; empty if a file is missing or nothing is compared."""
+def _variances(pair: Comparison, read: Callable[[str], PerImage]) -> Variances:
+    """Map scores and contrasts to image variances, [n_fractions]; empty if a file is missing or nothing is compared."""
     run_ids = {(row.cell.percent, row.cell.init, row.cell.replicate): row.run_id for row in pair.rows}
-    columns: dict[Score, list[float]] = {}
+    columns: dict[Key, list[float]] = {}
     for percent in pair.percents if pair.replicates else ():
         random, own = (
             _means([read(run_ids[percent, init, replicate]) for replicate in pair.replicates])
             for init in ("random", pair.init)
         )
-        for score in (*LOSSES, *ACCURACIES) if random and own else ():
-            variance = image_variance(random[score], own[score], is_log=score in LOSSES)
-            columns.setdefault(score, []).append(variance)
-    return {score: np.array(column) for score, column in columns.items() if len(column) == len(pair.percents)}
+        for key in KEYS if random and own else ():
+            score, half = (key[0], (random[key[1]], own[key[1]])) if isinstance(key, tuple) else (key, None)
+            variance = image_variance(random[score], own[score], is_log=score in LOSSES, half=half)
+            columns.setdefault(key, []).append(variance)
+    return {key: np.array(column) for key, column in columns.items() if len(column) == len(pair.percents)}
 
 
 def _means(of_cells: Sequence[PerImage]) -> PerImage:
@@ -75,9 +79,9 @@ def _read(store: Store, run_id: str) -> PerImage:
     try:
         location = str(store.client.get_run(run_id).info.artifact_uri)
         file = unpack_image_scores(read_artifact(store, location, IMAGE_SCORES_FILE, f"run {run_id}"))
-        parts = {key: [file[name] for name in names] for key, names in LOSSES.items()}
-        for key, names in ACCURACIES.items():
-            parts[key] = [file[f"{name}_class"] == file[f"{name}_label"] for name in names]
-    except (ModelError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except ModelError:
         return {}
+    parts = {score: [file[name] for name in names] for score, names in LOSSES.items()}
+    for score, names in ACCURACIES.items():
+        parts[score] = [file[f"{name}_class"] == file[f"{name}_label"] for name in names]
     return {score: np.concatenate(arrays).astype(np.float32) for score, arrays in parts.items()}

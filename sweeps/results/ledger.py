@@ -3,7 +3,6 @@
 The runs are listed once, when the ledger is made; only the driver adds to them. The parent gets nothing per cell.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -18,8 +17,8 @@ from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.training.score import pack_image_scores
 from fmnist_transfer.workers.task import Outcome
-from sweeps.grid import Cell, Grid
-from sweeps.results.read import GRIDS, TUNED, counting_runs, grids_of, row_of
+from sweeps.grid import Cell, traits
+from sweeps.results.read import TUNED, counting_runs, row_of
 from sweeps.rows import Row
 from sweeps.training.cells import CellPlan, CellResult
 
@@ -127,19 +126,6 @@ def open_ledger(
     return Ledger(store, work, half, parent)
 
 
-def add_grid(store: Store, run_id: str, new_grid: Grid) -> list[Cell]:
-    """Add the grid to the plans in the tags of the sweep's parent. Return the cells of all, each once."""
-    grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), new_grid]))
-    tags = {
-        GRIDS: json.dumps(grids, separators=(",", ":")),
-        "fractions": " ".join(map(str, sorted({percent for grid in grids for percent in grid.percents}))),
-        "inits": " ".join(sorted({init for grid in grids for init in grid.inits})),
-        "replicates": max(grid.n_replicates for grid in grids),
-    }
-    store.log(run_id, tags=tags)
-    return list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
-
-
 class CellLog:
     """A `TaskLog` for the cells of one command; each outcome's result is a `CellResult`."""
 
@@ -154,7 +140,8 @@ class CellLog:
 
     def report(self, task: Cell, news: int) -> tuple[float, str]:
         self._stopwatch.mark(FIRST_STEP)
-        return news / self._epochs, f"{task.name}: epoch {news}/{self._epochs}"
+        n = self._epochs * traits(task.init).lengthens
+        return news / n, f"{task.name}: epoch {news}/{n}"
 
     def end(self, outcome: Outcome[Cell, CellResult]) -> str | None:
         cell, trained = outcome.task, outcome.result

@@ -3,11 +3,10 @@
 import ast
 import contextlib
 import functools
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +16,12 @@ from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
-from sweeps.analysis.comparison import Comparison, compare
-from sweeps.analysis.statistics import Array
+from sweeps.analysis.comparison import Comparison, ImageVariances, compare
 from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
-from sweeps.rows import GROUPS, Row, Score, Status
+from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
+from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
-GRIDS = "grids"  # tag of the parent: every plan so far, in order, as JSON
-VERDICTS_AT = "verdicts_at"  # tag of the parent: numbers of replicates at which verdicts were given
-NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before it made one
 TUNED = "tuned"
 STATUSES: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed"}  # of the runs that count
 PROVENANCE = ("package_version", "mlflow.source.git.commit", "torch_build", "cpu_capability")
@@ -46,7 +42,7 @@ class LoggedSweep:
     judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first plan
     is_complete: bool  # every cell of it is finished or failed
     is_extended: bool  # a verdict was given at fewer replicates
-    image_variances: Mapping[Init, Mapping[Score, Array]] = field(default_factory=dict)  # arrays [n_judged]
+    image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
 
     @functools.cached_property
     def pair(self) -> Comparison:
@@ -171,19 +167,8 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
         provenance={key: tuple(sorted({own[key] for own in finished if key in own})) for key in PROVENANCE},
         judged_grid=judged,
         is_complete=judged in complete,
-        is_extended=any(n < judged.n_replicates for n in _verdicts_at(tags)),
+        is_extended=any(n < judged.n_replicates for n in verdicts_at(tags)),
     )
-
-
-def note_verdict(store: Store, sweep: LoggedSweep) -> None:
-    """Note on the parent that a verdict is given at this number of replicates: later ones at more are extensions."""
-    if sweep.is_complete and not sweep.pair.no_verdict:
-        numbers = sorted({*_verdicts_at(sweep.tags), sweep.judged_grid.n_replicates})
-        store.log(sweep.run_id, tags={VERDICTS_AT: " ".join(map(str, numbers))})
-
-
-def _verdicts_at(tags: Mapping[str, str]) -> list[int]:
-    return [int(n) for n in tags.get(VERDICTS_AT, "").split()]
 
 
 def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
@@ -201,8 +186,8 @@ def cell_of(run: Run) -> Cell:
     params, change = run.data.params, None
     if params.get("recipe_mode") == TUNED:
         recipe = _recipe_of(params)
-        change = RecipeChange(recipe.learning_rate, recipe.trunk_factor, recipe.warm_up_share)
-    return Cell(int(params["percent"]), cast(Init, params["init"]), int(params["replicate"]), change)
+        change = RecipeChange(recipe.learning_rate, recipe.warm_up_share)
+    return Cell(int(params["percent"]), params["init"], int(params["replicate"]), change)
 
 
 def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
@@ -224,10 +209,3 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
             with contextlib.suppress(ValueError, SyntaxError):  # a bare word
                 fields[name] = ast.literal_eval(text)
     return Recipe(**fields)
-
-
-def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    plans = json.loads(tags.get(GRIDS, "[]"))
-    return [
-        Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve) for percents, inits, n, judged, n_curve in plans
-    ]

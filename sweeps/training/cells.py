@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from fmnist_transfer.data.examples import Half, fraction, on_device
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state, weights_digest
@@ -16,10 +14,10 @@ from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.fit import Diverged, train_on_half
 from fmnist_transfer.training.recipe import Precision, Recipe
-from fmnist_transfer.training.score import Result, score
+from fmnist_transfer.training.score import Result, evaluation_points, score
 from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.task import Report
-from sweeps.grid import TRAITS, Cell
+from sweeps.grid import Cell, traits
 from sweeps.training.inits import starting_network, train_arm
 
 EVERY = -1  # in place of a replicate: all of them
@@ -57,11 +55,11 @@ class CellResult(NamedTuple):
 
 def passes(plan: CellPlan, cell: Cell, n_train: int) -> float:
     """Work of the cell in forward passes of an image, three for an image of a training step."""
-    recipe, n_val, traits = plan.recipe, len(plan.half.val), TRAITS[cell.init]
+    recipe, n_val, own = plan.recipe, len(plan.half.val), traits(cell.init)
     steps = recipe.epochs * (plan.steps_per_epoch or recipe.steps_per_epoch(n_train))
-    whole = 3 * steps * min(recipe.batch_size, n_train) + (recipe.epochs + 2) * n_val + n_train
-    # Training the classifier alone needs features only once.
-    return traits.n_trainings * whole + traits.probes * (2 * n_train + 3 * n_val)
+    whole = 3 * steps * min(recipe.batch_size, n_train) + (len(evaluation_points(recipe.epochs)) + 2) * n_val + n_train
+    # A classifier alone needs features only once, and is then fitted in about the time of two passes (measured).
+    return own.n_trainings * whole + own.probes * (4 * n_train + 3 * n_val)
 
 
 def pretrain(
@@ -105,7 +103,7 @@ def train_cells(
     report(0)
     try:
         draw = partial(fresh_network, plan.spec)
-        return [_logged_part(train_arm(draw, train, half, recipe, streams, **options), half)]
+        return [_without_weights(train_arm(draw, train, half, recipe, streams, **options))]
     except Diverged as error:
         return [error]
 
@@ -122,7 +120,7 @@ def _train_together(
         groups.append(Group(tuple(network.to(plan.device) for network in networks), train, streams))
     report(0)
     results = _fit_and_score_stacked(groups, half, plan.recipe, options | {"on_epoch": report})
-    return [result if isinstance(result, Diverged) else _logged_part(result, half) for result in results]
+    return [result if isinstance(result, Diverged) else _without_weights(result) for result in results]
 
 
 def _fit_and_score_stacked(
@@ -142,9 +140,5 @@ def _fit_and_score_stacked(
     return results
 
 
-def _logged_part(result: Result, half: Half) -> CellResult:
-    """Leave out the weights, and add the images' labels to their scores."""
-    labels = {f"{name}_label": part.labels.cpu().numpy() for name, part in (("val", half.val), ("test", half.test))}
-    scores = result.image_scores | {name: own.astype(np.uint8) for name, own in labels.items()}
-    logged = dataclasses.replace(result, final_state={}, image_scores=scores)
-    return CellResult(logged, weights_digest(result.final_state), numerics())
+def _without_weights(result: Result) -> CellResult:
+    return CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state), numerics())

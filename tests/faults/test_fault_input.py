@@ -141,9 +141,9 @@ def test_flags_are_in_range_or_refused(fractions: list[int], replicates: int, ep
 
 
 @given(st.integers(-3, 50), st.integers(-3, 50), st.floats(), st.text(max_size=12))
-def test_flags_of_a_search_are_in_range_or_refused(trials: int, epochs: int, mflops: float, name: str) -> None:
-    message = refusal(lambda: SearchSettings(trials=trials, epochs=epochs, max_mflops=mflops, study_name=name))
-    in_range = min(trials, epochs) >= 1 and mflops >= 0
+def test_flags_of_a_search_are_in_range_or_refused(trials: int, epochs: int, cost: float, name: str) -> None:
+    message = refusal(lambda: SearchSettings(trials=trials, epochs=epochs, max_cost=cost, study_name=name))
+    in_range = min(trials, epochs) >= 1 and cost >= 0
     if message is None:
         assert in_range
         assert name

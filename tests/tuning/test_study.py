@@ -8,10 +8,10 @@ from optuna.trial import TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.store.retry import RetryPolicy
-from tuning.space import first_trial
+from tuning.space import starts
 from tuning.study import FIXED, REASON, RECIPE, begin, counting, open_storage, open_study, requeue
 
-SETTINGS = {"max_mflops": 4.0, "epochs": 2}
+SETTINGS = {"max_cost": 1.0, "epochs": 2}
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
 
 
 @pytest.fixture
-def study(storage: optuna.storages.RDBStorage) -> optuna.Study:
+def study(storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
+    """A study that begins with the first trial alone."""
+    monkeypatch.setattr("tuning.study.starts", lambda max_cost: starts(max_cost)[:1])
     study = open_study(storage, "cnn2", SETTINGS)
     begin(study, SETTINGS)
     return study
@@ -29,7 +31,7 @@ def study(storage: optuna.storages.RDBStorage) -> optuna.Study:
 def ask(study: optuna.Study, *, whole: bool = True) -> optuna.Trial:
     """A trial as far as the driver has it when a worker starts, or not as far."""
     trial = study.ask()
-    trial.suggest_float("width", 0, 1)
+    trial.suggest_float("fc_dropout", 0, 0.5)
     if whole:
         trial.set_user_attr(RECIPE, {})
     return trial
@@ -40,20 +42,20 @@ def waiting(study: optuna.Study) -> list[dict[str, object]]:
     return [trial.system_attrs[FIXED] for trial in trials]
 
 
-def test_the_first_trial_is_enqueued_once_even_if_the_beginning_was_cut_off(
+def test_the_first_trials_are_enqueued_once_even_if_the_beginning_was_cut_off(
     storage: optuna.storages.RDBStorage,
 ) -> None:
     study = optuna.create_study(study_name="cnn2", storage=storage, direction="maximize")
-    study.enqueue_trial(first_trial(4.0))  # and then it was killed
+    study.enqueue_trial(starts(1.0)[0])  # one of them, and then it was killed
     for _ in range(2):
         begin(open_study(storage, "cnn2", SETTINGS), SETTINGS)
-        assert waiting(study) == [first_trial(4.0)]
+        assert waiting(study) == starts(1.0)
 
 
 def test_a_study_keeps_to_its_settings(storage: optuna.storages.RDBStorage, study: optuna.Study) -> None:
     with pytest.raises(UsageError, match="epochs"):
         open_study(storage, "cnn2", SETTINGS | {"epochs": 3})
-    assert waiting(study) == [first_trial(4.0)]
+    assert waiting(study) == starts(1.0)[:1]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -62,12 +64,12 @@ def test_a_trial_of_a_dead_driver_waits_with_the_parameters_it_had(study: optuna
     ask(study, whole=whole)
     requeue(study, failed=True)
     requeue(study, failed=True)
-    assert waiting(study) == [first_trial(4.0)] if not whole else len(waiting(study)) == 1
+    assert waiting(study) == starts(1.0)[:1] if not whole else len(waiting(study)) == 1
     study.tell(ask(study), 0.5)
     assert [trial.value for trial in counting(study)] == [0.5]
     drawn = ask(study, whole=whole)
     requeue(study, failed=True)
-    assert waiting(study) == ([{"width": drawn.params["width"]}] if whole else [])
+    assert waiting(study) == ([{"fc_dropout": drawn.params["fc_dropout"]}] if whole else [])
     assert len(counting(study)) == 1
 
 

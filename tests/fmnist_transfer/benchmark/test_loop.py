@@ -2,29 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fmnist_transfer.benchmark import loop
-from fmnist_transfer.benchmark.loop import (
-    Contenders,
-    Fitted,
-    NotebookEpoch,
-    Workload,
-    fit_fraction,
-    fit_once,
-    images_per_s,
-    notebook_data,
-    round_values,
-    run_notebook,
-    seconds_to_goal,
-)
+from fmnist_transfer.benchmark import loop, tasks
+from fmnist_transfer.benchmark.loop import Contenders, seconds_to_goal
 from fmnist_transfer.benchmark.measurements import Measurements
+from fmnist_transfer.benchmark.notebook import NotebookEpoch, notebook_data, run_notebook
+from fmnist_transfer.benchmark.tasks import Fitted, Workload, fit_once, fit_stack, images_per_s, matrix_product
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
-from fmnist_transfer.network.cnn2 import CNN2Spec, training_mflops
+from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec
+from fmnist_transfer.network.cost import training_mflops
 from fmnist_transfer.network.weights import State, weights_digest
 from fmnist_transfer.training.augmentation import normalise
 from fmnist_transfer.training.fit import Diverged
@@ -49,23 +41,51 @@ def epoch(number: int, train_seconds: float, val_accuracy: float = 0.5) -> Epoch
     return Epoch(number, 7 * number, 1.0, 1.0, val_accuracy, 1e-3, 2 * train_seconds, train_seconds)
 
 
-def test_a_round_by_hand(work: Workload) -> None:
-    notebook = [NotebookEpoch(4.0, 1.0, 0.5), NotebookEpoch(1.0, 9.0, 0.6)]
-    alone = Fitted((epoch(1, 0.5),), 10.0, 14.0)
-    fits = [Fitted((epoch(1, 0.5, 0.7),), 20.0, 24.0), Fitted((epoch(1, 2.0, 0.9),), 21.0, 30.0)]
-    values = round_values(work, notebook, alone, fits, gflops=16.0)
+def test_a_round_by_hand(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 everything is twice as fast as in float32, and the notebook 1.6 times."""
+
+    def results(workers: Any, function: Any, work: Workload, seeds: range | list[int]) -> list[Any]:
+        factor = 2 if work.precision == "bf16" else 1
+        if function is run_notebook:
+            speedup = 1.6 if work.precision == "bf16" else 1
+            return [[NotebookEpoch(4.0 / speedup, 1.0, 0.5), NotebookEpoch(1.0 / speedup, 9.0, 0.6)]]
+        if function is matrix_product:
+            return [8.0 * factor for _ in seeds]
+        n_images, rate = work.recipe.steps_per_epoch(250) * work.recipe.batch_size, 100.0 * factor
+        epochs = (epoch(1, n_images / rate, 0.8),)
+        return [Fitted(epochs, 10.0, 14.0 if len(seeds) == 1 else 15.0) for _ in seeds]
+
+    monkeypatch.setattr(loop, "results", results)
+    two: Any = SimpleNamespace(n=2)
+    work = dataclasses.replace(work, precision="bf16")
+    values = Contenders(two, IDLE, Measurements()).measure_round(work, 0)
     assert values["naive_images_per_s"] == 2 * 250 / 5
-    assert values["ours_images_per_s, one worker"] == 7 * 32 / 0.5
-    assert values["ours_images_per_s"] == 7 * 32 / 0.5 + 7 * 32 / 2
-    assert values["ratio_vs_naive"] == pytest.approx(560 / 100)
-    assert values["worker_scaling"] == 2 * 4 / 10
-    assert values["fraction_of_limit"] == pytest.approx(560 * training_mflops(SPEC) / 16_000)
-    assert values["matrix product"] == 16.0
+    assert values["naive_bf16_images_per_s"] == pytest.approx(1.6 * 2 * 250 / 5)
+    assert values["ours_images_per_s, one worker"] == pytest.approx(200)
+    assert values["ours_images_per_s"] == pytest.approx(400)
+    assert values["ratio_vs_naive"] == pytest.approx(400 / 160)
+    assert values["worker_scaling"] == 2 * 4 / 5
+    assert values["fraction_of_limit"] == pytest.approx(400 * training_mflops(SPEC) / 32_000)
+    assert values["default_images_per_s"] == pytest.approx(400)
+    assert values["reference_images_per_s"] == pytest.approx(400 * 250 / 256)  # one batch of all 250 images
+    assert values["default_bf16_speedup"] == pytest.approx(2)
+    of_default = training_mflops(HAND_MADE_SPEC)
+    assert values["default_fraction_of_limit"] == pytest.approx(400 * of_default / 32_000)
+    assert values["default_fraction_of_limit, float32"] == pytest.approx(200 * of_default / 16_000)
+    assert values["reference_fraction_of_limit"] == pytest.approx(
+        values["reference_images_per_s"] * training_mflops(REFERENCE_SPEC) / 32_000
+    )
+    assert values["matrix product"] == 32.0
     assert values["validation accuracy, naive"] == 0.6
     assert values["validation accuracy, ours"] == pytest.approx(0.8)
+    values = Contenders(two, IDLE, Measurements()).measure_round(dataclasses.replace(work, precision="float32"), 0)
+    assert values["default_bf16_speedup"] == 1
+    assert "naive_bf16_images_per_s" not in values
 
 
-def test_both_loops_and_the_limit_are_measured(work: Workload) -> None:
+def test_both_loops_and_the_limit_are_measured(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "HAND_MADE_SPEC", SPEC)
+    monkeypatch.setattr(loop, "REFERENCE_SPEC", SPEC)
     measured = Measurements()
     with StopSignal() as stop, Workers(1, stop) as workers:
         Contenders(workers, workers, measured).measure_loop(work, n_rounds=2)
@@ -91,7 +111,7 @@ def test_rates_leave_the_first_epoch_out(work: Workload) -> None:
     assert images_per_s(work, epochs) == pytest.approx(14 * 32 / 102)
 
 
-def test_a_fraction_is_three_replicates_of_two_networks(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_is_three_replicates_of_two_networks(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rate is the mean of six networks' shares; one that diverges is an error."""
     seen: list[Group] = []
     outcomes: list[History | Diverged] = [History((epoch(1, 100.0), epoch(2, k)), 1, {}) for k in (1.0, 2.0) * 3]
@@ -100,14 +120,14 @@ def test_a_fraction_is_three_replicates_of_two_networks(work: Workload, monkeypa
         seen[:] = groups
         return [(outcome, {}) for outcome in outcomes]
 
-    monkeypatch.setattr(loop, "fit_stacked", fit_stacked)
-    assert fit_fraction(work, 0, lambda news: None, lambda: False) == pytest.approx(7 * 32 * (1 / 1 + 1 / 2) / 2)
+    monkeypatch.setattr(tasks, "fit_stacked", fit_stacked)
+    assert fit_stack(work, 0, lambda news: None, lambda: False) == pytest.approx(7 * 32 * (1 / 1 + 1 / 2) / 2)
     assert [len(group.networks) for group in seen] == [2, 2, 2]
     assert len({weights_digest(network.state_dict()) for group in seen for network in group.networks}) == 6
     assert len({group.streams for group in seen}) == 3
     outcomes[3] = Diverged("loss is nan")
     with pytest.raises(Diverged):
-        fit_fraction(work, 0, lambda news: None, lambda: False)
+        fit_stack(work, 0, lambda news: None, lambda: False)
 
 
 def test_the_speedup_of_a_stack_is_that_of_its_images_per_second(
@@ -141,12 +161,12 @@ def test_the_notebooks_time_to_the_goal_is_extrapolated_from_its_last_epoch(
     def results(workers: Any, function: Any, work: Workload, seeds: list[int]) -> list[Any]:
         if function is fit_once:
             return [Fitted((epoch(1, 3.0, 0.99),), 0.0, 1.0)]
-        assert (len(work.half.train), len(work.half.val), work.n_epochs) == (25, 10, 2)
+        assert (len(work.half.train), len(work.half.val), work.recipe.epochs) == (25, 10, 2)
         return [[NotebookEpoch(100.0, 100.0, 0.5), NotebookEpoch(0.5, 0.2, 0.6)]]
 
     monkeypatch.setattr(loop, "results", results)
     measured = Measurements()
-    Contenders(IDLE, IDLE, measured).measure_goal(work)
+    Contenders(IDLE, IDLE, measured).measure_goal(work, n_seeds=1)
     naive = 43 * (0.5 * 250 / 25 + 0.2 * 50 / 10)
     assert [line.spread["median"] for line in measured.lines] == pytest.approx([naive, 6.0, 6.0 / naive])
 
@@ -156,7 +176,7 @@ def test_a_failed_measurement_is_an_error(work: Workload) -> None:
         work, recipe=dataclasses.replace(RECIPE, optimizer="sgd", learning_rate=1e30, schedule="constant")
     )
     with StopSignal() as stop, Workers(1, stop) as workers, pytest.raises(UserError, match="Diverged"):
-        loop.results(workers, fit_once, diverging, [0])
+        tasks.results(workers, fit_once, diverging, [0])
 
 
 def test_the_notebook_sees_the_same_images(work: Workload) -> None:
@@ -170,7 +190,7 @@ def test_the_notebook_sees_the_same_images(work: Workload) -> None:
 
 
 def test_the_notebook_learns(work: Workload) -> None:
-    work = dataclasses.replace(work, recipe=Recipe(batch_size=32, epochs=20, learning_rate=1e-2), n_epochs=12)
+    work = dataclasses.replace(work, recipe=Recipe(batch_size=32, epochs=12, learning_rate=1e-2))
     epochs = run_notebook(work, 0, lambda news: None, lambda: False)
     assert len(epochs) == 12
     assert epochs[-1].val_accuracy > 0.5  # of five classes

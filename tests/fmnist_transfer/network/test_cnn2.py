@@ -26,6 +26,22 @@ def test_pooling_before_relu_is_the_same_function() -> None:
     assert torch.equal(network.blocks[0](images), other_order)
 
 
+def test_the_gradient_keeps_the_layout_of_the_blocks_output_and_its_values() -> None:
+    network, images = fresh_network(CNN2Spec((4, 8), fc_dropout=0.0), Streams(0)), torch.randn(6, 1, 28, 28)
+    layouts = []
+    relu = network.blocks[1][-1]
+    assert isinstance(relu, torch.nn.ReLU)
+    relu.inplace = False  # hooks need it
+    relu.register_full_backward_hook(lambda module, inputs, outputs: layouts.append(outputs[0].stride()))
+    network(images).square().sum().backward()
+    assert layouts == [(8 * 49, 1, 8 * 7, 8)]
+    gradients = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    flat = network.blocks(images).flatten(1)
+    network.fc3(torch.relu(network.fc2(torch.relu(network.fc1(flat))))).square().sum().backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in network.parameters()])
+
+
 def test_resetting_the_classifier_leaves_the_rest_bit_identical() -> None:
     network = fresh_network(CNN2Spec((4, 8)), Streams(0))
     network.train()(torch.randn(8, 1, 28, 28))  # moves the batch-norm buffers

@@ -79,7 +79,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     fractions=st.lists(st.integers(1, 100), min_size=1, unique=True),
-    inits=st.lists(st.sampled_from(INITS), min_size=1, unique=True),
+    inits=st.lists(st.sampled_from([*INITS, "pretrained@1", "pretrained@12"]), min_size=1, unique=True),
     replicates=st.integers(1, 1_000),
     epochs=st.none() | st.integers(1, 10**6),
     flags=st.dictionaries(st.sampled_from(["dry_run", "retry_failed", "debug", "take_over"]), st.booleans()).filter(
@@ -98,7 +98,7 @@ def test_a_sweeps_command_line_parses_back(flags: dict[str, bool], seconds: floa
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     trials=st.integers(1, 1_000),
-    max_mflops=st.just("none") | st.floats(0, 100),
+    max_cost=st.just("none") | st.floats(0, 100),
     split=st.sampled_from(["0-4/5-9", "even/odd", "01234/56789", "random:7"]),
     study_name=st.none() | st.from_regex(r"[a-z][\w.-]{0,8}", fullmatch=True),
     promote=st.booleans(),

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fmnist_transfer.training.score import (
+from fmnist_transfer.training.calibration import (
     calibrate,
-    cross_entropy,
-    cross_fitted_loss,
+    cross_entropies,
+    cross_fitted_losses,
     expected_calibration_error,
     fit_temperature,
 )
@@ -18,6 +18,10 @@ def draw(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndar
     logits = rng.normal(0, 3, (n, 5))
     gumbel = rng.gumbel(size=(n, 5))
     return logits, (logits / temperature + gumbel).argmax(axis=1)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(cross_entropies(logits, labels).mean())
 
 
 def test_ece_by_hand() -> None:
@@ -63,17 +67,18 @@ def test_cross_fitting_scores_each_half_by_the_other() -> None:
     expected = (
         cross_entropy(logits[~sharp] / 10, labels[~sharp]) + cross_entropy(10 * logits[sharp], labels[sharp])
     ) / 2
-    assert cross_fitted_loss(mixed, labels) == pytest.approx(expected, rel=0.1)
-    assert cross_fitted_loss(logits, labels) == pytest.approx(cross_entropy(logits, labels), rel=0.01)
+    assert cross_fitted_losses(mixed, labels).mean() == pytest.approx(expected, rel=0.1)
+    assert cross_fitted_losses(logits, labels).mean() == pytest.approx(cross_entropy(logits, labels), rel=0.01)
 
 
 def test_one_image_cannot_be_cut() -> None:
     with pytest.raises(ValueError, match="folds"):
-        cross_fitted_loss(np.zeros((1, 5)), np.zeros(1, dtype=int))
+        cross_fitted_losses(np.zeros((1, 5)), np.zeros(1, dtype=int))
 
 
 def test_test_images_are_scaled_by_what_validation_chose() -> None:
     logits, labels = draw(100, 1.0)
-    calibration = calibrate(logits, labels, 2.0)
+    calibration, losses = calibrate(logits, labels, 2.0)
+    assert losses.mean() == calibration.scaled_loss
     assert calibration.scaled_loss == pytest.approx(cross_entropy(logits / 2, labels))
     assert calibration.temperature == 2.0

@@ -6,20 +6,20 @@ import re
 import pytest
 import torch
 
-from fmnist_transfer.data.examples import Examples, Half, nested_order
+from fmnist_transfer.data.examples import Examples, Half, fraction, nested_order
 from fmnist_transfer.errors import Interrupted
 from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
+from fmnist_transfer.network.weights import copy_state
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training.fit import Diverged, fit
+from fmnist_transfer.training.fit import Diverged, fit, train_on_half
 from fmnist_transfer.training.recipe import Recipe
-from fmnist_transfer.training.score import History
+from fmnist_transfer.training.score import History, score
 from fmnist_transfer.training.stacked import Group, Stack, StackedDropout, fit_stacked
 
 DROPPING = CNN2Spec(channels=(3, 4), fc1=8, fc2=6, fc_dropout=0.3, conv_dropout=0.2)
 DEEP = CNN2Spec(channels=(2, 3), convs_per_block=2, kernel_size=5, fc1=8, fc2=6, fc_dropout=0.0)
 PLAIN = CNN2Spec(channels=(3, 4), normalisation="none", pooling="avg", fc1=8, fc2=6, fc_dropout=0.2)
-ADAMW = Recipe(batch_size=16, epochs=2, learning_rate=3e-3, flip=True, shift=2, label_smoothing=0.1)
-SLOW_TRUNK = dataclasses.replace(ADAMW, trunk_factor=0.1)
+ADAMW = Recipe(batch_size=16, epochs=2, learning_rate=3e-3, flip=True, shift=2)
 SGD = Recipe(optimizer="sgd", batch_size=32, epochs=2, learning_rate=0.05, schedule="cosine", erase=0.5)
 CONVOLUTION_BIASES = ("blocks.0.0.bias", "blocks.1.0.bias", "blocks.0.3.bias", "blocks.1.3.bias")
 
@@ -50,7 +50,6 @@ def make_groups(spec: CNN2Spec, half: Half, n: int = 100) -> list[Group]:
     [
         (DROPPING, ADAMW),
         (DEEP, ADAMW),
-        (DEEP, SLOW_TRUNK),
         (PLAIN, SGD),
         (DROPPING, dataclasses.replace(SGD, optimizer="adam")),
     ],
@@ -103,6 +102,26 @@ def test_the_networks_of_a_group_share_their_masks_and_groups_do_not() -> None:
         assert torch.equal(masks[2], masks[3])
         assert not torch.equal(masks[0], masks[2])
     assert torch.equal(channels.amin((3, 4)), channels.amax((3, 4)))
+
+
+def test_source_networks_of_different_replicates_train_together_as_each_alone(half: Half) -> None:
+    """Groups of one network, each with its own order of the whole half; evaluated at twenty points only."""
+    recipe, points = dataclasses.replace(ADAMW, epochs=40, batch_size=128, learning_rate=1e-3), []
+    replicates = [Streams(3, replicate, "pretraining") for replicate in range(3)]
+    groups = [Group((fresh_network(DROPPING, s),), fraction(half.train, 100, s), s) for s in replicates]
+    together = fit_stacked(groups, half.val, recipe, on_epoch=points.append)
+    assert points == list(range(2, 41, 2))
+    for streams, (history, state) in zip(replicates, together, strict=True):
+        expected = train_on_half(DROPPING, half, recipe, streams, "cpu")
+        assert isinstance(history, History)
+        assert [epoch.epoch for epoch in history.epochs] == points
+        network = fresh_network(DROPPING, streams)
+        initial = copy_state(network)
+        network.load_state_dict(state)
+        result = score(network, history, fraction(half.train, 100, streams), half, initial)
+        assert result.final.val.loss == pytest.approx(expected.final.val.loss, rel=1e-3)
+        assert result.test.accuracy == pytest.approx(expected.test.accuracy, abs=0.011)
+        assert result.distances["all"] == pytest.approx(expected.distances["all"], rel=1e-2)
 
 
 def test_a_network_that_diverges_leaves_the_others_alone(half: Half) -> None:

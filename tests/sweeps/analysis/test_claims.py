@@ -2,132 +2,173 @@
 
 import dataclasses
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 from constructed import rows
 
-from sweeps.analysis.claims import CLAIMS, Verdict
+from sweeps.analysis.claims import CLAIMS, NO_HELP, Verdict, crossing, crossover
 from sweeps.analysis.claims import judge as judge_pair
 from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
-from sweeps.rows import Row
+from sweeps.rows import Row, Score
 
-
-def judge(table: list[Row]) -> dict[str, Verdict]:
-    return judge_pair(compare(table))
-
-
+Gain = float | tuple[float, ...]
 CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)  # random - pretrained: pretraining helps below 25 % and costs above
-GONE = (0.1, 0.05, 0.0, 0.0, 0.0)
+LOSSES = ("final/val_loss", "test/loss", "heldout/loss")
 
 
-def test_three_replicates_tell_nothing_but_what_is_seen() -> None:
-    claims = judge(rows(3, {"final/train_loss": 0.1}))
-    assert set(claims) == set(CLAIMS)
-    assert {claim.verdict for claim in claims.values()} == {"cannot be told"}
-    claim = claims["train_loss"]
-    assert re.search(r"\b3\b.*\b6\b", claim.reason)
-    assert claim.effect == pytest.approx(0.1, abs=0.005)
-    assert claim.interval
-    assert claim.interval[0] < claim.effect < claim.interval[1]
-    assert re.search(r"\b5 %.*\b100 %", claim.observed)
+def judge(table: list[Row], **plan: Any) -> dict[str, Verdict]:
+    return judge_pair(compare(table, **plan))
 
 
-def test_one_replicate_has_no_interval() -> None:
-    claims = judge(rows(1, {"final/train_loss": 0.1}))
-    assert {claim.interval for claim in claims.values()} == {None}
-    assert {claim.n_replicates for claim in claims.values()} == {1}
+def of_losses(gain: Gain, best: Gain | None = None, scaled: Gain | None = None) -> dict[str, Gain]:
+    chosen = {"test/best_loss": gain if best is None else best, "test/scaled_loss": gain if scaled is None else scaled}
+    return dict.fromkeys(LOSSES, gain) | chosen
 
 
 @pytest.mark.parametrize(
     ("gain", "noise", "verdict", "where"),
     [
         (0.1, 0.001, "holds", ""),
+        (0.001, 0.0002, "holds", ""),  # however little, if it is shown
         (-0.1, 0.001, "does not hold", "5, 10, 25, 50 and 100 %"),
-        ((0.1, 0.1, 0.1, 0.1, 0.0), 0.001, "does not hold", " 100 %"),  # equivalence at one
-        ((0.1, 0.1, 0.1, 0.0, 0.003), 0.001, "does not hold", " 50 %"),  # small, but above 0 at 100 %
-        (0.02, 0.05, "cannot be told", " 5"),
+        ((0.1, 0.1, 0.1, 0.1, -0.02), 0.001, "does not hold", " 100 %"),
+        ((0.1, 0.1, 0.1, 0.0, 0.003), 0.0005, "does not hold", " 50 %"),  # equal at one
+        (0.0, 0.1, "cannot be told", " 5"),
     ],
 )
-def test_training_loss(gain: float, noise: float, verdict: str, where: str) -> None:
+def test_training_loss(gain: Gain, noise: float, verdict: str, where: str) -> None:
     claim = judge(rows(6, {"final/train_loss": gain}, noise=noise))["train_loss"]
     assert (claim.verdict, where in claim.reason) == (verdict, True), claim.reason
+    assert (claim.val_sign, claim.test_sign) == ("", "")
 
 
 @pytest.mark.parametrize(
     ("gain", "verdict", "where"),
     [
-        (CROSSING, "holds", "25, 50 and 100 %"),
+        (CROSSING, "holds", "from 25 % on"),
+        (-0.1, "holds", "already from the smallest"),
+        ((0.1, -0.05, -0.05, 0.05, 0.05), "cannot be told", "100 %"),  # a dip
         (0.1, "does not hold", "25 %"),
-        ((-0.1, -0.1, 0.0, 0.0, 0.0), "does not hold", "25 %"),
-        (-0.1, "cannot be told", ""),
-        ((0.1, -0.05, -0.05, 0.05, 0.05), "cannot be told", ""),  # a dip is no crossover
+        ((-0.1, -0.1, 0.002, 0.002, 0.002), "does not hold", "25 %"),  # below 25 % does not matter
     ],
 )
-def test_validation_loss(gain: float, verdict: str, where: str) -> None:
-    claim = judge(rows(8, {"final/val_loss": gain}))["val_loss"]
+def test_validation_loss(gain: Gain, verdict: str, where: str) -> None:
+    claim = judge(rows(8, of_losses(gain)))["val_loss"]
     assert (claim.verdict, where in claim.reason) == (verdict, True), claim.reason
     assert claim.percent == 100
+    assert claim.effect == pytest.approx(np.log1p((gain if isinstance(gain, float) else gain[-1]) / 0.368), abs=0.03)
+
+
+def test_the_crossover_is_a_gap_where_the_claim_holds() -> None:
+    assert crossover(compare(rows(8, of_losses(CROSSING)))) == (10, 25)
+    assert crossover(compare(rows(8, of_losses(-0.1)))) == (None, 5)
+    assert crossover(compare(rows(8, of_losses(0.1)))) is None
+    assert crossing(np.array([True, False, True, True])) == 2
+
+
+def test_the_opposite_sign_on_test_images_prevents_a_verdict() -> None:
+    """For validation loss alone."""
+    opposed = of_losses(-0.02) | {"test/loss": 0.05}
+    claim = judge(rows(8, opposed))["val_loss"]
+    assert (claim.verdict, claim.val_sign, claim.test_sign) == ("cannot be told", "-", "+")
+    opposed = of_losses(0.02) | {"test/loss": -0.05}
+    assert judge(rows(8, opposed))["val_loss"].verdict == "cannot be told"
 
 
 @pytest.mark.parametrize(
-    ("best", "scaled", "verdict"),
+    ("gains", "verdict"),
     [
-        (GONE, CROSSING, "holds"),
-        (CROSSING, GONE, "holds"),
-        (CROSSING, CROSSING, "does not hold"),
+        (of_losses(CROSSING, best=0.0), "holds"),
+        (of_losses(CROSSING, scaled=0.0), "holds"),
+        (of_losses(CROSSING), "does not hold"),
+        (of_losses(0.1), "does not arise"),
+        (of_losses(0.002), "does not arise"),
+        (of_losses(CROSSING, best=-0.0259, scaled=-0.0259), "cannot be told"),  # half of it
     ],
 )
-def test_overfitting(best: tuple[float, ...], scaled: tuple[float, ...], verdict: str) -> None:
-    gains = {"final/val_loss": CROSSING, "best/val_loss": best, "final/val_scaled_loss": scaled}
-    claim = judge(rows(8, gains))["overfitting"]
-    assert claim.verdict == verdict
-    assert claim.effect == pytest.approx(-0.05, abs=0.005)
-
-
-@pytest.mark.parametrize(
-    "gains",
-    [{"final/val_loss": 0.1}, dict.fromkeys(("final/val_loss", "best/val_loss", "final/val_scaled_loss"), -0.003)],
-)
-def test_without_a_deficit_there_is_nothing_to_explain(gains: dict[str, float]) -> None:
-    """Nor if it is within the margin."""
-    claim = judge(rows(8, gains))["overfitting"]
-    assert (claim.verdict, "0.005" in claim.reason) == ("cannot be told", True)
-
-
-def test_a_crossover_into_the_margin_says_nothing() -> None:
-    claims = judge(rows(8, {"final/val_loss": (0.1, 0.05, -0.002, -0.002, -0.002)}, noise=0.0003))
-    assert claims["val_loss"].verdict == "does not hold"  # from 25 % on there is no practical difference
-    assert (claims["overfitting"].verdict, "0.005" in claims["overfitting"].reason) == ("cannot be told", True)
-
-
-def test_cells_without_their_scores_are_no_error() -> None:
-    table = [dataclasses.replace(row, scores={"final/val_loss": row.scores["final/val_loss"]}) for row in rows(8, {})]
-    assert {(claim.verdict, claim.effect) for claim in judge(table).values()} == {("cannot be told", None)}
-
-
-def test_cells_of_an_earlier_version_lack_temperature_scaling() -> None:
-    table = [
-        Row(row.cell, row.n_train, row.run_id, row.status, {k: v for k, v in row.scores.items() if "scaled" not in k})
-        for row in rows(8, {})
-    ]
-    claim = judge(table)["overfitting"]
-    assert (claim.verdict, "temperature" in claim.reason) == ("cannot be told", True)
+def test_overfitting(gains: dict[str, Gain], verdict: str) -> None:
+    noise = 0.003 if verdict == "cannot be told" else 0.001
+    claim = judge(rows(8, gains, noise=noise))["overfitting"]
+    assert claim.verdict == verdict, claim.reason
 
 
 @pytest.mark.parametrize(
     ("gains", "noise", "verdict", "number"),
     [
         ({}, 0.001, "holds", "1.5"),
-        ({"final/val_accuracy": -0.01}, 0.001, "does not hold", "0.3"),
-        ({"final/val_loss": 0.1}, 0.001, "does not hold", "25 and 50 %"),  # a doubling
+        ({"heldout/accuracy": -0.01}, 0.001, "does not hold", "0.3"),
+        (of_losses(0.1), 0.001, "does not hold", "25 and 50 %"),  # a doubling
         ({}, 0.02, "cannot be told", "0.3"),
     ],
 )
-def test_need(gains: dict[str, float], noise: float, verdict: str, number: str) -> None:
+def test_need(gains: dict[str, Gain], noise: float, verdict: str, number: str) -> None:
     claim = judge(rows(8, gains, noise=noise))["need"]
     assert (claim.verdict, number in claim.reason) == (verdict, True), claim.reason
     assert (claim.unit, claim.percent) == ("accuracy", 100)
+
+
+def test_a_recipe_chosen_on_validation_is_judged_on_test() -> None:
+    gains = of_losses(0.1) | {"test/loss": -0.03, "test/accuracy": -0.01}
+    tuned, plain = (judge(rows(8, gains), is_tuned=is_tuned) for is_tuned in (True, False))
+    assert (tuned["val_loss"].verdict, tuned["need"].verdict) == ("holds", "does not hold")
+    assert tuned["need"].effect == pytest.approx(-0.01, abs=0.001)
+    assert plain["need"].effect == pytest.approx(0.0, abs=0.001)
+
+
+def test_images_that_are_a_sample_prevent_verdicts() -> None:
+    table = rows(8, of_losses(CROSSING))
+    pair = compare(table, image_variances={Score.HELDOUT_LOSS: np.full(5, 4.0), Score.TEST_LOSS: np.full(5, 4.0)})
+    claim = judge_pair(pair)["val_loss"]
+    assert (claim.verdict, claim.more) == ("cannot be told", NO_HELP)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_below_the_floor_there_is_an_effect_and_no_verdict(n: int) -> None:
+    claims = judge(rows(n, {"final/train_loss": 0.1}))
+    assert {claim.verdict for claim in claims.values()} == {"cannot be told"}
+    claim = claims["train_loss"]
+    assert re.search(rf"\b{n}\b.*\b4\b", claim.reason)
+    assert claim.interval
+    assert claim.interval[0] < claim.effect < claim.interval[1]
+
+
+def test_an_incomplete_plan_has_no_verdict() -> None:
+    table = [row for row in rows(8, {"final/train_loss": 0.1}) if row.cell != Cell(100, "random", 7)]
+    claim = judge(table, judged=(5, 100), n_replicates=9, is_complete=False)["train_loss"]
+    assert (claim.verdict, claim.n_replicates) == ("cannot be told", 7)
+    assert re.search(r"\b5\b", claim.reason)  # of 36 cells
+    extended = judge(rows(8, {"final/train_loss": 0.1}), is_extended=True)["train_loss"]
+    assert (extended.verdict, extended.is_extended) == ("holds", True)
+
+
+def test_more_replicates_are_forecast() -> None:
+    claim = judge(rows(6, {"final/train_loss": 0.05}, noise=0.1))["train_loss"]
+    assert claim.verdict == "cannot be told"
+    assert isinstance(claim.more, int)
+    assert 1 <= claim.more <= 200
+
+
+def test_a_missing_fraction_of_100_percent() -> None:
+    claims = judge([row for row in rows(8, of_losses(-0.1)) if row.cell.percent < 100])
+    assert {name: claim.verdict for name, claim in claims.items()} == {
+        "train_loss": "does not hold",
+        "val_loss": "cannot be told",
+        "overfitting": "does not hold",  # at the largest fraction there is
+        "need": "cannot be told",
+    }
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_degenerate_cells_give_no_verdict(n: int) -> None:
+    """No spread, losses of 0, no scores."""
+    alike = rows(n, {"final/train_loss": 0.1, **of_losses(0.1)}, noise=0.0)
+    zero = [dataclasses.replace(row, scores=dict.fromkeys(row.scores, 0.0)) for row in rows(n, {})]
+    bare = [dataclasses.replace(row, scores={"final/val_loss": 1.0}) for row in rows(n, {})]
+    for table in (alike, zero, bare):
+        assert {claim.verdict for claim in judge(table).values()} == {"cannot be told"}
 
 
 def test_nothing_finished_is_no_error() -> None:
@@ -137,6 +178,7 @@ def test_nothing_finished_is_no_error() -> None:
         [row for row in rows(3, {}) if row.cell.init == "random"],
     ):
         claims = judge(table)
+        assert set(claims) == set(CLAIMS)
         assert {(claim.verdict, claim.effect, claim.n_replicates) for claim in claims.values()} == {
             ("cannot be told", None, 0)
         }

@@ -1,12 +1,11 @@
-"""Which replicates and fractions count."""
+"""Which replicates and fractions count, and in which units they are compared."""
 
-import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from constructed import PERCENTS, rows
 
-from sweeps.analysis.claims import judge
 from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
 from sweeps.rows import Row, Score
@@ -16,53 +15,43 @@ def without(table: list[Row], is_missing: Callable[[Cell], bool]) -> list[Row]:
     return [Row(row.cell, row.n_train, "", "failed", {}) if is_missing(row.cell) else row for row in table]
 
 
-def extra(percent: int, replicates: range, inits: tuple[str, ...] = ("pretrained", "random")) -> list[Row]:
-    scores = rows(1, {})[0].scores
-    return [Row(Cell(percent, init, r), 250 * percent, "id", "finished", scores) for init in inits for r in replicates]
-
-
-def test_everything_counts_where_everything_is_there() -> None:
+def test_everything_counts_without_a_plan() -> None:
     pair = compare(rows(8, {}))
-    assert (pair.percents, pair.replicates, pair.left_out, pair.incomplete) == (PERCENTS, tuple(range(8)), (), ())
+    assert (pair.percents, pair.replicates, pair.incomplete, pair.n_missing) == (PERCENTS, tuple(range(8)), (), 0)
+    assert pair.scores("random", Score.VAL_LOSS).shape == (8, 5)
+
+
+def test_the_plan_decides_what_is_compared() -> None:
+    pair = compare(rows(8, {}), judged=(5, 100), n_replicates=6)
+    assert (pair.percents, pair.replicates, pair.n_missing) == ((5, 100), tuple(range(6)), 0)
+    more = compare(rows(8, {}), judged=(5, 75, 100), n_replicates=10, is_complete=False)
+    assert (more.n, more.n_missing) == (0, 28)  # 75 % of both inits, and two replicates of the rest
+    assert "28" in more.no_verdict
 
 
 def test_a_missing_cell_costs_its_replicate() -> None:
     pair = compare(without(rows(8, {}), lambda cell: cell == Cell(100, "random", 3)))
-    assert (pair.percents, pair.n, pair.incomplete) == (PERCENTS, 7, (3,))
+    assert (pair.percents, pair.n, pair.incomplete, pair.n_missing) == (PERCENTS, 7, (3,), 1)
 
 
-def test_or_its_fraction_where_six_replicates_are_at_stake() -> None:
-    one = without(rows(6, {"final/train_loss": 0.1}), lambda cell: cell == Cell(100, "random", 3))
-    pair = compare(one)
-    assert (pair.percents, pair.n, pair.left_out) == (PERCENTS[:-1], 6, (100,))
-    claim = judge(pair)["train_loss"]
-    assert (claim.verdict, "100 %" in claim.reason) == ("cannot be told", True)
-    missing = (Cell(5, "random", 1), Cell(25, "pretrained", 2), Cell(100, "random", 3))
-    pair = compare(without(rows(8, {}), lambda cell: cell in missing))
-    assert (len(pair.percents), pair.n) == (4, 6)
+def test_losses_are_compared_as_log_ratios_and_accuracies_plainly() -> None:
+    pair = compare(rows(8, {"final/val_loss": 0.8, "final/val_accuracy": -0.01}))
+    assert pair.difference(Score.VAL_LOSS).mean[0] == pytest.approx(np.log(2), abs=0.01)
+    assert pair.nats(Score.VAL_LOSS).mean[0] == pytest.approx(0.8, abs=0.005)
+    assert pair.difference(Score.VAL_ACCURACY).mean[0] == pytest.approx(-0.01, abs=0.001)
 
 
-def test_a_fraction_without_any_finished_cell_is_left_out_and_said() -> None:
-    pair = compare(without(rows(8, {"final/train_loss": 0.1}), lambda cell: cell.percent == 5))
-    assert (pair.percents, pair.left_out, pair.n) == (PERCENTS[1:], (5,), 8)
-    assert judge(pair)["train_loss"].verdict == "cannot be told"
+def test_half_of_another_difference_is_subtracted() -> None:
+    gains = {"test/loss": -0.2, "test/best_loss": -0.1}
+    known = {Score.TEST_LOSS: np.full(5, 4.0), Score.TEST_BEST_LOSS: np.full(5, 1.0)}
+    score, of = Score.TEST_BEST_LOSS, Score.TEST_LOSS
+    contrast = compare(rows(8, gains), image_variances=known).contrast(score, of)
+    assert contrast.mean[0] == pytest.approx(np.log(0.7 / 0.8) - np.log(0.6 / 0.8) / 2, abs=0.005)
+    assert contrast.image_variance == pytest.approx(np.full(5, 4.0))  # (1 + 2 / 2)^2
+    exact = compare(rows(8, gains), image_variances={**known, (score, of): np.full(5, 0.1)})
+    assert exact.contrast(score, of).image_variance == pytest.approx(np.full(5, 0.1))
 
 
-def test_a_fraction_that_few_replicates_have_costs_no_replicate() -> None:
-    pair = compare(rows(10, {}) + extra(75, range(6)))
-    assert (pair.percents, pair.n, pair.left_out) == (PERCENTS, 10, (75,))
-
-
-def test_a_sweep_that_is_running_shows_what_is_there() -> None:
-    pair = compare(rows(3, {}) + extra(75, range(1), inits=("pretrained",)))
-    assert (pair.percents, pair.n, pair.left_out) == (PERCENTS, 3, (75,))
-    assert re.search(r"\b3\b.*\b6\b", pair.too_few)
-
-
-def test_margins_and_signs() -> None:
-    d = compare(rows(8, {"final/val_loss": (0.1, 0.003, 0.0, -0.003, -0.1)})).difference(Score.VAL_LOSS)
-    assert d.is_below.tolist() == [False, False, False, False, True]
-    assert d.is_not_below.tolist() == [True, True, True, True, False]
-    assert d.at(0) == pytest.approx(0.1, abs=0.005)
-    low, high = d.t_interval(0)
-    assert d.interval(0)[0] < low < d.at(0) < high < d.interval(0)[1]  # the band is wider
+def test_test_images_alone_are_judged_where_validation_chose() -> None:
+    assert compare(rows(4, {}), is_tuned=True).loss is Score.TEST_LOSS
+    assert compare(rows(4, {})).accuracy is Score.HELDOUT_ACCURACY

@@ -80,7 +80,7 @@ def test_a_cell_is_known_by_its_images_and_not_by_their_percent(ledger: Ledger, 
         ledger.cell_key(Cell(22, "random", 0)),
         ledger.cell_key(Cell(20, "pretrained", 0)),
         ledger.cell_key(Cell(20, "random", 1)),
-        ledger.cell_key(Cell(20, "random", 0, RecipeChange(1e-3, 1.0, 0.0))),
+        ledger.cell_key(Cell(20, "random", 0, RecipeChange(1e-3, 0.0))),
         Ledger(store, identity(device="cpu", weights_digest="d", seed=1), half).cell_key(CELL),
     }
     assert len(others - {key}) == 5

@@ -1,5 +1,6 @@
 """Plans of a sweep and the images behind its scores, read from runs that no training made."""
 
+import io
 import math
 
 import numpy as np
@@ -7,20 +8,20 @@ import pytest
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.identity import identity
-from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, TRANSFER, VAL_LOSS, Role, settings_params
-from fmnist_transfer.store.runs import Store
 from fmnist_transfer.network.cnn2 import CNN2Spec
+from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, settings_params
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
 from sweeps.analysis.statistics import image_variance
 from sweeps.grid import REPORTED, Cell, Grid
 from sweeps.report.write import caveats
-from sweeps.results.images import ACCURACIES, LOSSES, with_image_variances
-from sweeps.results.ledger import Ledger, add_grid, open_ledger
-from sweeps.results.read import LoggedSweep, note_verdict, read_sweep
+from sweeps.results.images import LOSSES, with_image_variances
+from sweeps.results.ledger import Ledger, open_ledger
+from sweeps.results.plans import add_grid, note_verdict
+from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
 
-PERCENTS = (20, 60, 100)
-SMALL, LARGE = (Grid(PERCENTS, REPORTED, n, (20, 100), 1) for n in (8, 9))
+SMALL, LARGE = (Grid((60, 100), REPORTED, n, (100,), 1) for n in (6, 7))
 WORK = identity(device="cpu", **settings_params(CNN2Spec(), Recipe()), split="01234/56789")
 RNG = np.random.default_rng(0)
 N_IMAGES = 6  # of validation and of test
@@ -59,15 +60,15 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
     logged = read_sweep(store, ledger.run_id)
     assert (logged.judged_grid, logged.is_complete, logged.is_extended, logged.n_sources) == (SMALL, False, False, 1)
     assert {row.cell for row in logged.open_rows} == {Cell(60, "random", 0), last}
-    assert logged.seconds_left == 60 + last.percent  # a cell takes a second per percent, those between interpolated
-    note_verdict(store, logged)
-    assert "verdicts_at" not in read_sweep(store, ledger.run_id).tags
-    assert any("1 min 20 s" in text or "2 min 40 s" in text for text in caveats(logged))
+    assert logged.seconds_left == 200  # no cell of random at 60 % was measured, so those at 100 % are the forecast
+    assert any("3 min 20 s" in text for text in caveats(logged))
 
 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
+    """Read the sweep as a report does, which notes its verdict."""
     logged = read_sweep(store, run_id, asked)
-    note_verdict(store, logged)
+    if logged.is_complete and not logged.pair.no_verdict:
+        note_verdict(store, run_id, logged.judged_grid)
     return logged
 
 
@@ -83,15 +84,15 @@ def test_the_planned_number_stays_judged_until_an_extension_is_complete(ledger: 
     for cell in more:
         finish(ledger, cell)
     assert read_sweep(store, run_id).judged_grid == SMALL
-    assert read_sweep(store, run_id).pair.n == 8
+    assert read_sweep(store, run_id).pair.n == 6
     assert not read_sweep(store, run_id, LARGE).is_complete
     fail(ledger, last)
     extended = judge(store, run_id)
     assert (extended.judged_grid, extended.is_complete, extended.is_extended) == (LARGE, True, True)
-    assert extended.pair.n == 8  # the ninth has diverged
+    assert extended.pair.n == 6  # the seventh has diverged
     asked = judge(store, run_id, SMALL)
     assert (asked.judged_grid, asked.is_complete, asked.is_extended) == (SMALL, True, False)
-    assert read_sweep(store, run_id).tags["verdicts_at"] == "8 9"
+    assert read_sweep(store, run_id).tags["verdicts_at"] == "6 7"
 
 
 def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store: Store) -> None:
@@ -105,8 +106,6 @@ def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store
 
 
 def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: Ledger, store: Store) -> None:
-    from fmnist_transfer.training import score
-
     grid = Grid((20, 100), REPORTED, 2, (20, 100), 1)
     add_grid(store, ledger.run_id, grid)
     files = {cell: scores_of_images() for cell in grid.cells()}
@@ -128,8 +127,6 @@ def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: 
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
-    import io
-
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()

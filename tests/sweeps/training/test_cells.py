@@ -48,9 +48,9 @@ def test_work_of_a_cell_by_hand(init: str, budget: str, steps: int, half: Half) 
     plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), {}, budget, 0, "cpu")  # type: ignore[arg-type]
     assert (len(half.train), len(half.val)) == (250, 50)
     whole = 3 * steps * 5 * 32 + 7 * 50 + 100
-    once = 2 * 100 + 3 * 50
-    expected = {"selffer": 2 * whole, "frozen": once, "lp-ft": 0.8 * whole + once}.get(init, whole)
-    assert passes(plan, Cell(40, init, 0), 100) == pytest.approx(expected)  # type: ignore[arg-type]
+    probe = 4 * 100 + 3 * 50
+    expected = {"selffer": 2 * whole, "random-twice": 2 * whole, "frozen": probe, "lp-ft": whole + probe}
+    assert passes(plan, Cell(40, init, 0), 100) == pytest.approx(expected.get(init, whole))  # type: ignore[arg-type]
 
 
 def test_work_of_fewer_images_than_a_batch(half: Half) -> None:
@@ -76,10 +76,9 @@ def test_each_replicate_may_have_its_own_source(plan: CellPlan, registered: dict
 
 
 def test_a_cell_trains_by_its_change(plan: CellPlan) -> None:
-    change = RecipeChange(RECIPE.learning_rate / 10, 0.1, 0.0)
+    change = RecipeChange(RECIPE.learning_rate / 10, 0.0)
     plain, tuned = (train_cell(plan, Cell(40, "pretrained", 0, one)).result for one in (None, change))
-    assert tuned.distances["fc3"] < 0.5 * plain.distances["fc3"]
-    assert tuned.distances["fc1"] < 0.1 * plain.distances["fc1"]
+    assert tuned.distances["all"] < 0.5 * plain.distances["all"]
 
 
 def test_inits_see_the_same_augmented_batches(plan: CellPlan, seen: list[torch.Tensor]) -> None:
