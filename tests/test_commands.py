@@ -187,8 +187,8 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     result = project.sweep("--fractions", "20", "60", "100", "--replicates", "2", "--seed", "1")
     assert set(result) == {
         *("sweep_run_id", "model_uri", "split", "cells", "claims", "missing", "recipes"),
-        *("compared_with", "n_replicates", "crossover", "effective_data", "band"),
-        *("inits", "controls"),
+        *("compared_with", "n_replicates", "n_sources", "is_complete", "crossover", "effective_data", "differences"),
+        *("inits", "controls", "seconds_per_replicate"),
         *("seconds", "stages", "first_step_seconds"),
     }
     assert set(result["stages"]) == {"start", "resume check", "cells", "figures and curves"}
@@ -439,24 +439,25 @@ def test_report_recomputes_everything_from_the_store(
         assert (claim["verdict"], claim["n_replicates"]) == ("cannot be told", 2)
         assert claim["interval"][0] <= claim["effect"] <= claim["interval"][1]
     assert result["claims"] == swept["claims"]
-    assert [point["percent"] for point in result["band"]["val_loss"]] == [20, 50, 100]
+    assert [point["percent"] for point in result["differences"]["val_loss"]] == [20, 50, 100]
     assert len(result["effective_data"]) == 3
     assert capsys.readouterr().out.count("cannot be told") == 4
     files = {file.path for file in project.store.client.list_artifacts(swept["sweep_run_id"], "report")}
-    assert {"report/report.html", "report/report.md", "report/report.csv", "report/losses.png"} <= files
+    assert {"report/report.html", "report/report.md", "report/report.csv", "report/answer.png"} <= files
     folder = Path(project.store.client.download_artifacts(swept["sweep_run_id"], "report", str(tmp_path)))
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 6  # answer, sweeps, losses, epochs, effective data, half-widths
     assert [one["run_id"] for one in result["compared_with"]] == [other["sweep_run_id"]]
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert swept["sweep_run_id"] in page
     assert other["sweep_run_id"] in page
     table = (folder / "report.csv").read_text().splitlines()
-    assert table[0] == "quantity,of,percent,value,low,high,p,n_replicates,remark"
     cells = (folder / "cells.csv").read_text().splitlines()
     assert {line.split(",")[-1] for line in cells[1:]} == {cell["run_id"] for cell in swept["cells"]}
-    value = next(line for line in table if line.startswith("difference val_loss,random - pretrained,20,")).split(",")[3]
-    assert float(value) == pytest.approx(result["band"]["val_loss"][0]["mean"], rel=1e-5)
+    value = next(line for line in table if line.startswith("val_loss,20,")).split(",")[
+        table[0].split(",").index("mean")
+    ]
+    assert float(value) == pytest.approx(result["differences"]["val_loss"][0]["mean"], rel=1e-5)
 
 
 def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

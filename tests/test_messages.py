@@ -154,28 +154,28 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.command(["--tracking-uri", str(tmp_path / "mlflow.db"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == [
         "Study 'cnn2', a new one: 0 trials done, 5 would run",
-        "Then the best 3 would be trained again with fresh seeds, and one registered, unless this is done already",
+        "Then the best 3 would be trained again, 3 seeds each, and one registered, unless this is done already",
     ]
 
 
 def test_a_verdict_in_the_terminal() -> None:
-    judged = sweep(rows(6, {"final/train_loss": 0.1}, noise=1e-7))
-    first, second, *_ = claims_text(judged, find(judged)).splitlines()
-    start, _, p = first.partition(" (p <= ")
-    assert start == ("1. training loss: pretrained is lower at every fraction: holds (it is lower at every fraction")
-    assert p.endswith(" each)).")
-    assert second == "   Observed: +12.50 [+12.50, +12.50] % of the loss at 5 %."
+    judged = sweep(rows(6, {"final/train_loss": 0.1, "heldout/loss": 0.1}))
+    lines = claims_text(judged, find(judged)).splitlines()
+    assert lines[0].startswith("1. training loss: pretrained is lower at every fraction: holds (it is lower at every")
+    assert lines[1].startswith("   Random against pretrained: +")
+    assert lines[1].endswith("% of the loss at 5 %.")
+    assert lines[-1].startswith("All replicates start from one source network")
 
 
 def test_the_head_of_a_report() -> None:
-    begun = sweep(rows(0, {}))
+    begun = sweep(rows(1, {})[:1])
     text = markdown_of(begun, find(begun), {})
     assert text.split("\n\n")[:2] == [
         "# Transfer from classes 01234 to classes 56789",
         "Is a network that was trained on Fashion-MNIST classes 01234 a better start for classes 56789 than random\n"
         "weights, and up to how much data?\n"
         "Sweep `0123456789abcdef` (`cnn2/1 on classes 56789`):\n"
-        "no complete replicate of pretrained and random.",
+        "no complete replicate of both inits.",
     ]
 
 

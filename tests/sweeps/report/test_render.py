@@ -1,15 +1,19 @@
 """The page on constructed sweeps: what it says, and that it says something wherever little is known."""
 
 import dataclasses
+import math
 import re
 
 import pytest
 from constructed import rows, sweep
 
-from sweeps.analysis.claims import CLAIMS
+from sweeps.analysis.claims import CLAIMS, NO_HELP
+from sweeps.analysis.statistics import FLOOR
 from sweeps.grid import Cell, RecipeChange
+from sweeps.report.answer import VERDICT_COLOURS
 from sweeps.report.figures import report_figures
 from sweeps.report.findings import csv_of, find
+from sweeps.report.tables import more_text
 from sweeps.report.write import claims_text, html_of, markdown_of
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Row
@@ -23,39 +27,70 @@ def page(of: LoggedSweep, *others: LoggedSweep) -> str:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6])
 def test_any_number_of_replicates_makes_a_page(n: int) -> None:
-    text = page(sweep(rows(n, {"final/val_loss": CROSSING})))
+    text = page(sweep(rows(n, {"heldout/loss": CROSSING})))
     assert re.match("# .*01234.*56789", text)
     for absent in ("nan", "inf ", "None", "at  %"):
         assert absent not in text
-    assert (text.count("**cannot be told**") == 4) == (n < 4)
+    assert (text.count("**cannot be told**") == 4) == (n < FLOOR)
 
 
 def test_the_verdict_stands_with_its_numbers() -> None:
-    text = page(sweep(rows(8, {"final/train_loss": 0.1, "final/val_loss": CROSSING})))
+    text = page(sweep(rows(8, {"final/train_loss": 0.08, "heldout/loss": CROSSING})))
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {CLAIMS['train_loss']} |")]
-    assert re.search(r"\*\*holds\*\* \| \+\d", line)
+    assert re.search(r"\*\*holds\*\* \| \+(9\.9|10\.0)\d \[", line)  # 0.08 of 0.8 nats, the smallest effect
+    assert "one source network" in line
+    assert re.search(r"\| 5 % \| 0\.8000 \| 0\.8\d+ \| \+(9\.9|10\.0)\d \[.*\] \| \+0\.0", text)
     assert "0 of 80" in text
 
 
+def test_an_open_verdict_says_what_would_tell() -> None:
+    claim = {"more": 3}
+    assert more_text(claim, 60.0) == "3 more replicates would tell, some 3 min 00 s"
+    assert more_text(claim, math.nan) == "3 more replicates would tell"
+    assert more_text({"more": NO_HELP}, 60.0) == NO_HELP
+    assert more_text({"more": ""}, 60.0) == ""
+
+
+def test_an_unfinished_plan_has_numbers_and_no_verdict() -> None:
+    table = rows(6, {"heldout/loss": CROSSING})
+    table[-1] = Row(table[-1].cell, 25_000, "", "open", {})
+    unfinished = sweep(table)
+    findings = find(unfinished)
+    for text in (page(unfinished), claims_text(unfinished, findings)):
+        assert "No verdict yet" in text
+        assert not any(f"{name}: " in text or f"**{name}**" in text for name in VERDICT_COLOURS)
+        assert "1 of 60" in text
+    assert len(findings["differences"]["heldout_loss"]) == 5
+    assert "losses" in report_figures(unfinished)
+
+
+def test_marks_stand_beside_verdicts() -> None:
+    extended = dataclasses.replace(sweep(rows(6, {}), sources="one a replicate"), is_extended=True)
+    text = page(extended)
+    assert "| 6, extended |" in text
+    assert "one source network" not in text
+
+
 def test_one_fraction_and_one_init_are_no_error() -> None:
-    table = rows(6, {"final/val_loss": 0.1})
-    assert "| 100 % |" in page(sweep([row for row in table if row.cell.percent == 100]))
+    table = rows(6, {"heldout/loss": 0.1})
+    one = sweep([row for row in table if row.cell.percent == 100])
+    assert "| 100 % |" in page(one)
+    assert "effective_data" not in report_figures(one)
     alone = page(sweep([row for row in table if row.cell.init == "random"]))
     assert alone.count("**cannot be told**") == 4
     assert "| random | 5 % | 6 |" in alone
 
 
-def test_cells_of_an_earlier_version_leave_a_gap() -> None:
+def test_scores_that_cells_lack_leave_a_gap() -> None:
     known = {"final/train_loss", "final/val_loss", "final/val_accuracy", "best/val_loss", "test/accuracy"}
     table = [
         dataclasses.replace(row, scores={key: value for key, value in row.scores.items() if key in known})
         for row in rows(6, {})
     ]
     old = sweep(table)
-    findings = find(old)
-    assert "scaled_val_loss" not in findings["band"]
-    assert "calibration" not in report_figures(old, findings)
-    assert "val ece" not in page(old)
+    assert "heldout_loss" not in find(old)["differences"]
+    assert set(report_figures(old)) == {"answer", "losses"}
+    assert "calibration error |" not in page(old)
 
 
 def test_failed_and_open_cells_are_named() -> None:
@@ -72,34 +107,40 @@ def test_controls_are_compared_to_random() -> None:
     findings = find(three)
     (control,) = findings["controls"]
     assert (control["init"], control["n_replicates"]) == ("frozen", 8)
-    assert control["points"][0]["mean"] == pytest.approx(0.118, abs=0.005)  # log(0.9 / 0.8)
-    assert "| frozen | 8 | 5 % | +12." in page(three)
-    assert "inits" in report_figures(three, findings)
+    assert control["points"][0]["mean"] == pytest.approx(math.log(0.9 / 0.8), abs=0.005)
+    assert re.search(r"\| frozen \| 8 \| 5 % \| 0\.8000 \| 0\.(90|89)", page(three))
+    assert "inits" in report_figures(three)
 
 
 def test_sweeps_side_by_side() -> None:
-    one = sweep(rows(8, {"final/val_loss": 0.1}))
-    other = sweep(rows(3, {"final/val_loss": -0.1}), run_id="fedcba9876543210", budget="steps")
+    one = sweep(rows(8, {"heldout/loss": 0.1}))
+    other = sweep(rows(3, {"heldout/loss": -0.05}), run_id="fedcba9876543210", budget="steps")
     findings = find(one, [other])
     text = page(one, other)
-    assert "|  | `01234567` | `fedcba98` |" in text
-    assert "| replicates | 8 | 3 |" in text
+    assert "| `fedcba9876543210` |" in text
     assert re.search(r"\bsteps\b", text)
-    assert "sweeps" in report_figures(one, findings)
+    assert "sweeps" in report_figures(one, [other])
     assert findings["compared_with"][0]["run_id"] == "fedcba9876543210"
-    assert "fedcba9876543210" in csv_of(findings)
+
+
+def test_the_table_of_differences_is_a_csv_file() -> None:
+    head, first, *others = csv_of(find(sweep(rows(6, {"final/train_loss": 0.1})))).splitlines()
+    assert head == "score,percent,pretrained,random,difference,mean,low,high,image_variance"
+    assert first.startswith("train_loss,5,0.8,")
+    assert len(others) == 7 * 5 - 1
+    assert csv_of(find(sweep(rows(1, {})[:1]))) == "\n"
 
 
 def test_tuned_recipes_and_their_edges() -> None:
     tuned = dataclasses.replace(
         sweep(rows(6, {}), recipe_mode="tuned"),
-        chosen={"random": {5: RecipeChange(3e-3, 0.25), 100: RecipeChange(10 * 3e-3, 0.25)}},
+        chosen={"random": {5: RecipeChange(3e-3, 1.0, 0.25), 100: RecipeChange(3 * 3e-3, 1.0, 0.25)}},
         n_tuning=(108, 3, 108),
     )
     text = page(tuned)
     assert re.search(r"\b108 of 108\b.*\n?.*\b3\b", text)
-    assert "| random | 5 % | 0.003 | 0.25 |  |" in text
-    assert "| random | 100 % | 0.03 | 0.25 | yes |" in text
+    assert "| random | 5 % | 0.003 | 1 | 0.25 |  |" in text
+    assert "| random | 100 % | 0.009 | 1 | 0.25 | yes |" in text
 
 
 def test_what_a_store_holds_is_shown_and_not_obeyed() -> None:

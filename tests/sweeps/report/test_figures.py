@@ -1,0 +1,89 @@
+"""Figures of a report on constructed sweeps: what is drawn where, and where it is read from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from constructed import PERCENTS, rows
+from matplotlib.figure import Figure
+
+from fmnist_transfer.store.roles import TRANSFER
+from fmnist_transfer.store.runs import Store
+from sweeps.analysis.claims import CLAIMS
+from sweeps.analysis.comparison import Comparison, compare
+from sweeps.grid import Cell
+from sweeps.report.answer import VERDICT_COLOURS, answer_figure
+from sweeps.report.epochs import curves_figure, read_curves
+from sweeps.report.figures import effective_figure, half_widths_figure
+from sweeps.report.findings import effective_data
+from sweeps.rows import Row, Score, from_csv, to_csv
+
+GAINS = {"heldout/loss": 0.02, "final/val_loss": 0.02, "test/loss": 0.02}
+
+
+@pytest.fixture
+def pair() -> Comparison:
+    return compare(rows(6, GAINS, noise=0.004))
+
+
+def texts(figure: Figure) -> list[str]:
+    return [cell.get_text().get_text() for cell in figure.axes[-1].tables[0].get_celld().values()]
+
+
+def test_the_answer_has_a_panel_for_validation_and_test_and_a_line_per_claim(pair: Comparison) -> None:
+    figure = answer_figure({"sweep": pair})
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["validation images", "test images"]
+    means = np.asarray(figure.axes[0].collections[0].get_offsets())
+    assert means[:, 1] == pytest.approx(100 * np.expm1(pair.difference(Score.VAL_LOSS).mean))
+    assert set(CLAIMS.values()) <= set(texts(figure))
+    assert sum(text in VERDICT_COLOURS for text in texts(figure)) == len(CLAIMS)
+
+
+def test_several_sweeps_have_a_panel_each_and_one_of_them_no_verdict_yet(pair: Comparison) -> None:
+    figure = answer_figure({"a": pair, "b": pair, "c": pair, "d": compare(pair.rows, is_complete=False)})
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
+    assert texts(figure).count("no verdict yet") == len(CLAIMS)
+
+
+def test_the_answer_is_drawn_from_a_table_alone(pair: Comparison) -> None:
+    read = compare(from_csv(to_csv(pair.rows)), judged=PERCENTS, n_replicates=6)
+    for score in (Score.TRAIN_LOSS, Score.HELDOUT_LOSS):
+        assert read.difference(score).d == pytest.approx(pair.difference(score).d, abs=1e-4)
+    assert texts(answer_figure({"read": read})) == texts(answer_figure({"logged": pair}))
+
+
+def test_an_arrow_leads_to_the_random_curve(pair: Comparison) -> None:
+    table = effective_data(pair)
+    arrows = [text for text in effective_figure(pair, table).axes[0].texts if not text.get_text()]
+    ends = {text.xyann[0]: text.xy[0] for text in arrows}
+    assert ends[10] == pytest.approx(table[1]["effective_percent"])
+    assert ends[10] > 10
+
+
+def test_half_widths_fall_to_what_the_images_leave(pair: Comparison) -> None:
+    observed = pair.difference(Score.HELDOUT_LOSS).intervals
+    assert observed is not None
+    lines = half_widths_figure(pair).axes[0].lines[: len(PERCENTS)]
+    for i, line in enumerate(lines):
+        halves = dict(zip(*line.get_data(), strict=True))
+        assert halves[6] == pytest.approx(100 * np.expm1(observed.high[i] - observed.mean[i]))
+        assert halves[24] < halves[6]
+
+
+def test_curves_are_means_over_replicates(store: Store, tmp_path: Path) -> None:
+    table = []
+    for percent in (5, 20, 100):
+        for init in ("pretrained", "random"):
+            for replicate in range(2):
+                run = store.start(TRANSFER, "cell")
+                points = [("train/loss", 1.0 / step + replicate, step) for step in (1, 2)]
+                store.log(run, metrics=[*points, ("val/loss", 2.0, 1), ("val/loss", 3.0, 2)])
+                table.append(Row(Cell(percent, init, replicate), 1, run, "finished", {"final/val_loss": 0.1}))
+    curves = read_curves(store, compare(table))
+    assert [(curve.percent, curve.init) for curve in curves[::2]] == [
+        (percent, init) for percent in (5, 20, 100) for init in ("random", "pretrained")
+    ]
+    assert curves[0].losses.to_dict() == {1: 1.5, 2: 1.0}
+    assert curves[1].losses.to_dict() == {1: 2.0, 2: 3.0}
+    figure = curves_figure(curves)
+    assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4]
