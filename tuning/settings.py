@@ -16,7 +16,7 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
-    trials: int = 18
+    trials: int = 16
     """Total number of networks to try; a search with fewer continues up to this number."""
     epochs: int = 6
     """Passes over the training images per trial; poor trials are stopped earlier."""
