@@ -154,7 +154,7 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.command(["--tracking-uri", str(tmp_path / "mlflow.db"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == [
         "Study 'cnn2', a new one: 0 trials done, 5 would run",
-        "Then the best 3 would be trained again, 3 seeds each, and one registered, unless this is done already",
+        "Then the best 3 would be trained again with fresh seeds, and one registered, unless this is done already",
     ]
 
 

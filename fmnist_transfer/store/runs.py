@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
 TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
-DPI, INLINE_DPI = 150, 60  # the UI shows pictures in descriptions at their natural size
+DPI, INLINE_DPI = 150, 90  # the UI shows pictures in descriptions at their natural size
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, Any] | None  # or params; values are written by str()
 OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's

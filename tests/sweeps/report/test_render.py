@@ -134,13 +134,13 @@ def test_the_table_of_differences_is_a_csv_file() -> None:
 def test_tuned_recipes_and_their_edges() -> None:
     tuned = dataclasses.replace(
         sweep(rows(6, {}), recipe_mode="tuned"),
-        chosen={"random": {5: RecipeChange(3e-3, 1.0, 0.25), 100: RecipeChange(3 * 3e-3, 1.0, 0.25)}},
+        chosen={"random": {5: RecipeChange(3e-3, 0.25), 100: RecipeChange(10 * 3e-3, 0.25)}},
         n_tuning=(108, 3, 108),
     )
     text = page(tuned)
     assert re.search(r"\b108 of 108\b.*\n?.*\b3\b", text)
-    assert "| random | 5 % | 0.003 | 1 | 0.25 |  |" in text
-    assert "| random | 100 % | 0.009 | 1 | 0.25 | yes |" in text
+    assert "| random | 5 % | 0.003 | 0.25 |  |" in text
+    assert "| random | 100 % | 0.03 | 0.25 | yes |" in text
 
 
 def test_what_a_store_holds_is_shown_and_not_obeyed() -> None:
