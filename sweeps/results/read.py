@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store import roles
@@ -73,15 +71,10 @@ class LoggedSweep:
 
     @property
     def seconds_left(self) -> float:
-        """Forecast of the training time of `open_rows`, from the finished cells of their inits; NaN without such."""
-        seconds = 0.0
-        for init in {row.cell.init for row in self.open_rows}:
-            done = [row for row in self.rows if row.cell.init == init and row.status == "finished"]
-            measured = sorted((row.cell.percent, row.scores.get(roles.SECONDS, math.nan)) for row in done)
-            percents, seconds_each = zip(*measured or [(0, math.nan)], strict=True)
-            of_init = [row.cell.percent for row in self.open_rows if row.cell.init == init]
-            seconds += float(np.interp(of_init, percents, seconds_each).sum())
-        return seconds
+        """Rough forecast of the training time of `open_rows`, by their percents; NaN before any cell is finished."""
+        done = [(row.scores.get(roles.SECONDS, math.nan), row.cell.percent) for row in self.rows if row.scores]
+        seconds, percents = map(sum, zip(*done or [(math.nan, 1)], strict=True))
+        return sum(row.cell.percent for row in self.open_rows) * seconds / percents
 
     @property
     def halves(self) -> tuple[str, str]:

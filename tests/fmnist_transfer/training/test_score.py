@@ -62,7 +62,7 @@ def test_the_file_of_a_whole_half_is_small(result: Result) -> None:
     assert packed == pack_image_scores(result)
     types = {key: array.dtype for key, array in unpack_image_scores(packed).items()}
     assert set(types.values()) == {np.dtype(np.float16), np.dtype(np.uint8)}
-    assert 5_000 * sum(kind.itemsize for kind in types.values()) == 70_000  # before compression
+    assert 5_000 * sum(kind.itemsize for kind in types.values()) == 80_000  # before compression
 
 
 def test_a_damaged_file_of_scores_is_refused(result: Result) -> None:
