@@ -255,7 +255,7 @@ def test_the_ui_is_told_what_there_is(project: Project) -> None:
         assert 100 < len(text) < TAG_LENGTH, what
         assert check_links(project.store, text) > 0, what
     assert "#/models/cnn2/versions/1" in texts[studied]
-    assert texts[swept].count("**cannot be told**") == 8  # in the first lines, and again with the reasons
+    assert texts[swept].count("**cannot be told**") == 4
     best = project.runs(TUNING, role="trial", trial=version.tags["trial"], parent=studied)[0].info
     assert f"[{best.run_name}](#/experiments/{best.experiment_id}/runs/{best.run_id})" in version.description
     assert f"run `{swept}`" in version.description
@@ -368,7 +368,8 @@ def test_other_settings_are_another_sweep(project: Project) -> None:
 
 
 def test_a_stacked_sweep_leaves_the_runs_of_any_other(project: Project) -> None:
-    arguments = ["--seed", "6", "--fractions", "20", "100", "--replicates", "2"]
+    # bf16 would round differently in the first epochs, in which losses are still far from their end
+    arguments = ["--seed", "6", "--fractions", "20", "100", "--replicates", "2", "--precision", "float32"]
     alone = project.sweep(*arguments)["cells"]
     result = project.sweep(*arguments, "--stack")
     assert [cell["status"] for cell in result["cells"]] == ["finished"] * 8
