@@ -135,10 +135,10 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
     print_pairs(f"Sweep of {context.name}", _outline(context, run_id))
+    figure_cells = add_grid(store, run_id, context.grid)  # those of all commands of this sweep so far
     if settings.pretrain_replicates:
         context = replace(context, plan=replace(context.plan, sources=_source_networks(context, run_id)))
     cells = context.grid.cells()
-    figure_cells = add_grid(store, run_id, context.grid)  # those of all commands of this sweep so far
     if settings.recipe == "tuned":
         cells = _with_tuned_recipes(context, ledger, cells)
         figure_cells = tuned_cells(figure_cells, read_sweep(store, run_id).chosen)
@@ -174,7 +174,7 @@ def _source_networks(context: SweepContext, run_id: str) -> dict[int, State]:
 
     log = TrainedNetworks[int](store, TRANSFER, run_id, Role.SOURCE, half=half, training=training)
     log.use(store.find(TUNING, role=Role.RETRAINED, status="FINISHED"))
-    replicates = [*range(settings.pretrain_replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
+    replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
     todo = log.todo(replicates, "source networks")
     if todo:
         store.describe(run_id, begun(store, model.split))

@@ -163,7 +163,7 @@ def test_a_verdict_in_the_terminal() -> None:
     lines = claims_text(judged, find(judged)).splitlines()
     assert lines[0].startswith("1. training loss: pretrained is lower at every fraction: holds (it is lower at every")
     assert lines[1].startswith("   Random against pretrained: +")
-    assert lines[1].endswith("% of the loss at 5 %.")
+    assert lines[1].endswith("% of the loss at 5 % (N = 6).")
     assert lines[-1].startswith("All replicates start from one source network")
 
 

@@ -49,11 +49,12 @@ def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_cost: float | Non
 def starts(max_cost: float | None) -> list[dict[str, Any]]:
     """Parameters of the trials to begin with: the hand-made configuration and `CHANGES` of it.
 
-    Its network is as wide as the limit allows, up to 32 channels in the first block.
+    Its network is as wide as the limit allows, up to 32 channels in the first block; below its cost, the costliest one.
     """
-    networks, ours = affordable(max_cost), (len(HAND_MADE_SPEC.channels), HAND_MADE_SPEC.kernel_size)
-    alike = [i for i, spec in enumerate(networks) if (len(spec.channels), spec.kernel_size) == ours]
-    number = max(i for i in alike if i == alike[0] or networks[i].channels[0] <= 32)
+    networks, hand_made = affordable(max_cost), HAND_MADE_SPEC.channels
+    ours = {i: spec.channels for i, spec in enumerate(networks) if replace(spec, channels=hand_made) == HAND_MADE_SPEC}
+    alike = [i for i, channels in ours.items() if len(channels) == len(hand_made) and channels[0] <= 32]
+    number = max(alike, default=len(networks) - 1)
     recipe = {name: getattr(HAND_MADE_RECIPE, name) for name in RECIPE}
     first = {"network": number, "fc_dropout": HAND_MADE_SPEC.fc_dropout} | recipe
     return [first | change for change in [{}, *CHANGES]]
@@ -61,21 +62,18 @@ def starts(max_cost: float | None) -> list[dict[str, Any]]:
 
 @functools.cache
 def affordable(max_cost: float | None) -> list[CNN2Spec]:
-    """Networks within the limit, ascending in cost. Raises UsageError if there is none.
-
-    They have two convolutions per block, or one if two are too expensive: for equal time, depth pays more than width.
-    """
-    found: dict[int, set[CNN2Spec]] = {1: set(), 2: set()}
-    for convs, n_blocks, kernel in itertools.product(found, (2, 3), (3, 5)):
+    """Networks within the limit, ascending in cost. Raises UsageError if there is none."""
+    found = set[CNN2Spec]()
+    for convs, n_blocks, kernel in itertools.product((1, 2), (2, 3), (3, 5)):
         for first, growth in itertools.product(FIRST_CHANNELS, GROWTHS):
             channels = tuple(padded(round(first * growth**i)) for i in range(n_blocks))
-            found[convs].add(replace(HAND_MADE_SPEC, channels=channels, convs_per_block=convs, kernel_size=kernel))
+            found.add(replace(HAND_MADE_SPEC, channels=channels, convs_per_block=convs, kernel_size=kernel))
     limit = math.inf if max_cost is None else max_cost
-    networks = {convs: [spec for spec in specs if training_cost(spec) <= limit] for convs, specs in found.items()}
-    if not networks[1]:
-        smallest = math.ceil(100 * min(map(training_cost, found[1]))) / 100
+    networks = [spec for spec in found if training_cost(spec) <= limit]
+    if not networks:
+        smallest = math.ceil(100 * min(map(training_cost, found))) / 100
         raise UsageError(f"--max-cost {max_cost}: the search space needs {smallest} or more, or none")
-    return sorted(networks[2] or networks[1], key=lambda spec: (training_cost(spec), spec.channels))
+    return sorted(networks, key=lambda spec: (training_cost(spec), spec.channels))
 
 
 def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:

@@ -121,7 +121,7 @@ def _run_study(context: SearchContext, study: optuna.Study, run_id: str) -> dict
     workers = context.workers
     outline = {
         "trials": f"{settings.trials} of up to {epochs}{done}",
-        "then": f"the best {settings.top} trained again with fresh seeds; the winner is registered",
+        "then": f"the best {settings.top} trained again, two of them {settings.n_seeds} times; one is registered",
         "on": f"{counted(workers.n, 'worker')}, {plan.device}" if workers.engine == "local" else "Ray",
     }
     print_pairs(f"Search for a CNN2{size} on classes {classes}", outline)

@@ -138,7 +138,8 @@ class Trials:
     def report(self, task: Candidate, news: Epoch) -> tuple[float, str]:
         """Report an epoch to the trial, and cancel the training if Optuna prunes it."""
         running, n_epochs = self._running[task], task.recipe.epochs
-        if news.epoch > len(running.epochs) and not running.is_pruned:  # a retried task repeats its epochs
+        last = running.epochs[-1].epoch if running.epochs else 0
+        if news.epoch > last and not running.is_pruned:  # a retried task repeats its epochs
             running.epochs.append(news)
             running.trial.report(news.val_accuracy, news.epoch)
             if news.epoch < n_epochs and running.trial.should_prune():
@@ -191,7 +192,7 @@ class Trials:
             params = params | settings_params(task.spec, task.recipe)
         tags = {"role": Role.TRIAL, "trial": trial.number, "parent": self._run_id, "optuna.state": trial.state.name}
         if trial.state == TrialState.PRUNED:
-            tags["optuna.pruned_step"] = len(epochs)
+            tags["optuna.pruned_step"] = epochs[-1].epoch if epochs else 0
         if REASON in trial.user_attrs:
             tags["reason"] = trial.user_attrs[REASON]
         times = (trial.datetime_start, trial.datetime_complete)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sweeps.analysis.comparison import ACCURACY_MARGIN, LOSS_MARGIN, Comparison, Difference
-from sweeps.analysis.statistics import Interval, Mask
+from sweeps.analysis.statistics import FLOOR, Interval, Mask
 from sweeps.rows import Score
 
 CLAIMS = {
@@ -58,7 +58,8 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
     if not pair.no_verdict:
         return verdicts
     withheld = partial(dataclasses.replace, verdict="cannot be told", reason=pair.no_verdict)
-    return {claim: withheld(verdict) for claim, verdict in verdicts.items()}
+    below_floor = max(0, FLOOR - pair.n) or ""
+    return {claim: withheld(verdict, more=verdict.more or below_floor) for claim, verdict in verdicts.items()}
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
@@ -223,7 +224,7 @@ def _unknown(pair: Comparison) -> Verdict:
 def _more(pair: Comparison, *needed: float) -> int | str:
     """Further replicates until the first of the numbers needed for a verdict is there."""
     fewest = min(needed)
-    return max(1, math.ceil(fewest) - pair.n) if fewest <= MOST_REPLICATES else NO_HELP
+    return max(1, FLOOR - pair.n, math.ceil(fewest) - pair.n) if fewest <= MOST_REPLICATES else NO_HELP
 
 
 def effect_text(claim: Mapping[str, Any]) -> str:

@@ -111,7 +111,9 @@ def claims_text(sweep: LoggedSweep, findings: Findings) -> str:
     for i, (name, claim) in enumerate(findings["claims"].items() if sweep.is_complete else (), 1):
         reasons = claim["reason"], tables.more_text(claim, findings["seconds_per_replicate"])
         lines.append(f"{i}. {claims.CLAIMS[name]}: {claim['verdict']} ({'; '.join(filter(None, reasons))}).")
-        lines += [f"   Random against pretrained: {effect}."] if (effect := claims.effect_text(claim)) else []
+        signs = f", on validation {claim['val_sign']}, on test {claim['test_sign']}" if claim["val_sign"] else ""
+        if effect := claims.effect_text(claim):
+            lines.append(f"   Random against pretrained: {effect} (N = {claim['n_replicates']}{signs}).")
     lines += ["", *caveats(sweep)] if caveats(sweep) else []
     if missing := findings["missing"]:
         lines += ["", f"{len(missing)} of {len(sweep.rows)} cells are missing: {some(missing)}."]
@@ -124,10 +126,14 @@ def caveats(sweep: LoggedSweep) -> list[str]:
     if not sweep.is_complete:
         forecast = "" if math.isnan(sweep.seconds_left) else f", some {duration(sweep.seconds_left)} of training"
         plan, n_left = f"{sweep.judged_grid.n_replicates} replicates", counted(len(sweep.open_rows), "cell")
-        sentences.append(f"The plan of {plan} lacks {n_left}{forecast}; {SAME_COMMAND}. Verdicts come at its end.")
+        sentences.append(
+            f"The plan of {plan} lacks {n_left}{forecast}; repeat the sweep's command. Verdicts come at its end."
+        )
     if sweep.is_extended:
         sentences.append("The sweep was extended after a first verdict: levels are nominal.")
-    if sweep.pair.n and sweep.n_sources == 1:
+    if sweep.pair.n > 1 and not sweep.pair.image_variances:
+        sentences.append("Intervals do not allow for other images (files of per-image scores are missing): too narrow.")
+    if sweep.pair.n and "sources" not in sweep.params:
         sentences.append(
             "All replicates start from one source network, which is one draw: another may change the verdicts. "
             "--pretrain-replicates gives each its own."

@@ -12,13 +12,17 @@ NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before 
 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
-    plans = json.loads(tags.get(GRIDS, "[]"))
-    return [Grid(tuple(percents), tuple(inits), n, tuple(judged), m) for percents, inits, n, judged, m in plans]
+    grids = []
+    for percents, inits, n, *more in json.loads(tags.get(GRIDS, "[]")):
+        judged, n_curve_replicates = more or (percents, n)  # earlier versions trained all fractions alike
+        grids.append(Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve_replicates))
+    return grids
 
 
 def add_grid(store: Store, run_id: str, new_grid: Grid) -> list[Cell]:
     """Add the grid to the plans of the sweep. Return the cells of all, each once."""
-    grids = list(dict.fromkeys([*grids_of(store.client.get_run(run_id).data.tags), new_grid]))
+    earlier = grids_of(store.client.get_run(run_id).data.tags)
+    grids = [*(grid for grid in earlier if grid != new_grid), new_grid]
     tags = {
         GRIDS: json.dumps(grids, separators=(",", ":")),
         "fractions": " ".join(map(str, sorted({percent for grid in grids for percent in grid.percents}))),

@@ -15,7 +15,7 @@ from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
-from sweeps.grid import TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
+from sweeps.grid import REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
 from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
@@ -37,7 +37,7 @@ class LoggedSweep:
     n_tuning: tuple[int, int, int]  # tuning cells: done, failed among these, and in total
     tuning_rows: tuple[Row, ...]  # the finished and failed tuning cells
     provenance: Mapping[str, tuple[str, ...]]  # versions, commits and processor types of the finished cells, by tag
-    judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first plan
+    judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first
     is_complete: bool  # every cell of it is finished or failed
     is_extended: bool  # a verdict was given at fewer replicates
     image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
@@ -120,7 +120,10 @@ def find_sweep(store: Store, run_id: str) -> str:
 
 
 def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
-    """Read the sweep of this parent run as it is now, finished or not; `asked` is the grid to judge."""
+    """Read the sweep of this parent run as it is now, finished or not.
+
+    `asked` is the grid to judge if it has the two inits that are compared.
+    """
     parent = store.client.get_run(run_id)
     params, tags = dict(parent.data.params), dict(parent.data.tags)
     children = store.find(TRANSFER, role=Role.CELL, parent=run_id)
@@ -143,8 +146,9 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
     n_images = {cell.percent: row.n_train for cell, row in rows.items()}
     of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
     open_cells = [row.cell for row in of_grid if row.status == "open"]
-    complete = [grid for grid in grids if not any(map(grid.has, open_cells))]
-    judged = asked or next(iter([*complete[-1:], *grids]), NO_GRID)
+    plans = [grid for grid in grids if {*REPORTED} <= {*grid.inits}]  # without both, there is nothing to judge
+    complete = [grid for grid in plans if not any(map(grid.has, open_cells))]
+    judged = asked if asked in plans else next(iter([*complete[-1:], *plans, *grids]), NO_GRID)
     finished = [runs[row.cell].data.tags for row in of_grid if row.status == "finished"]
     tuned = [row for row in tuning if row]
     return LoggedSweep(

@@ -17,7 +17,7 @@ from sweeps.grid import REPORTED, Cell, Grid
 from sweeps.report.write import caveats
 from sweeps.results.images import LOSSES, with_image_variances
 from sweeps.results.ledger import Ledger, open_ledger
-from sweeps.results.plans import add_grid, note_verdict
+from sweeps.results.plans import add_grid, grids_of, note_verdict
 from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
 
@@ -93,6 +93,25 @@ def test_the_planned_number_stays_judged_until_an_extension_is_complete(ledger: 
     asked = judge(store, run_id, SMALL)
     assert (asked.judged_grid, asked.is_complete, asked.is_extended) == (SMALL, True, False)
     assert read_sweep(store, run_id).tags["verdicts_at"] == "6 7"
+
+
+def test_a_plan_of_controls_is_not_judged(ledger: Ledger, store: Store) -> None:
+    run_id = ledger.run_id
+    add_grid(store, run_id, SMALL)
+    for cell in SMALL.cells():
+        finish(ledger, cell)
+    controls = Grid((60, 100), ("frozen",), 12, (100,), 1)
+    add_grid(store, run_id, controls)
+    for cell in controls.cells():
+        finish(ledger, cell)
+    assert read_sweep(store, run_id, controls).judged_grid == read_sweep(store, run_id).judged_grid == SMALL
+    assert grids_of(read_sweep(store, run_id).tags) == [SMALL, controls]
+    add_grid(store, run_id, SMALL)
+    assert grids_of(read_sweep(store, run_id).tags) == [controls, SMALL]  # what was asked for last comes last
+
+
+def test_a_plan_of_earlier_versions_judges_all_its_fractions() -> None:
+    assert grids_of({"grids": '[[[5, 100], ["random"], 3]]'}) == [Grid((5, 100), ("random",), 3, (5, 100), 3)]
 
 
 def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store: Store) -> None:
