@@ -41,7 +41,8 @@ def soak(folder: Path, n_cells: int, workers: str) -> tuple[dict[str, Any], list
     site = Site(folder / "store", folder / "data", folder / "scratch")
     register_model(site.open(), small_model())
     process = site.start_sweep(
-        *("--fractions", *FRACTIONS, "--replicates", str(n_cells // CELLS_PER_REPLICATE), "--epochs", "1"),
+        *("--fractions", *FRACTIONS, "--judged", *FRACTIONS, "--replicates", str(n_cells // CELLS_PER_REPLICATE)),
+        *("--epochs", "1"),
         *("--workers", workers, "--json", str(site.json)),
     )
     samples = []

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 
 RAY = ("--engine", "ray")
 SMALL = ["--fractions", "20", "100", "--replicates", "1", "--epochs", "1"]
-CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--epochs", "40"]
+CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--curve-replicates", "3", "--epochs", "40"]
 
 
 class RayCluster:

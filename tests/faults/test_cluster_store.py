@@ -16,7 +16,7 @@ from fmnist_transfer.store.roles import TRANSFER, TUNING
 
 pytestmark = pytest.mark.cluster
 
-CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--epochs", "60"]
+CELLS_24 = ["--fractions", "20", "40", "60", "100", "--replicates", "3", "--curve-replicates", "3", "--epochs", "60"]
 OPEN_BOTH = """
 import sys
 from pathlib import Path
