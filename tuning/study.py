@@ -68,11 +68,19 @@ def open_study(storage: RDBStorage, name: str, settings: dict[str, Any]) -> optu
 
 
 def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
-    """Enqueue the hand-made first trials of a new study. The caller is the study's only driver."""
+    """Keep the settings of a new study."""
     if SETTINGS not in study.user_attrs:
-        for params in starts(settings["max_cost"]):
-            study.enqueue_trial(params, skip_if_exists=True)
-        study.set_user_attr(SETTINGS, settings)  # last: marks the study as begun
+        study.set_user_attr(SETTINGS, settings)
+
+
+def enqueue_start(study: optuna.Study, ordinal: int, max_cost: float | None) -> None:
+    """Enqueue the hand-made trial of this ordinal if there is one and no trial waits. Call it before each `ask`.
+
+    All at once they would come before a trial that was interrupted, and a resumed study would differ.
+    """
+    own = starts(max_cost)
+    if ordinal < len(own) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial(own[ordinal])
 
 
 def requeue(study: optuna.Study, *, failed: bool) -> None:

@@ -30,7 +30,7 @@ from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.task import Outcome
 from tuning.settings import SearchSettings
 from tuning.space import suggest
-from tuning.study import EPOCHS, REASON, RECIPE, SETTINGS, SPEC, counting, requeue
+from tuning.study import EPOCHS, REASON, RECIPE, SETTINGS, SPEC, counting, enqueue_start, requeue
 from tuning.trainings import Candidate, Plan, train_trial
 
 N_STARTUP_TRIALS = 4  # trials before TPE sampling and pruning begin
@@ -122,6 +122,7 @@ class Trials:
             # A sampler per trial makes a resumed study (one worker) equal an uninterrupted one.
             seed = Streams(settings.seed, ordinal).seed("sampler") % 2**32
             self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=N_STARTUP_TRIALS)
+            retry.call(enqueue_start, self._study, ordinal, settings.cost_limit)
             trial: Any = RetryingClient(retry.call(self._study.ask), retry)
             spec, recipe = suggest(trial, epochs=settings.epochs, max_cost=settings.cost_limit)
             trial.set_user_attr(SPEC, spec.to_dict())

@@ -114,7 +114,10 @@ def reason(error: BaseException) -> str:
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]
-    text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
+    is_full = isinstance(innermost, OSError) and innermost.errno in FULL
+    text = (
+        "disk full" if is_full else getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
+    )
     file = getattr(innermost, "filename", None)
     return masked(str(text).strip().splitlines()[0]) + (f": {file}" if file else "")
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.store.retry import RetryPolicy
 from tuning.space import starts
-from tuning.study import FIXED, REASON, RECIPE, begin, counting, open_storage, open_study, requeue
+from tuning.study import FIXED, REASON, RECIPE, begin, counting, enqueue_start, open_storage, open_study, requeue
 
 SETTINGS = {"max_cost": 1.0, "epochs": 2}
 
@@ -20,11 +20,11 @@ def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
 
 
 @pytest.fixture
-def study(storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
-    """A study that begins with the first trial alone."""
-    monkeypatch.setattr("tuning.study.starts", lambda max_cost: starts(max_cost)[:1])
+def study(storage: optuna.storages.RDBStorage) -> optuna.Study:
+    """A study whose first trial waits."""
     study = open_study(storage, "cnn2", SETTINGS)
     begin(study, SETTINGS)
+    enqueue_start(study, 0, 1.0)
     return study
 
 
@@ -42,14 +42,17 @@ def waiting(study: optuna.Study) -> list[dict[str, object]]:
     return [trial.system_attrs[FIXED] for trial in trials]
 
 
-def test_the_first_trials_are_enqueued_once_even_if_the_beginning_was_cut_off(
-    storage: optuna.storages.RDBStorage,
-) -> None:
-    study = optuna.create_study(study_name="cnn2", storage=storage, direction="maximize")
-    study.enqueue_trial(starts(1.0)[0])  # one of them, and then it was killed
-    for _ in range(2):
-        begin(open_study(storage, "cnn2", SETTINGS), SETTINGS)
-        assert waiting(study) == starts(1.0)
+def test_the_first_trials_are_enqueued_one_by_one_after_those_that_wait(study: optuna.Study) -> None:
+    enqueue_start(study, 0, 1.0)  # again, after a kill
+    assert waiting(study) == starts(1.0)[:1]
+    ask(study)
+    requeue(study, failed=False)
+    enqueue_start(study, 0, 1.0)
+    assert len(waiting(study)) == 1  # the interrupted one
+    study.tell(ask(study), 0.5)
+    for ordinal in (1, len(starts(1.0))):
+        enqueue_start(study, ordinal, 1.0)
+        assert waiting(study) == starts(1.0)[1:2]
 
 
 def test_a_study_keeps_to_its_settings(storage: optuna.storages.RDBStorage, study: optuna.Study) -> None:

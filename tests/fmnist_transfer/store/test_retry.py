@@ -116,7 +116,7 @@ def test_every_method_of_a_retrying_client_is_retried() -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (wrapped(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
+        (wrapped(OSError(errno.ENOSPC, "No space left on device")), "disk full"),
         (requests.exceptions.ConnectionError(("Connection aborted.", ValueError("gone"))), "('Connection aborted.'"),
         (ValueError("http://me:secret@host failed\nmore"), "http://***@host failed"),
         (ValueError(), "ValueError"),
