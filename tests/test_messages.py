@@ -118,7 +118,7 @@ def test_notes_of_a_store_that_was_away(monkeypatch: pytest.MonkeyPatch, err: Sa
 
     retry.RetryPolicy().call(ask)
     assert err() == (
-        "note: the store does not answer (No space left on device); trying again for up to 5 min 00 s\n"
+        "note: the store does not answer (disk full); trying again for up to 5 min 00 s\n"
         "note: the store answers again, after 0 s\n"
     )
 
