@@ -128,7 +128,7 @@ def test_of_two_machines_that_begin_a_search_at_once_one_goes_on(shared_site: Sh
 
 def test_a_second_machine_is_refused_in_a_search(shared_site: SharedSite) -> None:
     """Row 12 for a search; with PostgreSQL and the server restarted meanwhile (rows 8 and 10)."""
-    arguments = ["--trials", "16", "--epochs", "150"]
+    arguments = ["--trials", "16", "--epochs", "60"]
     alpha = shared_site.start_search(*arguments, fault="machine:alpha")
     alpha.wait_for(lambda: shared_site.n_trials("COMPLETE") >= 1)
     shared_site.postgres.restart("fast")
