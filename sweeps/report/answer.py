@@ -74,7 +74,8 @@ def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> 
         d, (marker, label) = pair.difference(score), MARKERS[score]
         if d.is_known:
             at = d.percents * 1.06 ** (2 * k - len(scores) + 1)  # apart, so that scores do not overlap
-            mean, low, high = d.intervals or (d.mean, *np.full((2, len(at)), np.nan))
+            shown = d.intervals if pair.is_complete else None  # before that, an interval would be read as a verdict
+            mean, low, high = shown or (d.mean, *np.full((2, len(at)), np.nan))
             colours = np.select([low > 0, high < 0], [PRETRAINED, RANDOM], NEITHER)
             labels = (
                 f"mean, {label}" if len(scores) > 1 else "mean",
@@ -106,7 +107,7 @@ def _draw_verdicts(axes: Axes, named: Mapping[str, Comparison]) -> None:
         for line, verdict in zip(texts, judge(pair).values(), strict=True):
             line.append(verdict.verdict if pair.is_complete else NO_VERDICT)
             if len(named) == 1:
-                line.append(effect_text(vars(verdict)))
+                line.append(effect_text(vars(verdict)) if pair.is_complete else "")
     widths = [0.44, 0.16, 0.40] if len(named) == 1 else [0.44, *[0.56 / len(named)] * len(named)]
     heads = None if len(named) == 1 else ["", *named]
     table = axes.table(texts, colLabels=heads, colWidths=widths, bbox=Bbox.unit())

@@ -57,13 +57,13 @@ def points(pair: Comparison, score: Score) -> Table:
 
     `random` and the other init's name: means as logged. `difference`: of these. `mean`: random - init of log losses or
     of accuracies, with simultaneous 95 % limits `low` and `high`. `image_variance`: squared standard error of `mean`
-    that is due to the judged images.
+    that is due to the judged images. While the plan is incomplete there are no limits.
     """
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
     own, random = (pair.scores(init, score).mean(axis=0) for init in (pair.init, "random"))
-    mean, low, high = d.intervals or (d.mean, np.nan, np.nan)
+    mean, low, high = (d.intervals if pair.is_complete else None) or (d.mean, np.nan, np.nan)
     columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
     columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
     return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")
