@@ -16,6 +16,7 @@ from fmnist_transfer import CNN2Spec, Recipe, Streams, fraction, fresh_network, 
 from fmnist_transfer.data import files
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC
+from fmnist_transfer.training.device import bf16_support
 from fmnist_transfer.training.fit import fit_and_score
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, REFERENCE_RECIPE, Precision
 
@@ -130,8 +131,13 @@ def test_the_halves_have_the_published_sizes(monkeypatch: pytest.MonkeyPatch) ->
         (REFERENCE_SPEC, dataclasses.replace(REFERENCE_RECIPE, epochs=8, learning_rate=1e-3)),
     ],
 )
-def test_bf16_and_float32_agree_within_the_noise_of_replicates(spec: CNN2Spec, recipe: Recipe) -> None:
-    """Final loss of four replicates on a tenth of the target: the difference is within two standard errors."""
+def test_bf16_and_float32_agree_within_the_noise_of_replicates(
+    spec: CNN2Spec, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Final loss of four replicates on a tenth of the target: the difference is within three standard errors."""
+    if not bf16_support("cpu")[0]:
+        pytest.skip("this CPU computes bf16 slowly, so --precision auto never chooses it here")
+    monkeypatch.setattr(files, "FILES", synthetic.PUBLISHED)
     half = load_half(default_data_dir(), (5, 6, 7, 8, 9))
 
     def losses(precision: Precision) -> np.ndarray:
@@ -146,4 +152,4 @@ def test_bf16_and_float32_agree_within_the_noise_of_replicates(spec: CNN2Spec, r
     exact, rounded = losses("float32"), losses("bf16")
     assert not np.array_equal(exact, rounded)
     standard_error = np.sqrt((exact.var(ddof=1) + rounded.var(ddof=1)) / 4)
-    assert abs(rounded.mean() - exact.mean()) < 2 * standard_error
+    assert abs(rounded.mean() - exact.mean()) < 3 * standard_error
