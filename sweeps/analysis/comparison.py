@@ -92,6 +92,10 @@ class Comparison:
         d = self._transformed("random", score) - self._transformed(self.init, score)
         return Difference(np.array(self.percents, float), d, self.image_variances.get(score))
 
+    def intervals(self, score: Score) -> Intervals | None:
+        """Intervals to show; None below two replicates, and in an incomplete plan, where they read as verdicts."""
+        return self.difference(score).intervals if self.is_complete else None
+
     def nats(self, score: Score) -> Difference:
         """Plain difference of one score, for tables."""
         d = self.scores("random", score) - self.scores(self.init, score)

@@ -74,8 +74,7 @@ def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> 
         d, (marker, label) = pair.difference(score), MARKERS[score]
         if d.is_known:
             at = d.percents * 1.06 ** (2 * k - len(scores) + 1)  # apart, so that scores do not overlap
-            shown = d.intervals if pair.is_complete else None  # before that, an interval would be read as a verdict
-            mean, low, high = shown or (d.mean, *np.full((2, len(at)), np.nan))
+            mean, low, high = pair.intervals(score) or (d.mean, *np.full((2, len(at)), np.nan))
             colours = np.select([low > 0, high < 0], [PRETRAINED, RANDOM], NEITHER)
             labels = (
                 f"mean, {label}" if len(scores) > 1 else "mean",

@@ -63,7 +63,7 @@ def points(pair: Comparison, score: Score) -> Table:
     if not pair.n or not d.is_known:
         return []
     own, random = (pair.scores(init, score).mean(axis=0) for init in (pair.init, "random"))
-    mean, low, high = (d.intervals if pair.is_complete else None) or (d.mean, np.nan, np.nan)
+    mean, low, high = pair.intervals(score) or (d.mean, np.nan, np.nan)
     columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
     columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
     return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")
