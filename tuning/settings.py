@@ -20,7 +20,7 @@ class SearchFlags(Flags):
     """Total number of networks to try; a search with fewer continues up to this number."""
     epochs: int = 6
     """Passes over the training images per trial; poor trials are stopped earlier."""
-    max_cost: float | Literal["none"] = 1.0
+    max_cost: float | Literal["none"] = 1.1
     """Largest network to try, by its training time on a CPU: 2 takes twice the default network's; none: no limit."""
     split: str = "0-4/5-9"
     """SOURCE/TARGET classes: 0-4/5-9, 5-9/0-4, even/odd, odd/even, ten digits 01234/56789, or random:S for a seed S."""
