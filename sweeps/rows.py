@@ -69,9 +69,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""
-        row = (
-            self.facts | ({"setting": self.cell.setting} if self.cell.change else {}) | {group: {} for group in GROUPS}
-        )
+        setting = {"setting": self.cell.setting} if self.cell.change else {}
+        row = self.facts | setting | {group: {} for group in GROUPS}
         for key, value in self.scores.items():
             group, _, name = key.partition("/")
             row[group][name] = value
