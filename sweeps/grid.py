@@ -1,13 +1,14 @@
 """The plan of a sweep as plain data: its cells and the order in which they run. Imports no torch."""
 
 import dataclasses
+import itertools
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.training.recipe import Recipe
 
 Init = str  # a name in INITS, or pretrained@K
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
@@ -25,12 +26,7 @@ class InitTraits:
     copies: bool = True  # starts from trained weights, changed or not
     probes: bool = False  # fits the classifier alone first, on features that are computed once
     lengthens: int = 1  # epochs, as a multiple of the recipe's
-    n_trainings: float = 1.0  # work of a cell, in trainings of all layers by the recipe; 0 makes the recipe irrelevant
-
-    @property
-    def is_one_fit(self) -> bool:
-        """True for one training of all layers by the recipe, which `--stack` can do."""
-        return self.n_trainings == 1 and not self.probes
+    n_trainings: int = 1  # of all layers by the recipe
 
 
 TRAITS: dict[Init, InitTraits] = {
@@ -70,9 +66,6 @@ class RecipeChange:
     learning_rate: float
     warm_up: float  # share of the steps in which the learning rate rises
 
-    def applied_to(self, recipe: Recipe) -> Recipe:
-        return dataclasses.replace(recipe, **dataclasses.asdict(self))
-
     def __str__(self) -> str:
         return f"lr {self.learning_rate:.3g} warm-up {self.warm_up:.2g}"
 
@@ -92,8 +85,13 @@ class Cell:
         return f"{self.init} {self.percent:03d}% r{self.replicate}{change}"
 
     @property
-    def setting(self) -> dict[str, float]:
+    def setting(self) -> dict[str, Any]:
+        """Changed values of the recipe, by name."""
         return dataclasses.asdict(self.change) if self.change else {}
+
+    def work(self, budget: str) -> float:
+        """Rough training time, in any unit: evaluation costs what 7 % of the images do, and `frozen` a fifth."""
+        return max(traits(self.init).n_trainings, 0.2) * ((100 if budget == "steps" else self.percent) + 7)
 
     @property
     def position(self) -> tuple[Any, ...]:
@@ -102,56 +100,62 @@ class Cell:
 
 
 class Grid(NamedTuple):
-    """Cells that one command plans: more replicates of the judged fractions, which carry the verdicts, than of others.
+    """Cells that a command plans: more replicates of the judged fractions, which carry the verdicts, than of others."""
 
-    Percents are in ascending order.
-    """
-
-    percents: tuple[int, ...]
+    percents: tuple[int, ...]  # ascending
     inits: tuple[Init, ...]
     n_replicates: int  # of the judged fractions
     judged: tuple[int, ...]
     n_curve_replicates: int  # of the other fractions, which only draw the curves
 
     def has(self, cell: Cell) -> bool:
-        is_of_it = cell.percent in self.percents and cell.init in self.inits
-        return is_of_it and cell.replicate < self._n_replicates_at(cell.percent)
-
-    def _n_replicates_at(self, percent: int) -> int:
-        return self.n_replicates if percent in self.judged else min(self.n_curve_replicates, self.n_replicates)
+        n = self.n_replicates if cell.percent in self.judged else self.n_curve_replicates
+        return cell.percent in self.percents and cell.init in self.inits and cell.replicate < n
 
     def cells(self) -> list[Cell]:
-        """List the cells replicate by replicate, with the inits of a fraction side by side.
+        """List the cells replicate by replicate: judged fractions first, large ones before small ones, inits together.
 
-        Fractions run coarse to fine, so that the curves take shape early. The last replicate runs its longest cells
-        first, so that no worker is left alone with a long cell at the end.
+        So the curves span all fractions early, and no worker is left alone with a long cell at the end.
         """
-        cells, last = list[Cell](), self.n_replicates - 1
-        for i in range(self.n_replicates):
-            order = coarse_to_fine(percent for percent in self.percents if i < self._n_replicates_at(percent))
-            if i == last:  # if it is the only one, both ends still come first, so that early figures span the range
-                n_first = 2 if i == 0 else 0
-                order[n_first:] = sorted(order[n_first:], reverse=True)
-            cells += [Cell(percent, init, i) for percent in order for init in self.inits]
-        return cells
+        percents = sorted(self.percents, key=lambda percent: (percent not in self.judged, -percent))
+        order = itertools.product(range(self.n_replicates), percents, self.inits)
+        return [cell for i, percent, init in order if self.has(cell := Cell(percent, init, i))]
 
 
 def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """Group cells by fraction, in order of first appearance; each group is sorted by replicate."""
-    by_replicate = sorted(cells, key=lambda cell: cell.replicate)
-    percents = dict.fromkeys(cell.percent for cell in cells)
-    return [tuple(cell for cell in by_replicate if cell.percent == percent) for percent in percents]
+    """Group cells by fraction, the largest first; each group is sorted by replicate."""
+    ordered = sorted(cells, key=lambda cell: (-cell.percent, cell.replicate))
+    return [tuple(group) for _, group in itertools.groupby(ordered, key=lambda cell: cell.percent)]
 
 
-def coarse_to_fine(percents: Iterable[int]) -> list[int]:
-    """Order percents: largest, smallest, then the middles of ever smaller intervals (100, 5, 50, 25, 75 ...)."""
-    ordered = sorted(percents)
-    order = [ordered[-1], *ordered[:1]] if len(ordered) > 1 else ordered[:]
-    parts = [(0, len(ordered) - 1)]
-    while parts:
-        low, high = parts.pop(0)
-        if high - low > 1:
-            middle = (low + high) // 2
-            order.append(ordered[middle])
-            parts += [(low, middle), (middle, high)]
-    return order
+NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before it made one
+
+
+def grids_of(tags: Mapping[str, str]) -> list[Grid]:
+    """Read every plan so far, in order, from the tags of the sweep's parent run."""
+    grids = []
+    for percents, inits, n, *more in json.loads(tags.get("grids", "[]")):
+        judged, n_curve_replicates = more or (percents, n)  # earlier versions trained all fractions alike
+        grids.append(Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve_replicates))
+    return grids
+
+
+def grid_tags(tags: Mapping[str, str], new_grid: Grid) -> dict[str, Any]:
+    """Return the tags after the new grid has become the last of the plans."""
+    grids = [*(grid for grid in grids_of(tags) if grid != new_grid), new_grid]
+    return {
+        "grids": json.dumps(grids, separators=(",", ":")),
+        "fractions": " ".join(map(str, sorted({percent for grid in grids for percent in grid.percents}))),
+        "inits": " ".join(sorted({init for grid in grids for init in grid.inits})),
+        "replicates": max(grid.n_replicates for grid in grids),
+    }
+
+
+def verdicts_at(tags: Mapping[str, str]) -> set[int]:
+    """Read the numbers of replicates at which verdicts were given."""
+    return {int(n) for n in tags.get("verdicts_at", "").split()}
+
+
+def verdict_tags(tags: Mapping[str, str], grid: Grid) -> dict[str, str]:
+    """Return the tag after a verdict on this plan, so that one on more replicates is marked as an extension."""
+    return {"verdicts_at": " ".join(map(str, sorted(verdicts_at(tags) | {grid.n_replicates})))}

@@ -1,7 +1,5 @@
 """Results of a sweep as a table with one row per cell: as CSV, JSON, and arrays over replicates and fractions."""
 
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -63,38 +61,29 @@ class Row:
     status: Status
     scores: Mapping[str, float]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything but setting and scores."""
+        facts = {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate}
+        return facts | {"n_train": self.n_train, "status": self.status, "run_id": self.run_id}
+
     def to_dict(self) -> dict[str, Any]:
         """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""
-        groups: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
+        setting = {"setting": self.cell.setting} if self.cell.change else {}
+        row = self.facts | setting | {group: {} for group in GROUPS}
         for key, value in self.scores.items():
             group, _, name = key.partition("/")
-            groups[group][name] = value
-        cell = self.cell
-        setting = {"setting": cell.setting} if cell.change else {}
-        known = {"n_train": self.n_train, "run_id": self.run_id, "status": self.status}
-        return {"percent": cell.percent, "init": cell.init, "replicate": cell.replicate} | setting | known | groups
+            row[group][name] = value
+        return row
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line per cell, sorted by percent, init and replicate; missing values are empty."""
-    columns = [*next((row.cell.setting for row in rows if row.cell.change), {}), *COLUMNS]
-    lines = []
-    for row in sorted(rows, key=lambda row: row.cell.position):
-        cell, values = row.cell, {**row.scores, **row.cell.setting}
-        texts = [f"{values[column]:.6g}" if column in values else "" for column in columns]
-        lines.append([cell.percent, cell.init, cell.replicate, row.n_train, row.status, *texts, row.run_id])
-    columns = ["percent", "init", "replicate", "n_train", "status", *columns, "run_id"]
-    return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
-
-
-def from_csv(text: str) -> list[Row]:
-    """Read the rows that `to_csv` wrote, without the settings of tuned cells."""
-    rows = []
-    for line in pd.read_csv(io.StringIO(text)).to_dict("records"):
-        scores = {key: float(line[key]) for key in COLUMNS if not math.isnan(line.get(key, math.nan))}
-        cell = Cell(line["percent"], line["init"], line["replicate"])
-        rows.append(Row(cell, line["n_train"], line["run_id"], line["status"], scores))
-    return rows
+    settings = next((row.cell.setting for row in rows if row.cell.change), {})
+    columns = ["percent", "init", "replicate", "n_train", "status", *settings, *COLUMNS, "run_id"]
+    ordered = sorted(rows, key=lambda row: row.cell.position)
+    table = pd.DataFrame([row.facts | row.cell.setting | {**row.scores} for row in ordered], columns=columns)
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:

@@ -46,7 +46,8 @@ class TransferFlags(Flags):
         check_distinct("--fractions", self.fractions)
         check_distinct("--judged", self.judged or self.fractions)
         check_distinct("--inits", self.inits)
-        is_one_fit = {init: traits(init).is_one_fit for init in self.inits}  # raises for an unknown init
+        # `--stack` can do one training of all layers by the recipe. Raises for an unknown init:
+        apart = [init for init in self.inits if traits(init).n_trainings != 1 or traits(init).probes]
         for percent in self.fractions:
             check_range("--fractions", percent, 1, 100)
         if others := sorted(set(self.judged) - set(self.fractions)):
@@ -59,9 +60,8 @@ class TransferFlags(Flags):
             raise UsageError(f"--pretrain-replicates {self.pretrain_replicates}: {need}")
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
-        if self.stack and (apart := [init for init in self.inits if not is_one_fit[init]]):
-            inits = " ".join(apart)
-            raise UsageError(f"--stack trains all layers in a single training: leave it out with --inits {inits}")
+        if self.stack and apart:
+            raise UsageError(f"--stack trains all layers once: leave it out with --inits {' '.join(apart)}")
         if self.epochs is not None:
             check_range("--epochs", self.epochs, 1)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -70,9 +70,9 @@ class TransferFlags(Flags):
 
     @property
     def grid(self) -> Grid:
-        judged = self.judged or {*USUALLY_JUDGED} & {*self.fractions} or self.fractions
-        percents, n = tuple(sorted(self.fractions)), self.replicates
-        return Grid(percents, self.inits, n, tuple(sorted(judged)), min(self.curve_replicates, n))
+        judged = sorted(self.judged or {*USUALLY_JUDGED} & {*self.fractions} or self.fractions)
+        n_curve_replicates = min(self.curve_replicates, self.replicates)
+        return Grid(tuple(sorted(self.fractions)), self.inits, self.replicates, tuple(judged), n_curve_replicates)
 
 
 @dataclass(frozen=True, kw_only=True)

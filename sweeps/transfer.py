@@ -27,15 +27,15 @@ def main(settings: TransferSettings) -> int:
         n_tuning = N_TUNING * len(settings.inits) if settings.recipe == "tuned" else 0
         n_most = 1 if settings.dry_run else max(n_tasks, n_tuning, settings.pretrain_replicates)
         with workers_for(settings, device, n_most, stop) as workers:
-            from sweeps.results.ledger import FIRST_STEP
-            from sweeps.steps import sweep
+            from sweeps.steps import FIRST_STEP, sweep
 
             result = sweep(settings, workers, device, stopwatch)
     say(f"The sweep took {stopwatch}")
+    n_failed = result.pop("n_failed")
     if settings.json:
         times = {"seconds": stopwatch.seconds, "stages": stopwatch.stages, FIRST_STEP: stopwatch.marks.get(FIRST_STEP)}
         write_json(settings.json, result | times)
-    return 1 if any(cell["status"] != "finished" for cell in result["cells"]) and not settings.dry_run else 0
+    return 1 if n_failed else 0
 
 
 def command(args: Sequence[str] | None = None) -> int:

@@ -465,7 +465,7 @@ def test_report_of_a_sweep_that_was_stopped(project: Project, monkeypatch: pytes
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Ledger, "finish", stop)
+    monkeypatch.setattr(Ledger, "end", stop)
     project.sweep("--fractions", "20", "--replicates", "2", "--seed", "10", status=130)
     monkeypatch.undo()
     result = project.report()
@@ -536,6 +536,46 @@ def test_source_networks_are_trained_together_with_stack(project: Project, monke
         for one in (run_id, alone)
     ]
     assert accuracies[0] == pytest.approx(accuracies[1], rel=1e-2)  # the same networks, whatever the sweep's seed
+
+
+def test_a_source_network_that_diverges_fails_its_replicate_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--fractions", "20", "--replicates", "3", "--seed", "18", "--pretrain-replicates", "3"]
+    train_arm = sweep_cells.train_arm
+
+    def diverge(draw: Any, train: Any, half: Any, recipe: Any, streams: Any, **options: Any) -> Any:
+        if streams.stage == "source":
+            raise Diverged("training loss is nan at epoch 1, step 3")
+        return train_arm(draw, train, half, recipe, streams, **options)
+
+    monkeypatch.setattr(sweep_cells, "train_arm", diverge)
+    result = project.sweep(*arguments, status=1)
+    statuses = {(cell["replicate"], cell["status"]) for cell in result["cells"]}
+    assert statuses == {(0, "finished"), (1, "finished"), (2, "failed")}  # the search trained the first two
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert project.sweep(*arguments, "--dry-run")["n_to_run"] == 2
+    assert "1 source network" in capsys.readouterr().out
+    assert {cell["status"] for cell in project.sweep(*arguments)["cells"]} == {"finished"}
+
+
+def test_failed_tuning_cells_count_for_the_exit_status(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "REPLICATES", recipes.REPLICATES[:2])
+    monkeypatch.setattr(recipes, "PERCENTS", (100,))
+    monkeypatch.setattr(recipes, "RATES", (1.0, 10.0))
+    train_arm = sweep_cells.train_arm
+    registered = load(project.store, resolve(project.store, "models:/cnn2/best")).recipe.learning_rate
+
+    def diverge(draw: Any, train: Any, half: Any, recipe: Any, streams: Any, **options: Any) -> Any:
+        if recipe.learning_rate > registered:
+            raise Diverged("training loss is nan at epoch 1, step 3")
+        return train_arm(draw, train, half, recipe, streams, **options)
+
+    monkeypatch.setattr(sweep_cells, "train_arm", diverge)
+    tuned = ["--recipe", "tuned", "--inits", "random", "--fractions", "100", "--replicates", "1", "--seed", "19"]
+    for _ in range(2):  # diverged cells are not trained again
+        assert [cell["status"] for cell in project.sweep(*tuned, status=1)["cells"]] == ["finished"]
 
 
 def test_a_registered_configuration_on_another_half(

@@ -28,7 +28,7 @@ from fmnist_transfer import (
     weights_digest,
 )
 from sweeps.grid import INITS, Cell, Init
-from sweeps.training.cells import EVERY, CellPlan, CellResult, train_cells
+from sweeps.training.cells import CellPlan, CellResult, train_cells
 from sweeps.training.inits import train_arm
 
 PAGE = Path(__file__).parents[1] / "docs" / "library.md"
@@ -68,7 +68,7 @@ def test_ten_lines_give_what_the_sweep_gives(
 
     source, target = load_half(data_dir, (0, 1, 2, 3, 4)), load_half(data_dir, (5, 6, 7, 8, 9))
     registered = train_on_half(CNN2Spec(), source, Recipe(), Streams(0), "cpu").final_state
-    plan = CellPlan(target, CNN2Spec(), Recipe(), {EVERY: registered}, "epochs", 0, "cpu")
+    plan = CellPlan(target, CNN2Spec(), Recipe(), {0: registered}, "epochs", 0, "cpu")
     for init, line in zip(("pretrained", "random"), printed, strict=True):
         (cell,) = train_cells(plan, (Cell(10, init, 0),), lambda epoch: None, lambda: False)
         assert isinstance(cell, CellResult)

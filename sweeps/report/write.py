@@ -24,7 +24,6 @@ from sweeps.report import tables
 from sweeps.report.epochs import read_curves
 from sweeps.report.figures import CAPTIONS, report_figures
 from sweeps.report.findings import Findings, beside, csv_of, find
-from sweeps.results.plans import note_verdict
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import to_csv
 from sweeps.training import recipes
@@ -70,7 +69,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
         store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
     store.describe(sweep.run_id, judged(store, sweep, findings))
     if sweep.is_complete and not sweep.pair.no_verdict:
-        note_verdict(store, sweep.run_id, sweep.judged_grid)
+        store.log(sweep.run_id, tags=grid.verdict_tags(sweep.tags, sweep.judged_grid))
     say_heading("The original report's four claims, as this sweep sees them")
     say(claims_text(sweep, findings))
     return findings

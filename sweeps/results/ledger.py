@@ -14,41 +14,43 @@ from fmnist_transfer.store.model_format import TrainedModel
 from fmnist_transfer.store.open_runs import OpenRuns, open_parent
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, TRANSFER, Role, result_rows, settings_params
 from fmnist_transfer.store.runs import Run, Store
-from fmnist_transfer.terminal.progress import Stopwatch
-from fmnist_transfer.training.score import pack_image_scores
+from fmnist_transfer.training.score import Epoch, pack_image_scores
 from fmnist_transfer.workers.task import Outcome
-from sweeps.grid import Cell, traits
+from sweeps.grid import TUNING_REPLICATE, Cell, traits
 from sweeps.results.read import TUNED, counting_runs, row_of
 from sweeps.rows import Row
+from sweeps.settings import TransferSettings
 from sweeps.training.cells import CellPlan, CellResult
 
-FIRST_STEP = "first_step_seconds"
 
-
-def identify_sweep(model: TrainedModel, plan: CellPlan, *, is_tuned: bool, has_own_sources: bool) -> Identity:
+def identify_sweep(model: TrainedModel, plan: CellPlan, settings: TransferSettings) -> Identity:
     """Identify a sweep by all that a cell's result depends on, except fraction, init, replicate and tuned setting."""
     facts = settings_params(plan.spec, plan.recipe)
     facts |= {"weights_digest": weights_digest(model.state), "split": str(model.split), "budget": plan.budget}
     facts |= {"seed": plan.seed, "data_sha256": plan.half.data_sha256, "dtype": plan.precision}
     if plan.stack:
         facts["stacked"] = True  # rounds differently; on CUDA dropout masks differ, too
-    if is_tuned:
+    if settings.recipe == "tuned":
         facts["recipe_mode"] = TUNED
-    if has_own_sources:
+    if settings.pretrain_replicates:
         facts["sources"] = "one a replicate"  # part of the key: do not reword
     return identity(device=plan.device, **facts)
 
 
 class Ledger:
-    """The cells of one sweep and their runs in the store. Without `parent`, the earliest parent run is looked up.
+    """The cells of one sweep and their runs in the store; a `TaskLog` for cells whose results are `CellResult`s.
 
-    `work` is the identity from `identify_sweep`, whose facts are the runs' params; `half` is the target half.
+    Without `parent`, the earliest parent run is looked up. `work` is the identity from `identify_sweep`, whose facts
+    are the runs' params; `half` is the target half.
     """
 
     def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
         self._store, self._facts, self._key = store, work.facts, work.key
         self.n_train = cache(partial(n_train, half.train))
-        parents = [parent] if parent else _parents(store, work)
+        # These are called at each report, and after each compared cell that was logged, failures included.
+        self.on_report: Callable[[], object] = lambda: None
+        self.on_end: Callable[[], object] = lambda: None
+        parents = [parent] if parent else store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
         self.run_id = str(parents[-1].info.run_id) if parents else ""  # the earliest parent's; empty if there is none
         children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if parents else []
         self._runs = counting_runs(children)
@@ -67,45 +69,59 @@ class Ledger:
 
     def to_run(self, cells: Iterable[Cell], *, retry_failed: bool = False) -> list[Cell]:
         """List the cells to train: open and failed ones; diverged ones, which would fail again, if `retry_failed`."""
+        reasons = {str(run.info.run_id): run.data.tags.get("reason", "") for run in self._runs.values()}
+        diverged = {run_id for run_id, reason in reasons.items() if reason.startswith("Diverged") and not retry_failed}
+        return [row.cell for row in self.rows(cells) if row.status != "finished" and row.run_id not in diverged]
 
-        def is_due(run: Run | None) -> bool:
-            if run is None:
-                return True
-            has_diverged = run.data.tags.get("reason", "").startswith("Diverged")
-            return run.info.status == "FAILED" and (retry_failed or not has_diverged)
+    def hosts(self) -> list[str]:
+        """Hosts that trained the sweep's finished cells, one entry per cell."""
+        finished = [run.data.tags for run in self._runs.values() if run.info.status == "FINISHED"]
+        return [tags.get("trained_on", tags.get("host", "unknown")) for tags in finished]
 
-        return [cell for cell in cells if is_due(self._runs.get(self.cell_key(cell)))]
+    def name(self, task: Cell) -> str:
+        return task.name
 
-    def hosts(self, rows: Iterable[Row]) -> list[str]:
-        """Hosts that trained the finished cells, one entry per cell."""
-        tags = {str(run.info.run_id): run.data.tags for run in self._runs.values()}
-        finished = [tags[row.run_id] for row in rows if row.status == "finished"]
-        return [own.get("trained_on", own.get("host", "unknown")) for own in finished]
+    def begin(self, task: Cell) -> None:
+        labels = {"percent": f"{task.percent:03d}", "init": task.init, "replicate": task.replicate}
+        params = self._facts | labels | {"n_train": self.n_train(task.percent)}
+        params |= {f"recipe.{name}": value for name, value in task.setting.items()}
+        self.open_runs.begin(task, task.name, params, labels | {"cell_key": self.cell_key(task)})
 
-    def begin(self, cell: Cell) -> None:
-        labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
-        params = self._facts | labels | {"n_train": self.n_train(cell.percent)}
-        params |= {f"recipe.{name}": value for name, value in cell.setting.items()}
-        self.open_runs.begin(cell, cell.name, params, labels | {"cell_key": self.cell_key(cell)})
+    def report(self, task: Cell, news: Epoch | int) -> tuple[float, str]:
+        self.on_report()
+        number, n = news if isinstance(news, int) else news.epoch, self._facts["recipe.epochs"]
+        n *= traits(task.init).lengthens
+        return number / n, f"{task.name}: epoch {number}/{n}"
 
-    def finish(self, cell: Cell, trained: CellResult) -> None:
-        """Log all results in one batch, then end the run as FINISHED."""
-        tags, metrics = {"weights_digest": trained.weights_digest} | trained.numerics, result_rows(trained.result)
-        files = {IMAGE_SCORES_FILE: pack_image_scores(trained.result)}
-        self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=metrics, tags=tags, files=files))
+    def end(self, outcome: Outcome[Cell, CellResult]) -> str | None:
+        """Log all results in one batch and end the run as FINISHED; or log the failure, or the interruption."""
+        cell, trained = outcome.task, outcome.result
+        if outcome.status == "interrupted":
+            self.open_runs.kill(cell, outcome.reason)
+            return None
+        if trained is None:
+            self.fail(cell, outcome.reason, outcome.details)
+            note = ""
+        else:
+            tags, metrics = {"weights_digest": trained.weights_digest} | trained.numerics, result_rows(trained.result)
+            files = {IMAGE_SCORES_FILE: pack_image_scores(trained.result)}
+            self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=metrics, tags=tags, files=files))
+            val = trained.result.final.val
+            note = f"{cell.name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
+        if cell.replicate < TUNING_REPLICATE:
+            self.on_end()
+        return note
 
     def fail(self, cell: Cell, reason: str, details: str = "") -> None:
         self._remember(cell, self.open_runs.fail(cell, reason, details))
+
+    def close(self) -> None:
+        self.open_runs.kill_rest()
 
     def _remember(self, cell: Cell, run_id: str) -> None:
         """Make the ended run the cell's result. `run_id` is empty if the run was deleted meanwhile."""
         if run_id:
             self._runs[self.cell_key(cell)] = self._store.client.get_run(run_id)
-
-
-def _parents(store: Store, work: Identity) -> list[Run]:
-    """List the active parent runs of the sweep, newest first."""
-    return store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
 
 
 def open_ledger(
@@ -116,47 +132,9 @@ def open_ledger(
     The caller holds the sweep's lock on this machine. Raises BusyError if another machine runs the sweep, unless
     `take_over`. `tags` of the parent are overwritten each time.
     """
-
-    def start() -> str:
-        return store.start(TRANSFER, name, params=work.facts, tags={"role": Role.SWEEP, "sweep_key": work.key})
-
-    find = partial(_parents, store, work)
+    own = {"role": Role.SWEEP, "sweep_key": work.key}
+    start = partial(store.start, TRANSFER, name, params=work.facts, tags=own)
+    find = partial(store.find, TRANSFER, **own)
     parent = open_parent(store, "sweep", find=find, start=start, params=work.facts, take_over=take_over)
     store.log(parent.info.run_id, tags=tags)
     return Ledger(store, work, half, parent)
-
-
-class CellLog:
-    """A `TaskLog` for the cells of one command; each outcome's result is a `CellResult`."""
-
-    def __init__(self, ledger: Ledger, epochs: int, stopwatch: Stopwatch, on_finished: Callable[[], object]):
-        self._ledger, self._epochs, self._stopwatch, self._on_finished = ledger, epochs, stopwatch, on_finished
-
-    def name(self, task: Cell) -> str:
-        return task.name
-
-    def begin(self, task: Cell) -> None:
-        self._ledger.begin(task)
-
-    def report(self, task: Cell, news: int) -> tuple[float, str]:
-        self._stopwatch.mark(FIRST_STEP)
-        n = self._epochs * traits(task.init).lengthens
-        return news / n, f"{task.name}: epoch {news}/{n}"
-
-    def end(self, outcome: Outcome[Cell, CellResult]) -> str | None:
-        cell, trained = outcome.task, outcome.result
-        if outcome.status == "interrupted":
-            self._ledger.open_runs.kill(cell, outcome.reason)
-            return None
-        if trained is None:
-            self._ledger.fail(cell, outcome.reason, outcome.details)
-            note = ""
-        else:
-            self._ledger.finish(cell, trained)
-            val = trained.result.final.val
-            note = f"{cell.name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
-        self._on_finished()
-        return note
-
-    def close(self) -> None:
-        self._ledger.open_runs.kill_rest()

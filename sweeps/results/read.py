@@ -15,8 +15,7 @@ from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
-from sweeps.grid import REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange
-from sweeps.results.plans import NO_GRID, grids_of, verdicts_at
+from sweeps.grid import NO_GRID, REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
@@ -71,10 +70,12 @@ class LoggedSweep:
 
     @property
     def seconds_left(self) -> float:
-        """Rough forecast of the training time of `open_rows`, by their percents; NaN before any cell is finished."""
-        done = [(row.scores.get(roles.SECONDS, math.nan), row.cell.percent) for row in self.rows if row.scores]
-        seconds, percents = map(sum, zip(*done or [(math.nan, 1)], strict=True))
-        return sum(row.cell.percent for row in self.open_rows) * seconds / percents
+        """Rough forecast of the training time of `open_rows`; NaN before any cell is finished."""
+        done, budget = [row for row in self.rows if row.scores], self.params.get("budget", "epochs")
+        if not (work_done := sum(row.cell.work(budget) for row in done)):
+            return math.nan
+        seconds = sum(row.scores.get(roles.SECONDS, math.nan) for row in done)
+        return sum(row.cell.work(budget) for row in self.open_rows) * seconds / work_done
 
     @property
     def halves(self) -> tuple[str, str]:

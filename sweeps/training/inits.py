@@ -1,7 +1,6 @@
-"""Starting networks and trained layers of each init, for CNN2 or any network with a named classifier.
+"""Start and train each init, for CNN2 or any network with a named classifier. README.md has a table of the inits.
 
-README.md has a table of the inits. A source's buffers are copied with its layers. The classifier is always drawn anew,
-and within a replicate it is the same for every init and fraction.
+A source's buffers are copied with its layers. The classifier is always drawn anew, within a replicate the same one.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.network.cnn2 import CLASSIFIER, find_classifier
 from fmnist_transfer.network.weights import State, check_fit, copy_state
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training.fit import Diverged, fit
+from fmnist_transfer.training.fit import fit
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, Result, score
 from sweeps.grid import PERTURB, SHRINK, Init, n_copied_layers, traits
@@ -48,16 +47,13 @@ def train_arm(
     if init == "selffer":
         own = dataclasses.replace(streams, stage="selffer")
         first = draw(own).to(device)
-        try:
-            fit(first, train, half.val, recipe, own, **options)
-        except Diverged as error:
-            raise Diverged(f"in its first training, {error}") from error
+        fit(first, train, half.val, recipe, own, **options)
         source = copy_state(first)
     network = starting_network(init, draw, source, streams, classifier).to(device)
     initial_state = copy_state(network)
     if traits(init).probes:
         precision = options.get("precision", "float32")
-        history = fit_probe(network, train, half.val, classifier=classifier, precision=precision)
+        history = fit_probe(network, train, half.val, precision=precision, classifier=classifier)
     if init == "frozen":
         on_epoch(history.final)
     else:  # best and final epoch are those of this training alone
@@ -79,8 +75,8 @@ def starting_network(
     `draw` makes a fresh network with the target's number of classes from the streams alone, on the CPU:
     `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other. `source` has the
     weights and buffers of the source network, for `selffer` those of its first training. `classifier` names the module
-    that outputs the logits; the source's is not used. Raises ModelError if another layer's name, shape or type differs
-    between source and network; UsageError if there is no such module or init, or the network has too few layers for it.
+    that outputs the logits. Raises ModelError if another layer's name, shape or type differs between source and
+    network; UsageError if there is no such module or init, or the network has too few layers for it.
     """
     network = draw(streams)
     find_classifier(network, classifier)
@@ -127,7 +123,6 @@ def copied_tensors(init: Init, trunk: Mapping[str, Tensor]) -> list[str]:
 def _matched(weights: Tensor, generator: torch.Generator) -> Tensor:
     """Normal draws with exactly the mean and standard deviation of `weights` (Raghu et al. 2019, "Mean Var")."""
     drawn = torch.randn(weights.shape, generator=generator)
-    spread = drawn.std(correction=0)
-    if spread > 0:
+    if (spread := drawn.std(correction=0)) > 0:
         drawn = (drawn - drawn.mean()) / spread
     return weights.mean() + weights.std(correction=0) * drawn

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from fmnist_transfer.data.examples import Examples
@@ -31,8 +32,6 @@ def fit_probe(
     random. Beside the passes over images it takes 3.63 s for 25,000 of 64 features, 0.2 s for 1,250 (CPU seconds, one
     run each). Raises UsageError if `classifier` is not an `nn.Linear` that outputs the logits.
     """
-    from threadpoolctl import threadpool_limits
-
     start = time.perf_counter()
     layer = find_classifier(network, classifier)
     if not isinstance(layer, nn.Linear):
@@ -48,30 +47,26 @@ def fit_probe(
         if has_bias:
             layer.bias.copy_(torch.from_numpy(bias))
         train_loss = float(F.cross_entropy(layer(inputs.images), inputs.labels))
-    seconds = time.perf_counter() - start
-    val_scores = evaluate(network, val)
-    numbers = train_loss, val_scores.loss, val_scores.accuracy, 0.0  # no learning rate
-    epoch = Epoch(1, n_steps, *numbers, time.perf_counter() - start, seconds)
+    seconds, scores = time.perf_counter() - start, evaluate(network, val)
+    epoch = Epoch(1, n_steps, train_loss, scores.loss, scores.accuracy, 0.0, time.perf_counter() - start, seconds)
     return History((epoch,), 1, copy_state(network))
 
 
 def _optimum(inputs: Array, labels: NDArray[np.int64], *, has_bias: bool) -> tuple[Array, Array, int]:
     """Return weights [n_classes, n_features] and biases [n_classes] for inputs [n, n_features]; number of iterations.
 
-    The penalty is chosen on a fifth of each class's images, then the fit is repeated on all.
+    The penalty is chosen on a fifth of each class's images, then the fit is repeated on all; each starts from the last.
     """
-    from sklearn.linear_model import LogisticRegression  # a second to import, which no other init needs
-    from sklearn.metrics import log_loss
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import linear_model, metrics, preprocessing  # a second, which no other init needs
 
-    scaler = StandardScaler(with_mean=has_bias)
+    scaler = preprocessing.StandardScaler(with_mean=has_bias)
     inputs = scaler.fit_transform(inputs)
-    model = LogisticRegression(fit_intercept=has_bias, max_iter=MOST_STEPS, warm_start=True)  # from the previous fit
+    model = linear_model.LogisticRegression(fit_intercept=has_bias, max_iter=MOST_STEPS, warm_start=True)
     held, losses = held_out(labels), {}  # mean losses of held-out images, in nats
     for penalty in PENALTIES if held.any() else ():
         model.set_params(C=1 / (penalty * (~held).sum()), tol=CHOOSING)  # scikit-learn sums losses over images
         model.fit(inputs[~held], labels[~held])
-        losses[penalty] = log_loss(labels[held], model.predict_proba(inputs[held]))
+        losses[penalty] = metrics.log_loss(labels[held], model.predict_proba(inputs[held]))
     penalty = min(losses, key=losses.__getitem__, default=1e-2)
     model.set_params(C=1 / (penalty * len(labels)), tol=FINAL).fit(inputs, labels)
     weights, bias = model.coef_ / scaler.scale_, np.broadcast_to(model.intercept_, len(model.coef_))

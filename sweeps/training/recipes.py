@@ -1,15 +1,14 @@
-"""Recipes tuned per init with equal effort: the settings tried, and the one that each cell trains with.
+"""Recipes tuned per init with equal effort, because the registered one was tuned from random weights.
 
-The registered recipe was tuned from random weights, so it favours them. With `--recipe tuned` each init tries the same
-eight settings at 5, 25 and 100 % of the target, with four replicates that are not compared later. The registered
-setting stays unless another has a clearly lower final validation loss: two replicates once made a near-tie look 0.0052
-nats better than it was.
+Each init tries the same eight settings at 5, 25 and 100 % of the target, with four replicates that are not compared
+later. The registered setting stays unless another has a clearly lower final validation loss: two replicates once made
+a near-tie look 0.0052 nats better than it was.
 """
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 from scipy.stats import sem
@@ -36,8 +35,7 @@ def recipe_grid(init: Init, recipe: Recipe) -> list[RecipeChange]:
 
 def tuning_cells(inits: Iterable[Init], recipe: Recipe) -> list[Cell]:
     """Cells that try every setting where there is a choice, replicate by replicate, the longest first."""
-    grids = {init: grid for init in inits if len(grid := recipe_grid(init, recipe)) > 1}
-    settings = [(init, change) for init, grid in grids.items() for change in grid]
+    settings = [(init, change) for init in inits if traits(init).n_trainings for change in recipe_grid(init, recipe)]
     order = itertools.product(REPLICATES, PERCENTS, settings)
     return [Cell(percent, init, replicate, change) for replicate, percent, (init, change) in order]
 
@@ -47,11 +45,11 @@ def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
     losses = {row.cell: row.scores[Score.VAL_LOSS.key] for row in rows if Score.VAL_LOSS.key in row.scores}
     chosen: Chosen = {}
     for init, percent in itertools.product(inits, sorted(PERCENTS)):
-        grid = recipe_grid(init, recipe)
-        cells = {change: [Cell(percent, init, replicate, change) for replicate in REPLICATES] for change in grid}
-        finished = {
-            change: np.array([losses[cell] for cell in own]) for change, own in cells.items() if losses.keys() >= {*own}
-        }
+        grid, finished = recipe_grid(init, recipe), dict[RecipeChange, np.ndarray]()
+        for change in grid:
+            cells = [Cell(percent, init, replicate, change) for replicate in REPLICATES]
+            if losses.keys() >= {*cells}:
+                finished[change] = np.array([losses[cell] for cell in cells])
         if len(grid) > 1 and not finished:
             raise UserError(f"no setting of init {init} at {percent} % finished all replicates; its runs say why")
         chosen.setdefault(init, {})[percent] = choose_setting(finished, grid[0])
@@ -72,23 +70,19 @@ def choose_setting(losses: Mapping[RecipeChange, np.ndarray], registered: Recipe
 
 def is_on_edge(change: RecipeChange, recipe: Recipe) -> bool:
     """Return whether the setting is on the grid's edge, so that a wider grid might hold a better one."""
-    rates = [rate * recipe.learning_rate for rate in RATES]
-    return change.learning_rate in (min(rates), max(rates)) or change.warm_up > recipe.warm_up_share
+    edges = [rate * recipe.learning_rate for rate in (min(RATES), max(RATES))]
+    return change.learning_rate in edges or change.warm_up > recipe.warm_up_share
 
 
 def change_at(chosen: Mapping[int, RecipeChange], percent: int) -> RecipeChange:
     """Interpolate the settings in the logarithm of the number of images; outside the grid, use the nearest setting."""
     if percent in chosen:
         return chosen[percent]  # unchanged: logarithm and exponential would round it
-    known = sorted(chosen)
-
-    def at(values: Sequence[float]) -> float:
-        return float(np.interp(math.log(percent), np.log(known), values))
-
-    rates, warm_ups = zip(*(dataclasses.astuple(chosen[percent]) for percent in known), strict=True)
-    values = math.exp(at([*map(math.log, rates)])), at(warm_ups)
+    percents, settings = zip(*sorted(chosen.items()), strict=True)
+    rates, warm_ups = np.array([dataclasses.astuple(setting) for setting in settings]).T
+    at = partial(np.interp, np.log(percent), np.log(percents))
     # Six digits, so that a cell is found by its setting even where logarithms round differently.
-    return RecipeChange(*(float(f"{value:.6g}") for value in values))
+    return RecipeChange(float(f"{np.exp(at(np.log(rates))):.6g}"), float(f"{at(warm_ups):.6g}"))
 
 
 def tuned_cells(cells: Iterable[Cell], chosen: Chosen) -> list[Cell]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from sweeps.grid import INITS, REPORTED, Cell, Grid, Init, by_fraction, coarse_to_fine
+from sweeps.grid import INITS, REPORTED, Cell, Grid, Init, by_fraction
 from sweeps.settings import TransferSettings
 
 
@@ -34,21 +34,19 @@ def test_a_command_plans_more_replicates_of_judged_fractions(
     assert not grid.has(Cell(grid.percents[0], "matched", 0))
 
 
-def test_all_fractions_come_before_any_second_replicate_and_judged_ones_go_on() -> None:
+def test_all_fractions_come_before_any_second_replicate_judged_and_long_ones_first() -> None:
     cells = Grid((5, 10, 15, 20, 25), REPORTED, 4, (5, 25), 2).cells()[::2]
     order = [(cell.replicate, cell.percent) for cell in cells]
-    breadth = [25, 5, 15, 10, 20]
-    expected = [(r, percent) for r in (0, 1) for percent in breadth]
+    expected = [(r, percent) for r in (0, 1) for percent in (25, 5, 20, 15, 10)]
     assert order == [*expected, (2, 25), (2, 5), (3, 25), (3, 5)]
     assert not Grid((5, 10), REPORTED, 4, (5,), 2).has(Cell(10, "random", 2))
 
 
-def test_coarse_to_fine_starts_at_both_ends() -> None:
-    order = coarse_to_fine(range(5, 101, 5))
-    assert order[:5] == [100, 5, 50, 25, 75]
-    assert sorted(order) == list(range(5, 101, 5))
-    assert coarse_to_fine([30]) == [30]
-    assert coarse_to_fine([10, 5]) == [10, 5]
+def test_work_goes_by_images_or_by_steps_and_by_trainings() -> None:
+    cell, whole = Cell(5, "random", 0), Cell(100, "random", 0)
+    assert cell.work("steps") == whole.work("steps") == whole.work("epochs") > 5 * cell.work("epochs")
+    assert Cell(5, "selffer", 0).work("epochs") == 2 * cell.work("epochs")
+    assert 0 < Cell(5, "frozen", 0).work("epochs") < cell.work("epochs")
 
 
 def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> None:
@@ -61,20 +59,8 @@ def test_pairs_stay_together_and_replicates_are_complete_before_the_next() -> No
     assert len(set(many)) == len(many) == 15 * len(INITS) * 3
 
 
-def test_the_last_replicate_starts_with_the_longest_cells() -> None:
-    cells = grid_of([5, 50, 75, 100], ["pretrained", "random"], 3).cells()
-    percents = [[cell.percent for cell in cells if cell.replicate == replicate][::2] for replicate in range(3)]
-    assert percents == [[100, 5, 50, 75], [100, 5, 50, 75], [100, 75, 50, 5]]
-
-
-def test_a_single_replicate_starts_at_both_ends_and_goes_on_with_the_longest() -> None:
-    assert [cell.percent for cell in grid_of([5, 50, 75, 100], ["random"], 1).cells()] == [100, 5, 75, 50]
-    assert [cell.percent for cell in grid_of([5, 50], ["random"], 1).cells()] == [50, 5]
-    assert [cell.percent for cell in grid_of([5], ["random"], 1).cells()] == [5]
-
-
 def test_cells_of_a_fraction_are_grouped_replicate_by_replicate() -> None:
     groups = by_fraction(grid_of([5, 50, 100], ["pretrained", "random"], 2).cells())
-    assert [group[0].percent for group in groups] == [100, 5, 50]
+    assert [group[0].percent for group in groups] == [100, 50, 5]
     assert [cell.replicate for cell in groups[0]] == [0, 0, 1, 1]
     assert [cell.init for cell in groups[0]] == ["pretrained", "random"] * 2

@@ -1,8 +1,10 @@
 """Figures of a report on constructed sweeps: what is drawn where, and where it is read from."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from constructed import PERCENTS, rows
 from matplotlib.figure import Figure
@@ -16,7 +18,7 @@ from sweeps.report.answer import VERDICT_COLOURS, answer_figure
 from sweeps.report.epochs import curves_figure, read_curves
 from sweeps.report.figures import effective_figure, half_widths_figure
 from sweeps.report.findings import effective_data
-from sweeps.rows import Row, Score, from_csv, to_csv
+from sweeps.rows import COLUMNS, Row, Score, to_csv
 
 GAINS = {"heldout/loss": 0.02, "final/val_loss": 0.02, "test/loss": 0.02}
 
@@ -46,7 +48,12 @@ def test_several_sweeps_have_a_panel_each_and_one_of_them_no_verdict_yet(pair: C
 
 
 def test_the_answer_is_drawn_from_a_table_alone(pair: Comparison) -> None:
-    read = compare(from_csv(to_csv(pair.rows)), judged=PERCENTS, n_replicates=6)
+    table = []
+    for line in pd.read_csv(io.StringIO(to_csv(pair.rows))).dropna(axis=1).to_dict("records"):
+        cell, scores = Cell(line["percent"], line["init"], line["replicate"]), {key: line.get(key) for key in COLUMNS}
+        known = {key: value for key, value in scores.items() if value is not None}
+        table.append(Row(cell, line["n_train"], line["run_id"], line["status"], known))
+    read = compare(table, judged=PERCENTS, n_replicates=6)
     for score in (Score.TRAIN_LOSS, Score.HELDOUT_LOSS):
         assert read.difference(score).d == pytest.approx(pair.difference(score).d, abs=1e-4)
     assert texts(answer_figure({"read": read})) == texts(answer_figure({"logged": pair}))

@@ -12,12 +12,12 @@ from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, settings_params
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.score import IMAGE_SCORES
 from sweeps.analysis.statistics import image_variance
-from sweeps.grid import REPORTED, Cell, Grid
+from sweeps.grid import REPORTED, Cell, Grid, grid_tags, grids_of, verdict_tags
 from sweeps.report.write import caveats
-from sweeps.results.images import LOSSES, with_image_variances
+from sweeps.results.images import with_image_variances
 from sweeps.results.ledger import Ledger, open_ledger
-from sweeps.results.plans import add_grid, grids_of, note_verdict
 from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
 
@@ -33,15 +33,19 @@ def ledger(store: Store, half: Half) -> Ledger:
 
 
 def scores_of_images() -> dict[str, np.ndarray]:
-    names = {name for names in LOSSES.values() for name in names}
-    losses = {name: RNG.uniform(0.1, 1, N_IMAGES).astype(np.float16) for name in sorted(names)}
-    classes = (f"{part}_{kind}" for part in ("val", "test") for kind in ("class", "label"))
-    return losses | {name: RNG.integers(0, 5, N_IMAGES).astype(np.uint8) for name in classes}
+    names = sorted(IMAGE_SCORES)
+    losses = {name: RNG.uniform(0.1, 1, N_IMAGES).astype(np.float16) for name in names if name.endswith("loss")}
+    return {name: RNG.integers(0, 5, N_IMAGES).astype(np.uint8) for name in names} | losses
+
+
+def add_grid(store: Store, run_id: str, grid: Grid) -> None:
+    store.log(run_id, tags=grid_tags(store.client.get_run(run_id).data.tags, grid))
 
 
 def finish(ledger: Ledger, cell: Cell, files: dict[str, bytes] | None = None) -> None:
     ledger.begin(cell)
-    metrics = [(score.key, float(RNG.uniform(0.4, 0.6)), 0) for score in Score] + [("cost/seconds", cell.percent, 0)]
+    seconds = cell.work("epochs")
+    metrics = [(score.key, float(RNG.uniform(0.4, 0.6)), 0) for score in Score] + [("cost/seconds", seconds, 0)]
     ledger.open_runs.end(cell, "FINISHED", metrics=metrics, files=files)
 
 
@@ -60,15 +64,15 @@ def test_before_the_plan_is_complete_there_is_a_forecast_and_no_verdict(ledger: 
     logged = read_sweep(store, ledger.run_id)
     assert (logged.judged_grid, logged.is_complete, logged.is_extended, logged.n_sources) == (SMALL, False, False, 1)
     assert {row.cell for row in logged.open_rows} == {Cell(60, "random", 0), last}
-    assert logged.seconds_left == 160  # a cell takes a second per percent
-    assert any("2 min 40 s" in text for text in caveats(logged))
+    assert logged.seconds_left == pytest.approx(174)  # a cell takes a second per percent, and 7 for its evaluation
+    assert any("2 min 54 s" in text for text in caveats(logged))
 
 
 def judge(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
     """Read the sweep as a report does, which notes its verdict."""
     logged = read_sweep(store, run_id, asked)
     if logged.is_complete and not logged.pair.no_verdict:
-        note_verdict(store, run_id, logged.judged_grid)
+        store.log(run_id, tags=verdict_tags(logged.tags, logged.judged_grid))
     return logged
 
 
@@ -79,8 +83,8 @@ def test_the_planned_number_stays_judged_until_an_extension_is_complete(ledger: 
         finish(ledger, cell)
     first = judge(store, run_id)
     assert (first.judged_grid, first.is_complete, first.is_extended) == (SMALL, True, False)
-    cells = add_grid(store, run_id, LARGE)
-    *more, last = sorted(set(cells) - set(SMALL.cells()), key=lambda cell: cell.position)
+    add_grid(store, run_id, LARGE)
+    *more, last = sorted(set(LARGE.cells()) - set(SMALL.cells()), key=lambda cell: cell.position)
     for cell in more:
         finish(ledger, cell)
     assert read_sweep(store, run_id).judged_grid == SMALL

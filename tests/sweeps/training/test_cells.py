@@ -8,10 +8,14 @@ import torch
 from synthetic import SMALL_SPEC as SPEC
 
 from fmnist_transfer.data.examples import Half
+from fmnist_transfer.network.weights import weights_digest
+from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import fit
+from fmnist_transfer.training.fit import train_on_half
 from fmnist_transfer.training.recipe import Recipe
-from sweeps.grid import INITS, Cell, RecipeChange
-from sweeps.training.cells import EVERY, CellPlan, CellResult, passes, train_cells
+from fmnist_transfer.training.score import Epoch, Result
+from sweeps.grid import Cell, RecipeChange
+from sweeps.training.cells import CellPlan, CellResult, pretrain, train_cells
 
 RECIPE = Recipe(epochs=1, batch_size=16, flip=True)
 
@@ -24,7 +28,7 @@ def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
 
 @pytest.fixture
 def plan(half: Half, registered: dict[str, torch.Tensor]) -> CellPlan:
-    return CellPlan(half, SPEC, RECIPE, {EVERY: registered}, "epochs", 0, "cpu")
+    return CellPlan(half, SPEC, RECIPE, dict.fromkeys(range(3), registered), "epochs", 0, "cpu")
 
 
 @pytest.fixture
@@ -41,26 +45,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
     return batches
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize(("budget", "steps"), [("epochs", 3), ("steps", 7)])
-def test_work_of_a_cell_by_hand(init: str, budget: str, steps: int, half: Half) -> None:
-    """In passes of an image: three in each of 5 epochs' steps, then scores. 40 % are 100 of 250 images."""
-    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), {}, budget, 0, "cpu")  # type: ignore[arg-type]
-    assert (len(half.train), len(half.val)) == (250, 50)
-    whole = 3 * steps * 5 * 32 + 7 * 50 + 100
-    probe = 4 * 100 + 3 * 50
-    expected = {"selffer": 2 * whole, "random-twice": 2 * whole, "frozen": probe, "lp-ft": whole + probe}
-    assert passes(plan, Cell(40, init, 0), 100) == pytest.approx(expected.get(init, whole))  # type: ignore[arg-type]
+@pytest.mark.parametrize("budget", ["epochs", "steps"])
+def test_a_source_network_is_that_of_a_search(budget: str, plan: CellPlan) -> None:
+    """A search counts its re-trainings from 1."""
+    plan = dataclasses.replace(plan, sources={}, budget=budget)  # type: ignore[arg-type]
+    epochs: list[Epoch] = []
+    (source,) = pretrain(plan, (1,), epochs.append, lambda: False)
+    assert isinstance(source, Result)
+    assert tuple(epochs) == source.epochs
+    searched = train_on_half(SPEC, plan.half, RECIPE, Streams(0, 2), "cpu")
+    assert weights_digest(source.final_state) == weights_digest(searched.final_state)
+    assert source.to_dict() == searched.to_dict()
 
 
-def test_work_of_fewer_images_than_a_batch(half: Half) -> None:
-    plan = CellPlan(half, SPEC, Recipe(epochs=5, batch_size=32), {}, "epochs", 0, "cpu")
-    assert passes(plan, Cell(8, "random", 0), 20) == 3 * 1 * 5 * 20 + 7 * 50 + 20
-
-
-def test_selffer_trains_twice_and_not_from_the_registered(half: Half, registered: dict[str, torch.Tensor]) -> None:
-    plan = CellPlan(half, SPEC, RECIPE, {EVERY: registered}, "epochs", 0, "cpu")
-    other = dataclasses.replace(plan, sources={EVERY: {name: tensor + 1 for name, tensor in registered.items()}})
+def test_selffer_trains_twice_and_not_from_the_registered(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
+    other = dataclasses.replace(plan, sources={0: {name: tensor + 1 for name, tensor in registered.items()}})
     cell = Cell(40, "selffer", 0)
     assert train_cell(plan, cell).weights_digest == train_cell(other, cell).weights_digest
     random = train_cell(plan, Cell(40, "random", 0))
