@@ -40,10 +40,7 @@ def n_parameters(spec: CNN2Spec) -> int:
 
 
 def training_mflops(spec: CNN2Spec) -> float:
-    """Return the MFLOPs per image of a training step; a multiply-add counts as two.
-
-    Counted are the forward pass and the gradients of weights and of all inputs but the image.
-    """
+    """Return the MFLOPs per image of a training step: forward, gradients of weights and of all inputs but the image."""
     first, *others = (side**2 * spec.kernel_size**2 * a * b for side, a, b, _ in _convolutions(spec))
     return 2 * (2 * first + 3 * (sum(others) + _linear_products(spec))) / 1e6
 

@@ -27,10 +27,7 @@ def cross_entropies(logits: Logits, labels: Labels) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Return the divisor of the logits in [0.05, 20] with the lowest cross-entropy; above 1 if they are over-confident.
-
-    The cross-entropy is convex in 1 / temperature.
-    """
+    """Return the divisor of the logits in [0.05, 20] with the lowest cross-entropy, which is convex in its inverse."""
 
     def loss(log_temperature: float) -> float:
         return float(cross_entropies(logits * math.exp(-log_temperature), labels).mean())
@@ -40,12 +37,9 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
 
 def cross_fitted_losses(logits: Logits, labels: Labels) -> NDArray[np.float64]:
-    """Cross-entropy of each image, [n], in nats, scaled by the temperature fitted to the other half of the images.
-
-    The halves are class-balanced: images of each class alternate.
-    """
+    """Cross-entropy of each image, [n], in nats, scaled by the temperature fitted to the other half of the images."""
     fold = np.zeros(len(labels), dtype=int)
-    for label in np.unique(labels):
+    for label in np.unique(labels):  # images of each class alternate
         fold[labels == label] = np.arange((labels == label).sum()) % 2
     losses = np.empty(len(labels))
     for scored in (fold == 0, fold == 1):

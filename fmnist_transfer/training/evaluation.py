@@ -64,13 +64,12 @@ def evaluate(network: nn.Module, examples: Examples) -> Scores:
 
 @torch.no_grad()
 def check_precision(network: nn.Module, images: Tensor, precision: Precision, device: str = "cpu") -> None:
-    """Raise UsageError if the network's forward pass in bf16 disagrees with float32; other precisions pass.
+    """Raise UsageError if the network's logits of the first 256 images in bf16 disagree with those in float32.
 
-    The first 256 images, [n, 1, 28, 28], are used. A device that this machine lacks (Ray's nodes have it) is not
-    checked. The copy that is checked has no biases, which outweigh the images in an untrained network.
+    The copy that is checked has no biases, which outweigh the images in an untrained network.
     """
     if precision != "bf16" or (torch.device(device).type == "cuda" and not torch.cuda.is_available()):
-        return
+        return  # Ray's nodes may have a GPU that this machine lacks
     network, images = copy.deepcopy(network).to(device), images[:256].to(device)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):

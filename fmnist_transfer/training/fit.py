@@ -95,9 +95,9 @@ class Record:
 
     def trained(self, epoch: int, losses: Tensor, seconds: float) -> None:
         """Record epoch `epoch` with the losses [steps_per_epoch] of its steps. Raises Diverged if one is not finite."""
-        for i in torch.nonzero(~torch.isfinite(losses)).flatten().tolist():
-            step = (epoch - 1) * self.steps_per_epoch + i + 1
-            raise Diverged(f"training loss is {float(losses[i])} at epoch {epoch}, step {step}")
+        if bad := torch.nonzero(~torch.isfinite(losses)).flatten().tolist():
+            step = (epoch - 1) * self.steps_per_epoch + bad[0] + 1
+            raise Diverged(f"training loss is {float(losses[bad[0]])} at epoch {epoch}, step {step}")
         self._epoch, self._train_loss, self._seconds = epoch, float(losses.mean()), self._seconds + seconds
 
     def evaluated(self, val: Scores, seconds: float, copy: Callable[[], State]) -> None:
@@ -126,10 +126,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices [batch_size] endlessly, from fresh permutations of n; the remainder of each is dropped.
-
-    If n is below batch_size, each batch is all n.
-    """
+    """Yield indices [batch_size] endlessly, from fresh permutations without their remainder; all n if fewer."""
     n_used = n - n % batch_size if n >= batch_size else n
     while True:
         yield from torch.randperm(n, generator=generator)[:n_used].split(batch_size)

@@ -44,9 +44,9 @@ class Recipe:
         return max(1, n_train // self.batch_size)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Return the rate of `step` (0-based), read at the middle of the step, so that no step has a rate of 0.
+        """Return the rate in the middle of `step` (0-based), so that no step has a rate of 0.
 
-        one-cycle (Smith & Topin 2019) rises and falls by half cosines, from a tenth to a thousandth of its peak.
+        one-cycle (Smith & Topin 2019) is half a cosine from a tenth to the peak, and one to a thousandth of it.
         constant rises linearly, if at all.
         """
         position, warm_up = (step + 0.5) / total_steps, self.warm_up_share

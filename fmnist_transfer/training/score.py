@@ -42,14 +42,11 @@ def evaluation_points(epochs: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A nominal epoch, 1-based, after which the network was evaluated.
-
-    `train_loss` is the mean over its batches during training; seconds count from the previous evaluation.
-    """
+    """A nominal epoch, 1-based, after which the network was evaluated; seconds count from the previous evaluation."""
 
     epoch: int
     step: int
-    train_loss: float
+    train_loss: float  # mean over the epoch's batches, during training
     val_loss: float
     val_accuracy: float
     learning_rate: float
@@ -59,14 +56,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Evaluated epochs of one `fit`, after which the network holds the final weights.
-
-    `best_state` has the weights of the lowest validation loss.
-    """
+    """Evaluated epochs of one `fit`, after which the network holds the final weights."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
-    best_state: State
+    best_state: State  # weights of the lowest validation loss
 
     @property
     def final(self) -> Epoch:
@@ -142,7 +136,7 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
         is_correct = classes[kind][part] == labels[part]
         return Scores(float(losses[kind][part].mean()), float(is_correct.mean()))
 
-    arrays = [losses[kind].astype(np.float16) for kind in losses]
+    arrays: list[NDArray[Any]] = [losses[kind].astype(np.float16) for kind in losses]
     arrays += [classes["final"].astype(np.uint8), labels.astype(np.uint8)]
     return Result(
         epochs=history.epochs,
