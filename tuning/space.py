@@ -67,7 +67,7 @@ def affordable(max_cost: float | None) -> list[CNN2Spec]:
     """Networks within the limit and not much cheaper, ascending in cost. Raises UsageError if there is none."""
     found = set[CNN2Spec]()
     for convs, n_blocks, kernel, (fc1, fc2) in itertools.product((1, 2), (2, 3), (3, 5), FULLY_CONNECTED):
-        layers = {"convs_per_block": convs, "kernel_size": kernel, "fc1": fc1, "fc2": fc2}
+        layers: dict[str, Any] = {"convs_per_block": convs, "kernel_size": kernel, "fc1": fc1, "fc2": fc2}
         for first, growth in itertools.product(FIRST_CHANNELS, GROWTHS):
             channels = tuple(padded(round(first * growth**i)) for i in range(n_blocks))
             found.add(replace(HAND_MADE_SPEC, channels=channels, **layers))
