@@ -65,7 +65,8 @@ class Recipe:
         return 0.25 if self.schedule == "one-cycle" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Leave out a `warm_up` of None, which is the schedule's own."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def still_known(fields: Mapping[str, Any]) -> dict[str, Any]:
