@@ -44,8 +44,8 @@ class Score(Enum):
 COLUMNS = [  # keys of the scores in a table of cells
     *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy", "final/val_ece"),
     *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
-    *("best/epoch", "best/train_loss", "best/val_loss", "best/val_accuracy", "best/val_ece", "best/val_scaled_loss"),
-    *("test/loss", "test/accuracy", "test/ece", "test/best_loss", "test/scaled_loss"),
+    *("best/epoch", "best/val_loss", "best/val_accuracy"),
+    *("test/loss", "test/accuracy", "test/best_loss", "test/scaled_loss"),
     *("heldout/loss", "heldout/accuracy", "distance/all"),
     *("cost/seconds", "cost/train_seconds", "cost/val_seconds"),
 ]

@@ -24,7 +24,7 @@ from fmnist_transfer.store.runs import Run, Status, Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.training.fit import Diverged
-from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.recipe import Recipe, still_known
 from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.task import Outcome
@@ -66,8 +66,8 @@ def study_run(store: Store, study: optuna.Study, params: dict[str, Any], *, is_s
 
 def candidate(trial: FrozenTrial) -> Candidate:
     """Rebuild the configuration of a trial from its attributes."""
-    spec, recipe = CNN2Spec(**trial.user_attrs[SPEC]), Recipe(**trial.user_attrs[RECIPE])
-    return Candidate(spec, recipe, trial.number, trial.value)
+    spec, recipe = (still_known(trial.user_attrs[name]) for name in (SPEC, RECIPE))
+    return Candidate(CNN2Spec(**spec), Recipe(**recipe), trial.number, trial.value)
 
 
 @dataclass

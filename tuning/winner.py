@@ -13,7 +13,7 @@ from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import Trained, TrainedNetworks, Training, run_logged
-from fmnist_transfer.network.cost import forward_mflops, training_cost
+from fmnist_transfer.network.cost import training_cost
 from fmnist_transfer.store.links import run_page
 from fmnist_transfer.store.lock import locked
 from fmnist_transfer.store.model_format import TrainedModel, load_weights
@@ -121,10 +121,9 @@ def _print_retrained(retrained: Sequence[Retrained]) -> None:
     rows = []
     for each in retrained:
         search, mean, sd, test = ("-" if x is None else f"{100 * x:.2f}" for x in each.scores().values())
-        spec, minutes = each.candidate.spec, f"{each.trainings[0].seconds / 60:.1f}"
-        size = [f"{training_cost(spec):.2f}", f"{forward_mflops(spec):.1f}"]
-        rows.append([each.candidate.name, search, mean, sd, str(len(each.trainings)), test, *size, minutes])
-    print_table(["configuration", "search", "again", "sd", "seeds", "test", "cost", "MFLOPs", "minutes"], rows)
+        cost, minutes = f"{training_cost(each.candidate.spec):.2f}", f"{each.trainings[0].seconds / 60:.1f}"
+        rows.append([each.candidate.name, search, mean, sd, str(len(each.trainings)), test, cost, minutes])
+    print_table(["configuration", "search", "again", "sd", "seeds", "test", "cost", "minutes"], rows)
 
 
 def winner_key(retrained: Sequence[Retrained], plan: Plan, n_seeds: int) -> str:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 import urllib.request
@@ -17,7 +16,7 @@ from fmnist_transfer.errors import DataError
 
 
 class IdxFile(NamedTuple):
-    """One IDX file, decompressed because archives differ between packagings."""
+    """An IDX file, decompressed because archives differ between packagings."""
 
     name: str
     n_bytes: int
@@ -50,13 +49,10 @@ def data_sha256() -> str:
 
 
 def default_data_dir() -> Path:
-    """`FMNIST_DATA_DIR`, else the user's cache directory. Raises DataError for a user without a home."""
+    """Return `FMNIST_DATA_DIR`, else the user's cache directory."""
     import platformdirs
 
-    try:
-        return Path(os.environ.get("FMNIST_DATA_DIR") or platformdirs.user_cache_dir("fmnist-transfer"))
-    except RuntimeError as error:
-        raise DataError("this user has no home; say by --data-dir where Fashion-MNIST is to be") from error
+    return Path(os.environ.get("FMNIST_DATA_DIR") or platformdirs.user_cache_dir("fmnist-transfer"))
 
 
 def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
@@ -64,12 +60,16 @@ def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
 
     Raises DataError for an altered file, which is never replaced.
     """
-    raw, missing = data_dir / "FashionMNIST" / "raw", []
+    raw = data_dir / "FashionMNIST" / "raw"
+    missing = [file for file in FILES if not (raw / file.name).exists()]
     for file in FILES:
-        if (raw / file.name).exists():
-            _verify(raw / file.name, file, advice="Delete it and run the same command again to fetch it anew.")
-        else:
-            missing.append(file)
+        if file not in missing:
+            try:
+                content = (raw / file.name).read_bytes()
+            except OSError as error:
+                raise DataError(f"cannot read {raw / file.name}: {error.strerror}") from error
+            advice = " Delete it and run the same command again to fetch it anew."
+            _verify(content, file, raw / file.name, advice)
     if missing and not fetch:
         names = ", ".join(file.name for file in missing)
         raise DataError(f"{raw} has no {names}; run the command without --dry-run to fetch them")
@@ -78,16 +78,12 @@ def ensure_files(data_dir: Path, *, fetch: bool = True) -> Path:
     return raw
 
 
-def _verify(path: Path, file: IdxFile, advice: str = "") -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+def _verify(content: bytes, file: IdxFile, path: Path, advice: str = "") -> None:
     if (sha256 := hashlib.sha256(content).hexdigest()) != file.sha256:
         problem = f"expected sha256 {file.sha256}, found {sha256}: altered or mislabelled"
         if len(content) != file.n_bytes:
             problem = f"expected {file.n_bytes} bytes, found {len(content)}: truncated or altered"
-        raise DataError(f"{path}: {problem}. {advice}".rstrip())
+        raise DataError(f"{path}: {problem}.{advice}")
 
 
 def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
@@ -98,16 +94,20 @@ def _fetch(raw: Path, missing: Sequence[IdxFile]) -> None:
         for name, source in SOURCES:
             with tempfile.TemporaryDirectory(dir=raw, prefix=".fetch-") as folder:
                 try:
-                    fetched = source(Path(folder))
-                    for file in missing:
-                        _verify(fetched / file.name, file)
+                    place = source(Path(folder))
+                    archives = [place / f"{file.name}.gz" for file in missing]
+                    contents = [gzip.decompress(archive.read_bytes()) for archive in archives]
+                    for content, file, archive in zip(contents, missing, archives, strict=True):
+                        _verify(content, file, archive)
                 except Exception as error:  # each failed source gets one line in the message below
                     attempts.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                     continue
-                for file in missing:
-                    with (fetched / file.name).open("rb") as stream:
+                for content, file in zip(contents, missing, strict=True):
+                    with Path(folder, file.name).open("wb") as stream:
+                        stream.write(content)
+                        stream.flush()
                         os.fsync(stream.fileno())
-                    os.replace(fetched / file.name, raw / file.name)
+                    os.replace(stream.name, raw / file.name)
                 return
     except OSError as error:
         advice = "choose another folder with --data-dir or FMNIST_DATA_DIR"
@@ -123,42 +123,27 @@ def from_mirrors(folder: Path) -> Path:
     mirror = FashionMNIST.mirrors[0].rstrip("/")
     for file in FILES:  # not by torchvision itself, whose downloads need a time-out of the whole process
         with urllib.request.urlopen(f"{mirror}/{file.name}.gz", timeout=10) as response:
-            (folder / file.name).write_bytes(gzip.decompress(response.read()))
+            (folder / f"{file.name}.gz").write_bytes(response.read())
     return folder
 
 
 def from_debian(folder: Path) -> Path:
     """Download and unpack Debian's package without root and without touching the system's package lists."""
-    if not shutil.which("apt-get"):
-        raise FileNotFoundError("apt-get is not installed")
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True)
     apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
     apt += ["-o", "APT::Sandbox::User=", "-o", "Acquire::http::Timeout=10", "-o", "Acquire::Retries=0"]
-    _run([*apt, "update"], folder)
-    _run([*apt, "download", DEBIAN_PACKAGE], folder)
-    (package,) = folder.glob(f"{DEBIAN_PACKAGE}*.deb")
-    _run(["dpkg-deb", "-x", str(package), str(folder)], folder)
-    return _decompress(folder / SYSTEM_FOLDER.relative_to("/"), folder)
+    unpack, null = ["sh", "-c", f"dpkg-deb -x {DEBIAN_PACKAGE}*.deb ."], subprocess.DEVNULL
+    for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE], unpack):
+        done = subprocess.run(command, cwd=folder, stdin=null, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise OSError(f"{command[0]} {command[-1]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return folder / SYSTEM_FOLDER.relative_to("/")
 
 
-def _run(command: list[str], folder: Path) -> None:
-    null = subprocess.DEVNULL
-    done = subprocess.run(command, cwd=folder, stdin=null, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        raise OSError(f"{command[0]} {command[-1]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
-
-
-def _decompress(archives: Path, folder: Path) -> Path:
-    if not archives.is_dir():
-        raise FileNotFoundError(f"{archives} does not exist")
-    for archive in sorted(archives.glob("*-ubyte.gz")):
-        (folder / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
-    return folder
-
-
+# Each makes the four files, compressed, in an empty folder or elsewhere, and returns the place.
 SOURCES: tuple[tuple[str, Callable[[Path], Path]], ...] = (
-    (f"system data set {SYSTEM_FOLDER}", lambda folder: _decompress(SYSTEM_FOLDER, folder)),
+    (f"system data set {SYSTEM_FOLDER}", lambda folder: SYSTEM_FOLDER),
     ("torchvision's mirrors", from_mirrors),
     (f"Debian package {DEBIAN_PACKAGE}", from_debian),
 )

@@ -1,4 +1,4 @@
-"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`; and what a CNN2 costs."""
+"""CNN2: one to four convolutional blocks, then `fc1`, `fc2` and the classifier `fc3`."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.seeding import Purpose, Streams
+from fmnist_transfer.seeding import Streams
 
 IMAGE_SIZE = 28
 CLASSIFIER = "fc3"
@@ -25,8 +25,6 @@ class CNN2Spec:
     convs_per_block: int = 1
     kernel_size: int = 3
     normalisation: Literal["none", "batch"] = "batch"
-    pooling: Literal["max", "avg"] = "max"
-    conv_dropout: float = 0.0  # of whole channels after each block
     fc1: int = 256
     fc2: int = 128
     fc_dropout: float = 0.25  # after fc1 and after fc2
@@ -39,8 +37,6 @@ class CNN2Spec:
             "convs_per_block": self.convs_per_block in (1, 2),
             "kernel_size": self.kernel_size in (1, 3, 5, 7),
             "normalisation": self.normalisation in ("none", "batch"),
-            "pooling": self.pooling in ("max", "avg"),
-            "conv_dropout": 0 <= self.conv_dropout < 1,
             "fc1": self.fc1 >= 1,
             "fc2": self.fc2 >= 1,
             "fc_dropout": 0 <= self.fc_dropout < 1,
@@ -73,7 +69,7 @@ class CNN2(nn.Module):
             self.fc2 = nn.Linear(spec.fc1, spec.fc2)
             self.fc3 = nn.Linear(spec.fc2, spec.n_classes)
         self.dropout = nn.Dropout(spec.fc_dropout)
-        # One-channel 3x3 convolutions are up to ten times slower in the default layout on a CPU.
+        # On a CPU, one-channel 3x3 convolutions are up to ten times slower in the default layout.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,50 +83,33 @@ class CNN2(nn.Module):
         hidden = self.dropout(torch.relu(self.fc2(hidden)))
         return self.fc3(hidden)
 
-    def reset_trunk(self, generator: torch.Generator) -> None:
-        """Draw the trunk (every layer but the classifier) anew, batch-norm buffers included."""
-        for name, module in self.named_modules():
-            if name != CLASSIFIER:
-                _reset(module, generator)
-
-    def reset_classifier(self, generator: torch.Generator) -> None:
-        _reset(self.get_submodule(CLASSIFIER), generator)
-
 
 def _block(spec: CNN2Spec, in_channels: int, channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_left in reversed(range(spec.convs_per_block)):
         layers.append(nn.Conv2d(in_channels, channels, spec.kernel_size, padding=spec.kernel_size // 2))
-        if spec.pooling == "max" and not n_left:  # before batch norm and ReLU: saves three quarters of their work
+        if not n_left:  # before batch norm and ReLU: saves three quarters of their work
             layers.append(nn.MaxPool2d(2))
         if spec.normalisation == "batch":
             layers.append(nn.BatchNorm2d(channels))
         layers.append(nn.ReLU(inplace=True))
         in_channels = channels
-    if spec.pooling == "avg":
-        layers.append(nn.AvgPool2d(2))
-    if spec.conv_dropout:
-        layers.append(nn.Dropout2d(spec.conv_dropout))
     return nn.Sequential(*layers)
 
 
 @torch.no_grad()
-def _reset(module: nn.Module, generator: torch.Generator) -> None:
-    """Apply torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    if isinstance(module, nn.BatchNorm2d):
-        module.reset_parameters()
-    elif isinstance(module, nn.Conv2d | nn.Linear):
-        bound = 1 / math.sqrt(module.weight[0].numel())
-        for parameter in module.parameters():
-            # in the default layout: channels_last would spread the same draws differently
-            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-
-
 def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
-    """Build a network and draw it from the streams `trunk` and `classifier`."""
-    network = CNN2(spec)
-    network.reset_trunk(streams.generator("trunk"))
-    network.reset_classifier(streams.generator("classifier"))
+    """Build a network and draw it from the streams `trunk` and `classifier`, as torch does: U(-1, 1) / sqrt(fan_in)."""
+    network, trunk, classifier = CNN2(spec), streams.generator("trunk"), streams.generator("classifier")
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            for parameter in layer.parameters():
+                draws = torch.empty(
+                    parameter.shape
+                )  # in the default layout: channels_last would spread them differently
+                generator = classifier if name == CLASSIFIER else trunk
+                parameter.copy_(draws.uniform_(-bound, bound, generator=generator))
     return network
 
 
@@ -140,15 +119,13 @@ def fresh(build: Callable[[], nn.Module], streams: Streams, classifier: str = CL
     `build` draws only from torch's global CPU generator, which is seeded for it and then restored. It is called twice:
     the second network's classifier (the module whose output is the logits) goes into the first. Raises UsageError.
     """
-    purposes: tuple[Purpose, ...] = ("trunk", "classifier")
-    networks = []
     with torch.random.fork_rng([]):
-        for purpose in purposes:
-            torch.default_generator.manual_seed(streams.seed(purpose))
-            networks.append(build())
-    own, drawn = (find_classifier(network, classifier) for network in networks)
-    own.load_state_dict(drawn.state_dict())
-    return networks[0]
+        torch.default_generator.manual_seed(streams.seed("trunk"))
+        network = build()
+        torch.default_generator.manual_seed(streams.seed("classifier"))
+        drawn = find_classifier(build(), classifier)
+    find_classifier(network, classifier).load_state_dict(drawn.state_dict())
+    return network
 
 
 def find_classifier(network: nn.Module, name: str) -> nn.Module:

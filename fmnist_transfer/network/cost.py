@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
@@ -15,26 +14,16 @@ VECTOR = 16  # oneDNN pads channels to multiples of this, the float32 values in 
 # two and three blocks: an AMD EPYC with avx512_bf16, one thread, bf16, batch 128, the faster of two rounds of 10 steps.
 # The relative error is 1.4 % in the median and 7 % at most; in float32, 6 and 21 % after scaling.
 PER_IMAGE = 26.5
-FIRST, OTHERS, LINEAR = (
-    19.0e-6,
-    23.8e-6,
-    32.6e-6,
-)  # per multiply-add of the first, the other convolutions, `fc1` to `fc3`
+FIRST, OTHERS, LINEAR = 19.0e-6, 23.8e-6, 32.6e-6  # per multiply-add: first convolution, other ones, `fc1` to `fc3`
 ELEMENT = 2.12e-3  # per element that a layer between convolutions reads
 
 
-class Convolution(NamedTuple):
-    side: int  # pixels of its output
-    inputs: int
-    outputs: int
-    is_pooled: bool  # the last of its block
-
-
-def _convolutions(spec: CNN2Spec) -> Iterator[Convolution]:
+def _convolutions(spec: CNN2Spec) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield pixels of the output's side, input channels, output channels, and whether pooling follows."""
     side, inputs = IMAGE_SIZE, 1
     for outputs in spec.channels:
-        for i in range(spec.convs_per_block):
-            yield Convolution(side, inputs, outputs, i + 1 == spec.convs_per_block)
+        for n_left in reversed(range(spec.convs_per_block)):
+            yield side, inputs, outputs, not n_left
             inputs = outputs
         side //= 2
 
@@ -50,16 +39,10 @@ def n_parameters(spec: CNN2Spec) -> int:
         return sum(parameter.numel() for parameter in CNN2(spec).parameters())
 
 
-def forward_mflops(spec: CNN2Spec) -> float:
-    """Return the MFLOPs per image of a forward pass's convolutions and linear layers; a multiply-add counts as two."""
-    products = sum(c.side**2 * spec.kernel_size**2 * c.inputs * c.outputs for c in _convolutions(spec))
-    return 2 * (products + _linear_products(spec)) / 1e6
-
-
 def training_mflops(spec: CNN2Spec) -> float:
     """Return the MFLOPs per image of a training step: forward, gradients of weights and of all inputs but the image."""
-    first_convolution = 2 * IMAGE_SIZE**2 * spec.kernel_size**2 * spec.channels[0] / 1e6
-    return 3 * forward_mflops(spec) - first_convolution
+    first, *others = (side**2 * spec.kernel_size**2 * a * b for side, a, b, _ in _convolutions(spec))
+    return 2 * (2 * first + 3 * (sum(others) + _linear_products(spec))) / 1e6
 
 
 def training_cost(spec: CNN2Spec) -> float:
@@ -81,10 +64,8 @@ def _microseconds(spec: CNN2Spec) -> float:
             first += products
         else:
             others += products * padded(inputs)
-        if is_pooled and spec.pooling == "max":  # before the other layers
-            elements += channels * (side**2 + (side // 2) ** 2 * n_layers)
-        else:
-            elements += channels * side**2 * (n_layers + is_pooled)
+        # Pooling comes before the other layers.
+        elements += channels * ((side**2 + (side // 2) ** 2 * n_layers) if is_pooled else side**2 * n_layers)
     return PER_IMAGE + FIRST * first + OTHERS * others + LINEAR * _linear_products(spec) + ELEMENT * elements
 
 

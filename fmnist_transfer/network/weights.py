@@ -41,10 +41,10 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], owner: str) -> None:
     """Raise ModelError, listing missing (-) and extra (+) tensors, unless names, shapes and types match `wanted`."""
     actual, expected = ([f"{name} {tuple(t.shape)} {t.dtype}" for name, t in each.items()] for each in (state, wanted))
-    missing = [f"- {tensor}" for tensor in expected if tensor not in actual]
-    extra = [f"+ {tensor}" for tensor in actual if tensor not in expected]
-    if missing or extra:
-        raise ModelError(f"the weights of {owner} do not fit its network:\n" + "\n".join(missing + extra))
+    differences = [f"- {tensor}" for tensor in expected if tensor not in actual]
+    differences += [f"+ {tensor}" for tensor in actual if tensor not in expected]
+    if differences:
+        raise ModelError("\n".join([f"the weights of {owner} do not fit its network:", *differences]))
 
 
 def check_state(state: State, spec: CNN2Spec, owner: str) -> None:

@@ -25,7 +25,7 @@ from fmnist_transfer.store.places import file_path
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
-from fmnist_transfer.training.recipe import Recipe
+from fmnist_transfer.training.recipe import Recipe, still_known
 
 FORMAT = 1
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
@@ -115,7 +115,7 @@ def load(store: Store, model: PinnedModel) -> TrainedModel:
         sha256 = hashlib.sha256(weights).hexdigest()
         if sha256 != content["weights_sha256"]:
             raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
-        spec, recipe = CNN2Spec(**content["spec"]), Recipe(**content["recipe"])
+        spec, recipe = CNN2Spec(**still_known(content["spec"])), Recipe(**still_known(content["recipe"]))
         split, facts = Split(tuple(content["source_classes"])), dict(content["facts"])
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
             raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")

@@ -46,8 +46,7 @@ def bf16_support(device: str) -> tuple[bool, str]:
 def resolve_precision(name: PrecisionFlag, device: str) -> tuple[Precision, str]:
     """Return the precision for `--precision`, and the reason. `auto` depends on features of the processor alone.
 
-    A machine without a GPU may drive a Ray cluster whose nodes have some: `auto` is then bf16, and nodes without it are
-    refused. With a GPU of its own the driver goes by that, so that its local sweeps and those on Ray are the same.
+    A machine without a GPU may drive a Ray cluster with GPUs: `auto` is then bf16, and nodes without it are refused.
     """
     if name != "auto":
         return name, "as --precision says"

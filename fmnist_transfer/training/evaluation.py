@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,6 @@ BATCH_NORM_IMAGES, BATCH_NORM_BATCH = 2_048, 256  # most images to re-estimate s
 # Of the logits' spread over images. Measured on an AVX-512 CPU, root mean square, largest of six seeds: 2.7 % in the
 # untrained default and reference networks, 4.5 % in three blocks of two convolutions, 0.4 % after one epoch.
 BF16_TOLERANCE = 0.1
-CHECKED_IMAGES = 256  # for `check_precision`; takes 0.1 s
 EVALUATION_BATCH = 64  # on a CPU, where batches of 256 exceed a core's cache and are a fifth slower
 
 
@@ -38,32 +36,23 @@ def evaluation_batch(device: torch.device) -> int:
     return EVALUATION_BATCH if device.type == "cpu" else 5_000
 
 
+@torch.inference_mode()
 def predict(network: nn.Module, examples: Examples) -> Tensor:
     """Return logits [n, n_classes] in evaluation mode, every image once."""
     network.eval()
-    return _in_batches(network, examples.images)
+    batches = examples.images.split(evaluation_batch(examples.images.device))
+    return torch.cat([network(normalise(batch)) for batch in batches])
 
 
 def features(network: nn.Module, examples: Examples, classifier: str = CLASSIFIER) -> Examples:
     """Replace images by the classifier's inputs, [n, n_features]. Raises UsageError unless its output is the logits."""
-    network.eval()
-    calls: list[tuple[Tensor, ...]] = []  # inputs and output
-
-    def inputs_of_classifier(images: Tensor) -> Tensor:
-        calls.clear()
-        logits = network(images)
-        if len(calls) != 1 or len(calls[0]) != 2 or calls[0][1] is not logits:
-            raise UsageError(f"{classifier!r} is no classifier: the network's logits are not what it gives")
-        return calls[0][0]
-
+    seen: list[tuple[Tensor, Tensor]] = []  # the classifier's input and output in each batch
     module = find_classifier(network, classifier)
-    with module.register_forward_hook(lambda _, inputs, output: calls.append((*inputs, output))):
-        return Examples(_in_batches(inputs_of_classifier, examples.images), examples.labels)
-
-
-@torch.inference_mode()
-def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    return torch.cat([function(normalise(batch)) for batch in images.split(evaluation_batch(images.device))])
+    with module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))):
+        logits = predict(network, examples)
+    if not seen or not torch.equal(torch.cat([output for _, output in seen]), logits):
+        raise UsageError(f"{classifier!r} is no classifier: the network's logits are not what it gives")
+    return Examples(torch.cat([inputs for inputs, _ in seen]), examples.labels)
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Scores:
@@ -75,14 +64,13 @@ def evaluate(network: nn.Module, examples: Examples) -> Scores:
 
 @torch.no_grad()
 def check_precision(network: nn.Module, images: Tensor, precision: Precision, device: str = "cpu") -> None:
-    """Raise UsageError if the network's forward pass in bf16 disagrees with float32; other precisions pass.
+    """Raise UsageError if the network's logits of the first 256 images in bf16 disagree with those in float32.
 
-    network and images [n, 1, 28, 28] on the CPU; the first 256 are used. A device that this machine lacks (Ray's nodes
-    have it) is not checked. The copy that is checked has no biases, which outweigh the images in an untrained network.
+    The copy that is checked has no biases, which outweigh the images in an untrained network.
     """
     if precision != "bf16" or (torch.device(device).type == "cuda" and not torch.cuda.is_available()):
-        return
-    network, images = copy.deepcopy(network).to(device), images[:CHECKED_IMAGES].to(device)
+        return  # Ray's nodes may have a GPU that this machine lacks
+    network, images = copy.deepcopy(network).to(device), images[:256].to(device)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
@@ -93,10 +81,8 @@ def check_precision(network: nn.Module, images: Tensor, precision: Precision, de
         rounded = network(normalise(images)).float()
     error = float((rounded - exact).square().mean().sqrt() / (exact - exact.mean(0)).square().mean().sqrt())
     if not error <= BF16_TOLERANCE:
-        raise UsageError(
-            f"this processor computes the network's logits in bf16 with an error of {error:.1%} of their spread over "
-            f"images, more than {BF16_TOLERANCE:.0%}; use --precision float32"
-        )
+        found = f"an error of {error:.1%} of their spread over images, more than {BF16_TOLERANCE:.0%}"
+        raise UsageError(f"this processor computes the network's logits in bf16 with {found}; use --precision float32")
 
 
 @torch.no_grad()

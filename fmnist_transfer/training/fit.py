@@ -37,15 +37,13 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
-    """Train `network` in place. It, `train` and `val` are on one device; losses are in nats.
+    """Train `network` in place, on the device of it, `train` and `val`. Raises Diverged for a NaN or infinite loss.
 
     train: classes mixed, as by `fraction`, since its first images give the batch-norm statistics.
-    steps_per_epoch: steps of an epoch; default: one pass over `train`. The *steps* budget gives more.
+    steps_per_epoch: default: one pass over `train`. The *steps* budget gives more.
     precision: `bf16` applies to training steps' forward passes, `tf32` to every product on CUDA, evaluation too.
     on_epoch: called after each validation, at `evaluation_points`; may raise.
     should_stop: called before each batch; True raises Interrupted.
-
-    Raises Diverged for a NaN or infinite loss.
     """
     device = train.images.device
     use_precision(precision)
@@ -65,9 +63,8 @@ def fit(
             for i in range(steps_per_epoch):
                 if should_stop():
                     raise Interrupted("training was interrupted")
-                rate = recipe.learning_rate_at((epoch - 1) * steps_per_epoch + i, total_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                step = (epoch - 1) * steps_per_epoch + i
+                optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(step, total_steps)
                 batch = train.take(indices[i])
                 with autocast(precision, device):
                     logits = network(normalise(augment(batch.images, recipe, augmentation)))
@@ -78,7 +75,7 @@ def fit(
                 losses[i] = loss.detach()
             losses = losses.cpu()  # waits for the steps
             record.trained(epoch, losses, time.perf_counter() - start)
-            if epoch in record.points:
+            if epoch in evaluation_points(recipe.epochs):
                 start = time.perf_counter()
                 re_estimate_batch_norm(network, train)
                 scores = evaluate(network, val)
@@ -92,18 +89,15 @@ class Record:
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int):
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
-        self.points = evaluation_points(recipe.epochs)
         self.epochs: list[Epoch] = []
         self.best_epoch, self.best_state = 0, State()
         self._epoch, self._train_loss, self._seconds = 0, math.nan, 0.0  # seconds since the previous evaluation
 
     def trained(self, epoch: int, losses: Tensor, seconds: float) -> None:
         """Record epoch `epoch` with the losses [steps_per_epoch] of its steps. Raises Diverged if one is not finite."""
-        bad = torch.nonzero(~torch.isfinite(losses)).flatten()
-        if len(bad):
-            i = int(bad[0])
-            step = (epoch - 1) * self.steps_per_epoch + i + 1
-            raise Diverged(f"training loss is {float(losses[i])} at epoch {epoch}, step {step}")
+        if bad := torch.nonzero(~torch.isfinite(losses)).flatten().tolist():
+            step = (epoch - 1) * self.steps_per_epoch + bad[0] + 1
+            raise Diverged(f"training loss is {float(losses[bad[0]])} at epoch {epoch}, step {step}")
         self._epoch, self._train_loss, self._seconds = epoch, float(losses.mean()), self._seconds + seconds
 
     def evaluated(self, val: Scores, seconds: float, copy: Callable[[], State]) -> None:
@@ -122,25 +116,17 @@ class Record:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer; `recorded`: with rates in tensors on the device, for steps in a CUDA graph."""
-    parameters, rate, decay = list(network.parameters()), recipe.learning_rate, recipe.weight_decay
+    """Make the recipe's optimizer; `recorded`: with its rate in a tensor on the device, for steps in a CUDA graph."""
+    parameters = list(network.parameters())
     device = parameters[0].device
-    if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-    else:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-        capturable = recorded and device.type == "cuda"
-        optimizer = kind(parameters, rate, weight_decay=decay, fused=True, capturable=capturable)
-    if recorded:
-        optimizer.param_groups[0]["lr"] = torch.tensor(rate, device=device)
-    return optimizer
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    rate = torch.tensor(recipe.learning_rate, device=device) if recorded else recipe.learning_rate
+    capturable = recorded and device.type == "cuda"
+    return kind(parameters, rate, weight_decay=recipe.weight_decay, fused=True, capturable=capturable)
 
 
 def batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices [batch_size] endlessly, from fresh permutations of n; the remainder of each is dropped.
-
-    If n is below batch_size, each batch is all n.
-    """
+    """Yield indices [batch_size] endlessly, from fresh permutations without their remainder; all n if fewer."""
     n_used = n - n % batch_size if n >= batch_size else n
     while True:
         yield from torch.randperm(n, generator=generator)[:n_used].split(batch_size)

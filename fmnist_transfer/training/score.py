@@ -1,22 +1,28 @@
 """Result of one training: its epochs, and the scores of final and best weights, also of each image."""
 
-import dataclasses
 import io
 import math
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from fmnist_transfer.data.examples import Examples, Half
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.weights import State, copy_state, distances
-from fmnist_transfer.training.calibration import Calibration, Labels, Logits, calibrate, cross_entropies
+from fmnist_transfer.training.calibration import (
+    Logits,
+    cross_entropies,
+    cross_fitted_losses,
+    expected_calibration_error,
+    fit_temperature,
+)
 from fmnist_transfer.training.device import use_precision
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict
 
@@ -24,8 +30,8 @@ MOST_EVALUATIONS = 20  # per training
 # Scores of each image, [n] per key, in the order of `Half.val` and `Half.test`. `*_loss` (float16, nats): of the final
 # weights, of the best epoch's, and of the final ones scaled by a temperature; `*_class` (uint8): the final ones choose.
 ImageScores = dict[str, NDArray[Any]]
-IMAGE_SCORES = {f"{part}_{kind}_loss" for part in ("val", "test") for kind in ("final", "best", "scaled")}
-IMAGE_SCORES |= {f"{part}_{kind}" for part in ("val", "test") for kind in ("class", "label")}
+KINDS = ("final_loss", "best_loss", "scaled_loss", "class", "label")
+IMAGE_SCORES = [f"{part}_{kind}" for part in ("val", "test") for kind in KINDS]
 
 
 def evaluation_points(epochs: int) -> tuple[int, ...]:
@@ -36,14 +42,11 @@ def evaluation_points(epochs: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A nominal epoch, 1-based, after which the network was evaluated.
-
-    `train_loss` is the mean over its batches during training; seconds count from the previous evaluation.
-    """
+    """A nominal epoch, 1-based, after which the network was evaluated; seconds count from the previous evaluation."""
 
     epoch: int
     step: int
-    train_loss: float
+    train_loss: float  # mean over the epoch's batches, during training
     val_loss: float
     val_accuracy: float
     learning_rate: float
@@ -53,38 +56,23 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Evaluated epochs of one `fit`, after which the network holds the final weights.
-
-    `best_state` has the weights of the lowest validation loss.
-    """
+    """Evaluated epochs of one `fit`, after which the network holds the final weights."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
-    best_state: State
+    best_state: State  # weights of the lowest validation loss
 
     @property
     def final(self) -> Epoch:
         return self.epochs[-1]
 
-    @property
-    def best(self) -> Epoch:
-        return next(epoch for epoch in self.epochs if epoch.epoch == self.best_epoch)
-
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Scores of one set of weights; `train` is the training subset in evaluation mode."""
+    """Scores of the final weights; `train` is the training subset in evaluation mode."""
 
     train: Scores
     val: Scores
-    val_calibration: Calibration
-
-    def to_dict(self) -> dict[str, float]:
-        """Return train_loss, train_accuracy, val_loss, val_accuracy, val_ece, val_temperature, val_scaled_loss, gap."""
-        val = dataclasses.asdict(self.val) | dataclasses.asdict(self.val_calibration)
-        flat = {f"train_{key}": value for key, value in dataclasses.asdict(self.train).items()}
-        flat |= {f"val_{key}": value for key, value in val.items()}
-        return flat | {"gap": flat["val_loss"] - flat["train_loss"]}
 
 
 @dataclass(frozen=True)
@@ -94,11 +82,12 @@ class Result:
     epochs: tuple[Epoch, ...]
     best_epoch: int
     final: Diagnosis
-    best: Diagnosis
     test: Scores  # of the final weights
-    test_best_loss: float  # of the best epoch's weights
-    test_calibration: Calibration  # of the final weights, with the temperature fitted to validation
     heldout: Scores  # of the final weights on validation and test images together
+    best: Scores  # of the best epoch's weights on validation images
+    best_test_loss: float
+    scaled_test_loss: float  # of the final weights, with the temperature fitted to validation
+    calibration: dict[str, float]  # of the final weights: val_ece, val_temperature, val_scaled_loss (cross-fitted)
     image_scores: ImageScores
     distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
@@ -110,13 +99,14 @@ class Result:
         return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        calibration = dataclasses.asdict(self.test_calibration)
-        del calibration["temperature"]  # equals the final weights' val_temperature
+        train, val, best = self.final.train, self.final.val, self.best
+        final = {"train_loss": train.loss, "train_accuracy": train.accuracy, "gap": val.loss - train.loss}
+        final |= {"val_loss": val.loss, "val_accuracy": val.accuracy, "epoch": self.epochs[-1].epoch}
         return {
-            "final": self.final.to_dict() | {"epoch": self.epochs[-1].epoch},
-            "best": self.best.to_dict() | {"epoch": self.best_epoch},
-            "test": dataclasses.asdict(self.test) | calibration | {"best_loss": self.test_best_loss},
-            "heldout": dataclasses.asdict(self.heldout),
+            "final": final | self.calibration,
+            "best": {"val_loss": best.loss, "val_accuracy": best.accuracy, "epoch": self.best_epoch},
+            "test": asdict(self.test) | {"best_loss": self.best_test_loss, "scaled_loss": self.scaled_test_loss},
+            "heldout": asdict(self.heldout),
             "distance": self.distances,
         }
 
@@ -128,49 +118,50 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
     """
     use_precision("float32")  # the training may have allowed TF32 in this process
     start, final_state = time.perf_counter(), copy_state(network)
-    val_labels, test_labels = (examples.labels.cpu().numpy() for examples in (half.val, half.test))
-    final_train, val, test = best_train, best_val, best_test = _predict(network, train, half)
+    train_scores, logits = evaluate(network, train), _logits(network, half)
+    best_logits = logits
     if history.best_epoch != history.final.epoch:
         network.load_state_dict(history.best_state)
-        best_train, best_val, best_test = _predict(network, train, half)
+        best_logits = _logits(network, half)
         network.load_state_dict(final_state)
-    calibration, val_scaled = calibrate(val, val_labels)
-    test_calibration, test_scaled = calibrate(test, test_labels, calibration.temperature)
-    losses = {
-        "val_final_loss": cross_entropies(val, val_labels),
-        "val_best_loss": cross_entropies(best_val, val_labels),
-        "val_scaled_loss": val_scaled,
-        "test_final_loss": cross_entropies(test, test_labels),
-        "test_best_loss": cross_entropies(best_test, test_labels),
-        "test_scaled_loss": test_scaled,
-    }
-    classes = {"val_class": val.argmax(1), "test_class": test.argmax(1)}
-    classes |= {"val_label": val_labels, "test_label": test_labels}
-    rounded = {key: array.astype(np.float16) for key, array in losses.items()}
+    labels = torch.cat([half.val.labels, half.test.labels]).cpu().numpy()
+    val, test = slice(0, len(half.val)), slice(len(half.val), None)
+    temperature = fit_temperature(logits[val], labels[val])
+    losses = {"final": cross_entropies(logits, labels), "best": cross_entropies(best_logits, labels)}
+    losses["scaled"] = cross_entropies(logits / temperature, labels)
+    losses["scaled"][val] = cross_fitted_losses(logits[val], labels[val])
+    classes = {"final": logits.argmax(1), "best": best_logits.argmax(1)}
+
+    def scores(kind: str, part: slice) -> Scores:
+        is_correct = classes[kind][part] == labels[part]
+        return Scores(float(losses[kind][part].mean()), float(is_correct.mean()))
+
+    arrays: list[NDArray[Any]] = [losses[kind].astype(np.float16) for kind in losses]
+    arrays += [classes["final"].astype(np.uint8), labels.astype(np.uint8)]
     return Result(
         epochs=history.epochs,
         best_epoch=history.best_epoch,
-        final=Diagnosis(final_train, scores_of(val, val_labels), calibration),
-        best=Diagnosis(best_train, scores_of(best_val, val_labels), calibrate(best_val, val_labels)[0]),
-        test=scores_of(test, test_labels),
-        test_best_loss=float(losses["test_best_loss"].mean()),
-        test_calibration=test_calibration,
-        heldout=scores_of(np.concatenate([val, test]), np.concatenate([val_labels, test_labels])),
-        image_scores=rounded | {key: array.astype(np.uint8) for key, array in classes.items()},
+        final=Diagnosis(train_scores, scores("final", val)),
+        test=scores("final", test),
+        heldout=scores("final", slice(None)),
+        best=scores("best", val),
+        best_test_loss=float(losses["best"][test].mean()),
+        scaled_test_loss=float(losses["scaled"][test].mean()),
+        calibration={
+            "val_ece": expected_calibration_error(logits[val], labels[val]),
+            "val_temperature": temperature,
+            "val_scaled_loss": float(losses["scaled"][val].mean()),
+        },
+        image_scores=dict(zip(IMAGE_SCORES, [array[part] for part in (val, test) for array in arrays], strict=True)),
         distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,
         seconds=sum(epoch.seconds for epoch in history.epochs) + time.perf_counter() - start,
     )
 
 
-def _predict(network: nn.Module, train: Examples, half: Half) -> tuple[Scores, Logits, Logits]:
-    """Return the scores on `train`, and the logits of the validation and test images."""
-    val, test = (predict(network, examples).double().cpu().numpy() for examples in (half.val, half.test))
-    return evaluate(network, train), val, test
-
-
-def scores_of(logits: Logits, labels: Labels) -> Scores:
-    return Scores(float(cross_entropies(logits, labels).mean()), float((logits.argmax(1) == labels).mean()))
+def _logits(network: nn.Module, half: Half) -> Logits:
+    """Return the logits of the validation and then of the test images."""
+    return torch.cat([predict(network, examples) for examples in (half.val, half.test)]).double().cpu().numpy()
 
 
 def pack_image_scores(result: Result) -> bytes:
@@ -184,10 +175,6 @@ def unpack_image_scores(content: bytes) -> ImageScores:
     """Undo `pack_image_scores`. Raises ModelError for a damaged file."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            scores = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return {key: file[key] for key in IMAGE_SCORES}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelError(f"the scores of a cell's images are damaged ({error})") from error
-    lengths = {(key.partition("_")[0], len(array)) for key, array in scores.items()}
-    if set(scores) != IMAGE_SCORES or len(lengths) != 2:
-        raise ModelError(f"the scores of a cell's images are incomplete: {sorted(scores)}")
-    return scores

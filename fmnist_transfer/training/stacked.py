@@ -3,7 +3,6 @@
 Each gets the numbers of `fit` up to rounding, but other dropout masks on CUDA, where a step is a recorded graph.
 """
 
-import contextlib
 import copy
 import functools
 import time
@@ -48,16 +47,11 @@ def fit_stacked(
 ) -> list[tuple[History | Diverged, State]]:
     """Train copies of all groups' networks; return each one's history, or how it diverged, and final weights.
 
-    Arguments as for `fit`, but `on_epoch` gets the epoch's number; seconds are shared out among the networks. Raises
-    Interrupted, and ValueError if groups differ in spec or number of training images.
+    All have one spec and equally many training images. Arguments as for `fit`, but `on_epoch` gets the epoch's number;
+    seconds are shared out among the networks. Raises Interrupted.
     """
-    if len({network.spec for group in groups for network in group.networks}) != 1:
-        raise ValueError("networks of different specs cannot be stacked")
-    if len({len(group.train) for group in groups}) != 1:
-        raise ValueError("groups of different numbers of training images cannot be stacked")
     use_precision(precision)
-    device = val.images.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # the graph's device
+    with torch.cuda.device_of(val.images):  # the graph's device
         stack = Stack(groups, recipe, steps_per_epoch or recipe.steps_per_epoch(len(groups[0].train)), precision)
         records: list[Record | Diverged] = [Record(recipe, stack.steps_per_epoch) for _ in range(stack.k)]
         points = evaluation_points(recipe.epochs)
@@ -65,18 +59,18 @@ def fit_stacked(
             start = time.perf_counter()
             losses = stack.run_epoch(number, should_stop).cpu()  # waits for the steps
             train_seconds = (time.perf_counter() - start) / stack.k
-            start, is_evaluated = time.perf_counter(), number in points
-            scores = stack.evaluate(val) if is_evaluated else []
+            start = time.perf_counter()
+            scores = stack.evaluate(val) if number in points else []
             seconds = (time.perf_counter() - start) / stack.k
             for k, record in enumerate(records):
                 if isinstance(record, Record):
                     try:
                         record.trained(number, losses[:, k], train_seconds)
-                        if is_evaluated:
+                        if scores:
                             record.evaluated(scores[k], seconds, functools.partial(stack.state, k))
                     except Diverged as error:
                         records[k] = error
-            if is_evaluated:
+            if scores:
                 on_epoch(number)
     outcomes = [record.history() if isinstance(record, Record) else record for record in records]
     return [(outcome, stack.state(k)) for k, outcome in enumerate(outcomes)]
@@ -89,11 +83,9 @@ class Stack:
         self.groups, self.recipe, self.steps_per_epoch, self.precision = groups, recipe, steps_per_epoch, precision
         self.device = device = groups[0].train.images.device
         self.k = sum(len(group.networks) for group in groups)
-        # These are seeded as `fit` seeds dropout, one generator per group.
-        masks = [torch.Generator(device).manual_seed(group.streams.seed("dropout")) for group in groups]
-        self.network = stack_networks(groups, masks)
+        self.masks = [group.streams.generator("dropout", device) for group in groups]
         self.augmentations = [group.streams.generator("augmentation", device) for group in groups]
-        self.generators = masks + self.augmentations
+        self.network = stack_networks(groups, self.masks)
         self.optimizer = make_optimizer(self.network, recipe, recorded=True)
         n_train, total_steps = len(groups[0].train), steps_per_epoch * recipe.epochs
         self.batches = [batches(n_train, recipe.batch_size, g.streams.generator("batches")) for g in groups]
@@ -134,7 +126,7 @@ class Stack:
             return
         if self.graph is None:  # recording does not run the step
             self.graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
+            for generator in self.masks + self.augmentations:
                 self.graph.register_generator_state(generator)
             with torch.cuda.graph(self.graph):
                 self._step()
@@ -142,8 +134,7 @@ class Stack:
 
     def _step(self) -> None:
         in_epoch = self.step_number % self.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
+        self.optimizer.param_groups[0]["lr"].copy_(self.rates.index_select(0, self.step_number)[0])
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(order) for group, order in zip(self.groups, orders, strict=True)]
         pairs = zip(taken, self.augmentations, strict=True)
@@ -157,17 +148,17 @@ class Stack:
         self.losses.index_copy_(0, in_epoch, loss.detach().unsqueeze(0))
         self.step_number += 1
 
+    def _per_network(self, of_groups: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor for tensor, group in zip(of_groups, self.groups, strict=True) for _ in group.networks]
+
     def _join(self, images: Sequence[Tensor]) -> Tensor:
         """[n, 1, 28, 28] per group -> [n, K, 28, 28], one image per network."""
-        pairs = zip(images, self.groups, strict=True)
-        return torch.cat([pixels.expand(-1, len(group.networks), -1, -1) for pixels, group in pairs], dim=1)
+        return torch.cat(self._per_network(images), dim=1)
 
     def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
-        pairs = zip(labels, self.groups, strict=True)
-        targets = torch.cat([of_group.expand(len(group.networks), -1) for of_group, group in pairs])  # [K, n]
-        flat = logits.flatten(0, 1).float()
-        losses = F.cross_entropy(flat, targets.flatten(), reduction="none")
+        targets = torch.stack(self._per_network(labels))  # [K, n]
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return losses.view(targets.shape).mean(1)
 
     @torch.no_grad()
@@ -189,20 +180,21 @@ def stack_networks(groups: Sequence[Group], masks: Sequence[torch.Generator]) ->
     Parameters and buffers are joined along their first axis. `masks`: each group's generator of dropout masks.
     """
     networks = [network for group in groups for network in group.networks]
-    stack, k, sizes = copy.deepcopy(networks[0]), len(networks), [len(group.networks) for group in groups]
+    stack, k = copy.deepcopy(networks[0]), len(networks)
+    shared = [(generator, len(group.networks)) for generator, group in zip(masks, groups, strict=True)]
     for name, layer in list(stack.named_modules()):
-        parent, _, attribute = name.rpartition(".")
         if isinstance(layer, nn.Conv2d):
             layer.groups = k
         elif isinstance(layer, nn.Linear):
-            setattr(stack.get_submodule(parent), attribute, StackedLinear(k))
-        elif isinstance(layer, nn.Dropout | nn.Dropout2d):
-            setattr(stack.get_submodule(parent), attribute, StackedDropout(layer.p, masks, sizes))
-        for key, _ in list(layer.named_parameters(recurse=False)):
-            joined = torch.stack([network.get_parameter(f"{name}.{key}").detach() for network in networks])
-            stack.get_submodule(name).register_parameter(key, nn.Parameter(joined.flatten(0, 1)))
-        for key in ("running_mean", "running_var") if isinstance(layer, nn.BatchNorm2d) else ():
-            setattr(stack.get_submodule(name), key, torch.cat([n.get_buffer(f"{name}.{key}") for n in networks]))
+            stack.set_submodule(name, StackedLinear(k))
+        elif isinstance(layer, nn.Dropout):
+            stack.set_submodule(name, StackedDropout(layer.p, shared))
+    states, parameters = [network.state_dict() for network in networks], dict(networks[0].named_parameters())
+    for name, tensor in states[0].items():
+        if tensor.ndim:  # the number of batches that a norm has seen is the same for all
+            owner, _, attribute = name.rpartition(".")
+            joined = torch.stack([state[name] for state in states]).flatten(0, 1)
+            setattr(stack.get_submodule(owner), attribute, nn.Parameter(joined) if name in parameters else joined)
     return stack
 
 
@@ -223,19 +215,16 @@ class StackedLinear(nn.Module):
 
 
 class StackedDropout(nn.Module):
-    """Dropout of units [K, n, features] or whole channels [n, K x channels, h, w]; a group's networks share a mask."""
+    """Dropout of units [K, n, n_units]. `masks`: each group's generator, and its number of networks, which share it."""
 
-    def __init__(self, probability: float, masks: Sequence[torch.Generator], sizes: Sequence[int]):
+    def __init__(self, probability: float, masks: Sequence[tuple[torch.Generator, int]]):
         super().__init__()
-        self.probability, self.masks, self.sizes = probability, masks, sizes
+        self.probability, self.masks = probability, masks
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or not self.probability:
             return hidden
-        kept, masks, of_channels = 1 - self.probability, [], hidden.ndim == 4
-        n_channels = hidden.shape[1] // sum(self.sizes)
-        shape = (len(hidden), n_channels, 1, 1) if of_channels else (1, *hidden.shape[1:])
-        for generator, size in zip(self.masks, self.sizes, strict=True):
-            mask = torch.empty(shape, device=hidden.device, dtype=hidden.dtype)
-            masks += [mask.bernoulli_(kept, generator=generator).div_(kept)] * size
-        return hidden * torch.cat(masks, dim=int(of_channels))
+        kept, masks = 1 - self.probability, []
+        for generator, n in self.masks:
+            masks += [torch.empty_like(hidden[:1]).bernoulli_(kept, generator=generator).div_(kept)] * n
+        return hidden * torch.cat(masks)

@@ -105,7 +105,7 @@ def beside(sweep: LoggedSweep) -> dict[str, Any]:
     """One sweep in a comparison of several; `kind` says how it differs from others."""
     split, budget, seed = (sweep.params.get(key, "?") for key in ("split", "budget", "seed"))
     recipe = "a recipe for each init" if sweep.is_tuned else "one recipe"
-    augmentation = " and ".join(name for name in ("flip", "shift", "erase") if getattr(sweep.recipe, name)) or "none"
+    augmentation = " and ".join(name for name in ("flip", "shift") if getattr(sweep.recipe, name)) or "none"
     training = f"budget {budget}, {sweep.recipe.epochs} epochs, augmentation {augmentation}, seed {seed}"
     sources = ", a source network for each replicate" if sweep.n_sources > 1 else ""
     return {

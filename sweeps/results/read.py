@@ -13,7 +13,7 @@ from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
-from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe
+from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe, still_known
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
 from sweeps.grid import NO_GRID, REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
@@ -206,4 +206,4 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
             fields[name] = text
             with contextlib.suppress(ValueError, SyntaxError):  # a bare word
                 fields[name] = ast.literal_eval(text)
-    return Recipe(**fields)
+    return Recipe(**still_known(fields))

@@ -70,7 +70,7 @@ def test_two_different_sweeps_at_once(site: Site) -> None:
 
 def test_a_cell_that_diverges_fails_alone_and_is_trained_again_only_if_asked(site: Site) -> None:
     """Row 14: a learning rate beyond float32 makes the second loss NaN."""
-    recipe = replace(RECIPE, optimizer="sgd", learning_rate=1e38, weight_decay=0.0)
+    recipe = replace(RECIPE, learning_rate=1e38, weight_decay=0.0)
     register_model(site.open(), small_model(recipe=recipe), "hot")
     arguments = ["--model-uri", "models:/hot/best", *SMALL]
     site.sweep(*arguments, "--json", str(site.json), status=1)

@@ -172,9 +172,7 @@ def test_the_notebooks_time_to_the_goal_is_extrapolated_from_its_last_epoch(
 
 
 def test_a_failed_measurement_is_an_error(work: Workload) -> None:
-    diverging = dataclasses.replace(
-        work, recipe=dataclasses.replace(RECIPE, optimizer="sgd", learning_rate=1e30, schedule="constant")
-    )
+    diverging = dataclasses.replace(work, recipe=dataclasses.replace(RECIPE, learning_rate=1e30, schedule="constant"))
     with StopSignal() as stop, Workers(1, stop) as workers, pytest.raises(UserError, match="Diverged"):
         tasks.results(workers, fit_once, diverging, [0])
 

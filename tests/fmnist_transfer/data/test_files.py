@@ -48,7 +48,7 @@ def test_every_source_is_named_with_its_reason(tmp_path: Path, monkeypatch: pyte
 
     def deliver_rubbish(folder: Path) -> Path:
         for file in files.FILES:
-            (folder / file.name).write_bytes(b"rubbish")
+            (folder / f"{file.name}.gz").write_bytes(gzip.compress(b"rubbish"))
         return folder
 
     monkeypatch.setattr(files, "SOURCES", (("first", refuse), ("second", deliver_rubbish)))

@@ -1,4 +1,4 @@
-"""Other data sets than Fashion-MNIST: what is read, how it is standardised, what is refused."""
+"""Other data sets than Fashion-MNIST: what is read, how it is standardised."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from torchvision.datasets import FakeData
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fmnist_transfer.data.examples import examples_of, half_of
-from fmnist_transfer.errors import DataError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
@@ -66,31 +65,6 @@ def test_grey_images_have_one_channel(form: Any) -> None:
 def test_a_channel_without_contrast_is_zero() -> None:
     (examples,) = examples_of([(np.full((2, 2), 7, np.uint8), 0)])
     assert examples.images.unique().tolist() == [0.0]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        ([], "images"),
-        ([(PIXELS[0], 0), (PIXELS[0, 1:], 0)], "image 1.*3 x 5 x 5.*3 x 6 x 5"),
-        ([(PIXELS[0], 0.5)], r"0\.5.*image 0"),
-        ([(PIXELS[0], "cat")], "'cat'.*image 0"),
-        ([(PIXELS[0], -1)], "-1.*image 0"),
-        ([(PIXELS[0, :, :, :2], 0)], "image 0.*2 x 6 x 5.*uint8"),
-        ([(PIXELS[0].astype(np.int32), 0)], "int32"),
-        ([(np.full((2, 2), np.nan), 0)], "float64"),
-        ([(Image.new("P", (4, 4)), 0)], r"\bP\b"),
-        ([(Image.new("RGBA", (4, 4)), 0)], "image 0.*4 x 4 x 4.*RGBA"),
-    ],
-)
-def test_what_cannot_be_read_is_refused(pairs: list[tuple[Any, Any]], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        examples_of(pairs)
-
-
-def test_sets_of_different_sizes_are_refused() -> None:
-    with pytest.raises(DataError, match=r"3 x 5 x 5.*3 x 6 x 5"):
-        examples_of([(PIXELS[0], 0)], [(PIXELS[0, 1:], 0)])
 
 
 def test_halves_share_one_standard_and_renumber_their_labels() -> None:

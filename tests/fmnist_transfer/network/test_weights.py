@@ -8,7 +8,7 @@ from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import check_state, distances
 from fmnist_transfer.seeding import Streams
 
-SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8)
 
 
 def test_distance_is_of_each_layer() -> None:

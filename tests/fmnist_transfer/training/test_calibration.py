@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fmnist_transfer.training.calibration import (
-    calibrate,
     cross_entropies,
     cross_fitted_losses,
     expected_calibration_error,
@@ -69,16 +68,3 @@ def test_cross_fitting_scores_each_half_by_the_other() -> None:
     ) / 2
     assert cross_fitted_losses(mixed, labels).mean() == pytest.approx(expected, rel=0.1)
     assert cross_fitted_losses(logits, labels).mean() == pytest.approx(cross_entropy(logits, labels), rel=0.01)
-
-
-def test_one_image_cannot_be_cut() -> None:
-    with pytest.raises(ValueError, match="folds"):
-        cross_fitted_losses(np.zeros((1, 5)), np.zeros(1, dtype=int))
-
-
-def test_test_images_are_scaled_by_what_validation_chose() -> None:
-    logits, labels = draw(100, 1.0)
-    calibration, losses = calibrate(logits, labels, 2.0)
-    assert losses.mean() == calibration.scaled_loss
-    assert calibration.scaled_loss == pytest.approx(cross_entropy(logits / 2, labels))
-    assert calibration.temperature == 2.0

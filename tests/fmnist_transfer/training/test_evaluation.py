@@ -15,7 +15,7 @@ from fmnist_transfer.training.augmentation import normalise
 from fmnist_transfer.training.evaluation import EVALUATION_BATCH, check_precision, evaluate, re_estimate_batch_norm
 
 DEEP = CNN2Spec((16, 32, 64), convs_per_block=2)
-SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8)
 
 
 class Constant(torch.nn.Module):

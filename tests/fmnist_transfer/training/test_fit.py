@@ -16,8 +16,8 @@ from fmnist_transfer.training.fit import Diverged, Record, batches, fit, fit_and
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, evaluation_points
 
-SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, conv_dropout=0.1)
-RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2, erase=0.5)
+SPEC = CNN2Spec((4, 8), fc1=16, fc2=8)
+RECIPE = Recipe(epochs=2, batch_size=32, flip=True, shift=2)
 
 
 def train(half: Half, recipe: Recipe = RECIPE, streams: Streams = Streams(0), **options: object) -> CNN2:  # noqa: B008
@@ -71,9 +71,10 @@ def test_a_long_training_is_evaluated_at_twenty_equally_spaced_epochs(steps_per_
     assert history.epochs == tuple(epochs)
     assert [epoch.epoch for epoch in epochs] == list(range(2, 41, 2))
     assert [epoch.step for epoch in epochs] == [(steps_per_epoch or 1) * epoch.epoch for epoch in epochs]
-    assert history.best.val_loss == min(epoch.val_loss for epoch in epochs)
+    best = min(epochs, key=lambda epoch: epoch.val_loss)
+    assert history.best_epoch == best.epoch
     network.load_state_dict(history.best_state)
-    assert evaluate(network, half.val).loss == history.best.val_loss
+    assert evaluate(network, half.val).loss == best.val_loss
 
 
 def test_seconds_of_epochs_without_evaluation_count_at_the_next() -> None:
@@ -104,15 +105,14 @@ def test_batches_are_fresh_permutations_without_the_remainder() -> None:
 
 def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
     changes = {
-        "optimizer": "sgd",
+        "optimizer": "adam",
         "learning_rate": 1e-3,
         "weight_decay": 0.5,
-        "schedule": "cosine",
+        "schedule": "constant",
         "batch_size": 50,
         "epochs": 3,
         "flip": False,
         "shift": 0,
-        "erase": 0.0,
         "warm_up": 0.5,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Recipe)}
@@ -124,7 +124,7 @@ def test_every_flag_of_the_recipe_changes_the_result(half: Half) -> None:
 
 def test_divergence_stops_and_says_where(half: Half) -> None:
     with pytest.raises(Diverged, match=r"(nan|inf).*epoch 1\b"):
-        train(half, Recipe(epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e30))
+        train(half, Recipe(epochs=2, batch_size=32, learning_rate=1e30))
 
 
 def test_stop_is_asked_before_each_batch(half: Half) -> None:
@@ -145,13 +145,13 @@ def test_final_and_best_scores_belong_to_their_weights(half: Half) -> None:
     result = fit_and_score(network, half.train, half, recipe, Streams(0))
     losses = [epoch.val_loss for epoch in result.epochs]
     assert result.best_epoch == 1 + losses.index(min(losses))
-    assert result.best.val.loss == pytest.approx(min(losses), rel=1e-5)
+    assert result.best.loss == pytest.approx(min(losses), rel=1e-5)
     assert result.final.val.loss == pytest.approx(losses[-1], rel=1e-5)
     assert evaluate(network, half.train) == result.final.train
     assert weights_digest(network.state_dict()) == weights_digest(result.final_state)
     numbers = result.to_dict()
     assert (numbers["test"]["loss"], numbers["test"]["accuracy"]) == (result.test.loss, result.test.accuracy)
     assert numbers["final"]["gap"] == pytest.approx(result.final.val.loss - result.final.train.loss)
-    calibration = result.final.val_calibration  # after 28 steps on easy images it is not confident enough
-    assert calibration.scaled_loss < result.final.val.loss
-    assert calibration.temperature < 1
+    # After 28 steps on easy images it is not confident enough.
+    assert result.calibration["val_scaled_loss"] < result.final.val.loss
+    assert result.calibration["val_temperature"] < 1

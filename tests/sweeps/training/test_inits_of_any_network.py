@@ -21,7 +21,7 @@ from fmnist_transfer.training.score import Epoch, Result
 from sweeps.grid import INITS, Init
 from sweeps.training.inits import copied_tensors, starting_network, train_arm, trunk_of
 
-RECIPE = Recipe(learning_rate=1e-2, epochs=5, batch_size=16, flip=True, shift=1, erase=0.3)
+RECIPE = Recipe(learning_rate=1e-2, epochs=5, batch_size=16, flip=True, shift=1)
 TARGET = Streams(0, 1, stage="target")
 
 
