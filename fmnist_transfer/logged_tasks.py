@@ -21,7 +21,7 @@ from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, Result
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage, StopSignal
+from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Outcome, TaskFunction
 
 Task = TypeVar("Task")
@@ -57,22 +57,24 @@ def run_logged(
 
     After a signal, return as soon as the running tasks have ended. With `debug`, print tracebacks of failed tasks.
     """
-    outage = Outage(workers.stop)
+    stop = workers.stop
 
-    def guarded() -> Iterator[Task]:
-        with outage.held():
-            yield from tasks
+    def begun() -> Iterator[Task]:
+        with stop.held():
+            for task in tasks:
+                log.begin(task)
+                yield task
 
-    @outage.held()
+    @stop.held()
     def report(task: Task, news: Any) -> None:
         progress.working(task, *log.report(task, news))
 
     def lost(task: Task, reason: str) -> None:
         say(f"{log.name(task)}: {reason}; retrying it once")
 
-    begin, end = outage.held()(log.begin), outage.held()(log.end)
+    end = stop.held()(log.end)
     try:
-        for outcome in workers.run(function, shared, guarded(), on_start=begin, on_report=report, on_lost=lost):
+        for outcome in workers.run(function, shared, begun(), on_report=report, on_lost=lost):
             if (note := end(outcome)) is None:
                 progress.abandoned(outcome.task)
             else:
@@ -82,9 +84,10 @@ def run_logged(
                 if debug and outcome.details:
                     say(outcome.details)
     finally:
-        with outage.held():
+        with stop.held():
             log.close()
-    outage.raise_if_any()
+    if stop.outage:
+        raise stop.outage
 
 
 class Together(Generic[Key]):

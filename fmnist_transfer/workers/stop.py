@@ -16,6 +16,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.outage: StoreError | None = None  # the first one that `held` suppressed
         self._is_set = False
         self._before: dict[int, Any] = {}
 
@@ -50,23 +51,11 @@ class StopSignal:
         if self.number is not None:
             raise Interrupted(message, self.number)
 
-
-class Outage:
-    """Stops the tasks at the first StoreError and raises it after they have ended."""
-
-    def __init__(self, stop: StopSignal):
-        self._stop = stop
-        self._error: StoreError | None = None
-
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Suppress a StoreError of the block, keep the first one, and stop the tasks."""
+        """Suppress a StoreError of the block and stop the tasks, so that `outage` is raised after they have ended."""
         try:
             yield
         except StoreError as error:
-            self._error = self._error or error
-            self._stop.halt()
-
-    def raise_if_any(self) -> None:
-        if self._error is not None:
-            raise self._error
+            self.outage = self.outage or error
+            self.halt()
