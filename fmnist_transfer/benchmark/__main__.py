@@ -14,7 +14,7 @@ from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 
-Part = Literal["loop", "stack", "goal"]
+Part = Literal["loop", "goal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,6 @@ class BenchmarkFlags(Flags):
     only: tuple[Part, ...] = get_args(Part)
     """Parts to measure; default: all.
     loop: images per second of the notebook's loop, one worker and all workers, and the machine's limit.
-    stack: several networks trained as one computation (not with --quick on a CPU).
     goal: seconds until 93.33 % validation accuracy."""
 
     def __post_init__(self) -> None:
@@ -49,15 +48,15 @@ def main(settings: BenchmarkSettings) -> int:
     from fmnist_transfer.training.device import choose_device
 
     device, data_dir = str(choose_device(settings.device)), settings.data_dir or default_data_dir()
-    n_workers, measured, parts = count_workers(settings.workers, device, 1_024), Measurements(), set[str](settings.only)
-    if settings.quick and device == "cpu":
-        parts.discard("stack")
+    n_workers, measured = count_workers(settings.workers, device, 1_024), Measurements()
     with StopSignal() as stop:
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
         store = open_for_work(settings.tracking_uri, BENCHMARK, retry, mend_copy=settings.mend_copy)
         half = load_half(data_dir, DEFAULT_SPLIT.source)
         with Workers(n_workers, stop, apart=True) as ours, Workers(1, stop, apart=True, prepare=False) as theirs:
-            Contenders(ours, theirs, measured).measure(ours.share(half), data_dir, device, parts, settings.quick)
+            Contenders(ours, theirs, measured).measure(
+                ours.share(half), data_dir, device, settings.only, settings.quick
+            )
         stopwatch.lap("trainings")
         machine = describe(device)
         measured.print_table()

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,15 +36,13 @@ class Contenders:
     notebook_worker: Workers  # one, with torch's defaults
     into: Measurements
 
-    def measure(self, half: Half, data_dir: Path, device: str, parts: set[str], quick: bool) -> None:
+    def measure(self, half: Half, data_dir: Path, device: str, parts: Collection[str], quick: bool) -> None:
         precision, reason = resolve_precision("auto", device)
         say(f"Precision {precision}: {reason}")
         work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, precision, available_cores())
         if "loop" in parts:
             n_train, n_val, n_rounds = (4_000, 1_000, 3) if quick else (10_000, len(half.val), 5)
             self.measure_loop(work.first(n_train, n_val), n_rounds)
-        if "stack" in parts:
-            self.measure_stack(work.first(2_500 if device == "cpu" else len(half.train), len(half.val)))
         if "goal" in parts:
             self.measure_goal(replace(work, spec=GOAL_SPEC, recipe=GOAL_RECIPE), 1 if quick else 3)
 
@@ -99,18 +97,6 @@ class Contenders:
     def rate(self, work: Workload, seeds: Sequence[int]) -> float:
         """Measure images per second of all workers together."""
         return sum(images_per_s(work, epochs) for epochs in results(self.workers, tasks.fit_once, work, seeds))
-
-    def measure_stack(self, work: Workload) -> None:
-        """Measure images per second of networks as one computation, over those of one network alone."""
-        say("Several networks as one computation ...")
-        work = work.training(HAND_MADE_SPEC, HAND_MADE_RECIPE)
-        for k in (6,) if work.device == "cpu" else (6, 24):
-            speedups = []
-            for seed in range(3):  # the first epoch, which records a CUDA graph, is not counted
-                (alone,) = results(self.workers, tasks.fit_once, work, [seed])
-                (together,) = results(self.workers, tasks.fit_stack, replace(work, n_networks=k), [seed])
-                speedups.append(together / images_per_s(work, alone, 1))
-            self.into.add(f"stacked_speedup, {k} networks", speedups)
 
     def measure_goal(self, work: Workload, n_seeds: int) -> None:
         """Measure `fit`'s seconds to 93.33 % on FMNIST-2; extrapolate the notebook's, with the reference recipe."""

@@ -1,7 +1,6 @@
 """Tasks that the benchmark gives to its workers: the loop that people write in a notebook, `fit`, a matrix product."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from fmnist_transfer.errors import Interrupted, UserError
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.device import autocast
-from fmnist_transfer.training.fit import Diverged, fit
+from fmnist_transfer.training.fit import fit
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch
-from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.task import Report
 
@@ -38,7 +36,6 @@ class Workload:
     data_dir: Path  # of the images of `half`, for the notebook's loop
     precision: Precision = "float32"
     n_threads: int = 1  # of the notebook's loop
-    n_networks: int = 6  # of a stack; even
 
     def training(self, spec: CNN2Spec, recipe: Recipe) -> "Workload":
         """Return this workload with another network and two epochs of another recipe."""
@@ -60,42 +57,26 @@ def results(workers: Workers, function: Any, work: Workload, seeds: Iterable[int
     return returned
 
 
-def images_per_s(work: Workload, epochs: Sequence[Epoch], n_skipped: int = 0) -> float:
-    """Training images per second, without the first `n_skipped` epochs if there are more: they allocate and record."""
-    counted, n_train = epochs[n_skipped:] or epochs, len(work.half.train)
+def images_per_s(work: Workload, epochs: Sequence[Epoch]) -> float:
+    """Training images per second, without evaluation."""
+    n_train = len(work.half.train)
     n_images = work.recipe.steps_per_epoch(n_train) * min(work.recipe.batch_size, n_train)
-    return len(counted) * n_images / sum(epoch.train_seconds for epoch in counted)
+    return len(epochs) * n_images / sum(epoch.train_seconds for epoch in epochs)
 
 
 def fit_once(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> tuple[Epoch, ...]:
     half, streams = work.half.to(work.device), Streams(seed)
     network = fresh_network(work.spec, streams).to(work.device)
-    history = fit(
-        network, half.train, half.val, work.recipe, streams, precision=work.precision, should_stop=should_stop
-    )
-    return history.epochs
-
-
-def fit_stack(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure images per second of networks as one computation, two to a replicate, without the first epoch."""
-    half, groups = work.half.to(work.device), []
-    for replicate in range(work.n_networks // 2):
-        networks = [fresh_network(work.spec, Streams(seed + i, replicate)).to(work.device) for i in range(2)]
-        groups.append(Group(tuple(networks), half.train, Streams(seed, replicate)))
-    rates = []
-    for history, _ in fit_stacked(groups, half.val, work.recipe, precision=work.precision, should_stop=should_stop):
-        if isinstance(history, Diverged):
-            raise history
-        rates.append(images_per_s(work, history.epochs, 1))  # seconds are one network's share
-    return statistics.mean(rates)
+    options: dict[str, Any] = {"precision": work.precision, "should_stop": should_stop}
+    return fit(network, half.train, half.val, work.recipe, streams, **options).epochs
 
 
 def matrix_product(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
     """Measure GFLOP/s of a square matrix product in the precision of `work` for half a second."""
     device = torch.device(work.device)
     side, dtype = 8_192 if device.type == "cuda" else 1_024, torch.bfloat16 if work.precision == "bf16" else None
-    generators = (Streams(seed + i).generator("batches") for i in range(2))
-    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for generator in generators)
+    generator = Streams(seed).generator("batches")
+    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     out = a @ b
     synchronise = torch.accelerator.synchronize if device.type != "cpu" else time.perf_counter
     synchronise()

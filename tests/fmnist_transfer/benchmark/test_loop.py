@@ -15,7 +15,6 @@ from fmnist_transfer.benchmark.tasks import (
     NotebookEpoch,
     Workload,
     fit_once,
-    fit_stack,
     images_per_s,
     matrix_product,
     notebook_data,
@@ -25,12 +24,9 @@ from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec
 from fmnist_transfer.network.cost import training_mflops
-from fmnist_transfer.network.weights import State, weights_digest
 from fmnist_transfer.training.augmentation import normalise
-from fmnist_transfer.training.fit import Diverged
 from fmnist_transfer.training.recipe import Recipe
-from fmnist_transfer.training.score import Epoch, History
-from fmnist_transfer.training.stacked import Group
+from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 
@@ -110,47 +106,6 @@ def test_both_loops_and_the_limit_are_measured(work: Workload, monkeypatch: pyte
 def test_evaluation_counts_in_the_time_of_a_fit_and_not_in_its_images_per_second(work: Workload) -> None:
     epochs = fit_once(work, 0, lambda news: None, lambda: False)
     assert 14 * 32 / sum(epoch.seconds for epoch in epochs) < images_per_s(work, epochs)
-
-
-def test_rates_leave_the_first_epoch_out(work: Workload) -> None:
-    epochs = (epoch(1, 100.0), epoch(2, 2.0))
-    assert images_per_s(work, epochs, 1) == pytest.approx(7 * 32 / 2)
-    assert images_per_s(work, epochs) == pytest.approx(14 * 32 / 102)
-
-
-def test_a_stack_is_three_replicates_of_two_networks(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rate is the mean of six networks' shares; one that diverges is an error."""
-    seen: list[Group] = []
-    outcomes: list[History | Diverged] = [History((epoch(1, 100.0), epoch(2, k)), 1, {}) for k in (1.0, 2.0) * 3]
-
-    def fit_stacked(groups: list[Group], *arguments: Any, **options: Any) -> list[tuple[History | Diverged, State]]:
-        seen[:] = groups
-        return [(outcome, {}) for outcome in outcomes]
-
-    monkeypatch.setattr(tasks, "fit_stacked", fit_stacked)
-    assert fit_stack(work, 0, lambda news: None, lambda: False) == pytest.approx(7 * 32 * (1 / 1 + 1 / 2) / 2)
-    assert [len(group.networks) for group in seen] == [2, 2, 2]
-    assert len({weights_digest(network.state_dict()) for group in seen for network in group.networks}) == 6
-    assert len({group.streams for group in seen}) == 3
-    outcomes[3] = Diverged("loss is nan")
-    with pytest.raises(Diverged):
-        fit_stack(work, 0, lambda news: None, lambda: False)
-
-
-def test_the_speedup_of_a_stack_is_that_of_its_images_per_second(
-    work: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def results(workers: Any, function: Any, work: Workload, seeds: list[int]) -> list[Any]:
-        n_images = work.recipe.steps_per_epoch(250) * work.recipe.batch_size
-        if function is fit_once:
-            return [(epoch(1, 99.0), epoch(2, n_images / 100))]
-        return [[150.0, 250.0, 500.0][seeds[0]]]
-
-    monkeypatch.setattr(loop, "results", results)
-    measured = Measurements()
-    Contenders(IDLE, IDLE, measured).measure_stack(work)
-    (line,) = measured.lines
-    assert list(line["spread"].values()) == pytest.approx([2.5, 1.5, 5.0, 3])
 
 
 def test_the_time_to_the_goal_ends_with_the_epoch_that_reaches_it() -> None:
