@@ -158,14 +158,13 @@ def precision_of_tasks(settings: TrainingSettings, device: str) -> Precision:
 
 
 def check_driver(flag: str, uri: str | None) -> None:
-    """Raise UsageError if the URI's database driver is not installed."""
+    """Raise UsageError for a malformed URI of PostgreSQL, or if its driver is not installed."""
     if uri is None or not uri.startswith(POSTGRESQL):
         return
     import sqlalchemy
 
     try:
         sqlalchemy.make_url(uri).get_dialect().import_dbapi()
-    except ImportError as error:
-        raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'") from error
-    except sqlalchemy.exc.ArgumentError as error:
-        raise UsageError(f"{flag} {masked(uri)}: not a database URI; write postgresql://USER@HOST/DATABASE") from error
+    except (ImportError, sqlalchemy.exc.ArgumentError) as error:
+        needs = "postgresql://USER@HOST/DATABASE needs: pip install 'fmnist-transfer[postgres]'"
+        raise UsageError(f"{flag} {masked(uri)}: {error}; {needs}") from error

@@ -43,13 +43,10 @@ def _fill_standard_streams() -> None:
             os.fstat(number)
         except OSError:  # closed: else the next file that is opened, a database perhaps, would be written to
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout, sys.stderr = _lasting(1, sys.stdout), _lasting(2, sys.stderr)
-
-
-def _lasting(number: int, present: Any) -> io.TextIOWrapper:
-    encoding = getattr(present, "encoding", None) or "utf-8"
-    binary = io.BufferedWriter(_LastingFile(number, "w", closefd=False))
-    return io.TextIOWrapper(binary, encoding, errors="backslashreplace", line_buffering=True)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        binary = io.BufferedWriter(_LastingFile(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(binary, encoding, errors="backslashreplace", line_buffering=True))
 
 
 class _LastingFile(io.FileIO):

@@ -18,10 +18,19 @@ OWN_FILES, FILES_PER_WORKER = 64, 32  # with room to spare: a driver of two work
 
 
 class ProcessPool(Pool):
+    """`n` processes. Raises the limit on open files as they need, or UsageError if that is not allowed."""
+
     def __init__(self, n: int, prepare: bool):
         self.workers: list[_Process] = []
         self._n, self._prepare = n, prepare
-        _allow_open_files(n)
+        needed = OWN_FILES + FILES_PER_WORKER * n
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            if resource.RLIM_INFINITY != soft < needed:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError) as error:  # above the hard limit
+            remedy = f"allow more by ulimit -n {needed}, or use fewer --workers"
+            raise UsageError(f"{n} workers need {needed} open files, and {hard} are allowed: {remedy}") from error
         self.idle()
 
     def idle(self) -> list["_Process"]:
@@ -40,21 +49,6 @@ class ProcessPool(Pool):
                 worker.cancel()
             elif worker.task is not None:
                 worker.process.kill()
-
-
-def _allow_open_files(n_workers: int) -> None:
-    """Raise the limit on open files to the need of the workers. Raises UsageError if that is not allowed."""
-    needed = OWN_FILES + FILES_PER_WORKER * n_workers
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        if resource.RLIM_INFINITY != soft < needed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    except (ValueError, OSError) as error:  # above the hard limit
-        fewer = max(1, (hard - OWN_FILES) // FILES_PER_WORKER)
-        raise UsageError(
-            f"{n_workers} workers need {needed} open files, and {hard} are allowed: allow more by ulimit -n {needed}, "
-            f"or use --workers {fewer}"
-        ) from error
 
 
 class _Process(Worker):
@@ -114,8 +108,7 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def should_stop() -> bool:
         return bool(cancelled.value) or os.getppid() != parent
 
-    function: Any = None
-    shared: Any = None
+    function = shared = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()

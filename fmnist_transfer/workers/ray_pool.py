@@ -1,7 +1,4 @@
-"""Workers on a Ray cluster: one actor per CPU or share of a GPU.
-
-Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used.
-"""
+"""Workers on a Ray cluster, one actor per CPU or share of a GPU. Ray itself retries and restarts nothing."""
 
 import contextlib
 import logging
@@ -25,7 +22,7 @@ LOOK_SECONDS = 2.0  # between checks of the cluster for room
 
 
 class RayPool(Pool):
-    """At most `n` actors, as many as the cluster has room for at the moment.
+    """At most `n` actors, as many as the cluster has room for at the moment; nodes that join later are used.
 
     Raises UsageError if the cluster cannot be reached, if no node has the resources of a task, or, from `idle`, for an
     actor on a node that lacks bf16 on the kind of device `bf16_on`: results must not depend on the node.
@@ -80,11 +77,10 @@ class RayPool(Pool):
     def _fill(self) -> list[tuple[str, float, float]]:
         """Forget idle actors of lost nodes and start actors if there is room. Returns host, CPUs and GPUs per node."""
         self._looked_at = time.monotonic()
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        nodes = [
-            (node["NodeManagerHostname"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in alive.values()
-        ]
+        alive = {
+            node["NodeID"]: (node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+        }
+        nodes = [(host, resources.get("CPU", 0), resources.get("GPU", 0)) for host, resources in alive.values()]
         share = self._gpus  # the room is that of a cluster which nobody else uses
         self._room = sum(int(min(cpu, gpu / share + 1e-9) if share else cpu) for _, cpu, gpu in nodes)
         self.workers = [worker for worker in self.workers if worker.task is not None or worker.node in ("", *alive)]

@@ -56,10 +56,8 @@ class Workers:
             try:
                 half.share_memory()
             except RuntimeError as error:
-                raise UsageError(
-                    f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; on the "
-                    "CPU --workers 1 needs none"
-                ) from error
+                remedy = "A container gets more by docker run --shm-size=1g; on the CPU --workers 1 needs none"
+                raise UsageError(f"workers need shared memory: {error}. {remedy}") from error
         return half
 
     def run(
@@ -148,11 +146,9 @@ class Workers:
             return Outcome(task, "failed", reason=f"{reason}, {MOST_UNUSED} times before the task began")
         job.n_unused += not worker.has_worked
         if job.n_unused >= MOST_UNUSED:
-            raise UsageError(
-                f"{MOST_UNUSED} workers in a row ended before their first task: {reason}. Their own lines above say "
-                "why; a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no other "
-                "process"
-            )
+            remedy = "a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no process"
+            problem = f"{MOST_UNUSED} workers in a row ended before their first task: {reason}"
+            raise UsageError(f"{problem}. Their own lines above say why; {remedy}")
         job.on_lost(task, reason)
         job.lost.append(task)
         return None

@@ -17,7 +17,6 @@ class StopSignal:
     def __init__(self) -> None:
         self.number: int | None = None
         self.outage: StoreError | None = None  # the first one that `held` suppressed
-        self._is_set = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -36,15 +35,11 @@ class StopSignal:
         if self.number is not None:
             os._exit(Interrupted("", number).exit_status)
         self.number = number
-        self.halt()
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 
-    def halt(self) -> None:
-        self._is_set = True
-
     def is_set(self) -> bool:
-        return self._is_set
+        return self.number is not None or self.outage is not None
 
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted with the signal's exit status if a signal came."""
@@ -53,9 +48,8 @@ class StopSignal:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Suppress a StoreError of the block and stop the tasks, so that `outage` is raised after they have ended."""
+        """Suppress a StoreError of the block and stop the tasks; the caller raises `outage` after they have ended."""
         try:
             yield
         except StoreError as error:
             self.outage = self.outage or error
-            self.halt()
