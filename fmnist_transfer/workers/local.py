@@ -108,7 +108,8 @@ def _work(connection: Connection, parent: int, cancelled: Any, prepare: bool) ->
     def should_stop() -> bool:
         return bool(cancelled.value) or os.getppid() != parent
 
-    function = shared = None
+    function: Any = None
+    shared: Any = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             new_job, task = connection.recv()
