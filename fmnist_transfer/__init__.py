@@ -1,7 +1,6 @@
-"""The public API: `from fmnist_transfer import fit, Recipe`. docs/library.md shows how it is used.
+"""The public API, listed in `__init__.pyi` and described in docs/library.md.
 
-The stub beside this file, `__init__.pyi`, is the one list of public names. Each is imported at its first use, so that a
-command can parse its flags before torch is loaded.
+A name is imported at its first use, so that a command can parse its flags before torch is loaded.
 """
 
 import lazy_loader

@@ -25,27 +25,19 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A flag or an argument has an invalid value."""
-
-    exit_status = 2
+    exit_status = 2  # a flag or an argument has an invalid value
 
 
 class DataError(UserError):
-    """Fashion-MNIST is missing, truncated or altered, or another data set cannot be read."""
-
-    exit_status = 3
+    exit_status = 3  # Fashion-MNIST is missing, truncated or altered, or another data set cannot be read
 
 
 class ModelError(UserError):
-    """A model is unknown, malformed, or does not fit."""
-
-    exit_status = 3
+    exit_status = 3  # a model is unknown, malformed, or does not fit
 
 
 class StoreError(UserError):
-    """The tracking store or the study database cannot be used."""
-
-    exit_status = 4
+    exit_status = 4  # the tracking store or the study database cannot be used
 
 
 class NoStoreError(StoreError):
@@ -53,9 +45,7 @@ class NoStoreError(StoreError):
 
 
 class BusyError(UserError):
-    """Another process is running this sweep or study."""
-
-    exit_status = 5
+    exit_status = 5  # another process is running this sweep or study
 
 
 class Interrupted(UserError):

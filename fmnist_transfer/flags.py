@@ -12,7 +12,6 @@ from fmnist_transfer.store.places import POSTGRESQL
 from fmnist_transfer.store.retry import LONGEST_TIMEOUT_SECONDS, TIMEOUT_SECONDS
 from fmnist_transfer.terminal.command import check_range
 from fmnist_transfer.terminal.output import masked, say
-from fmnist_transfer.terminal.process import check_open_files
 from fmnist_transfer.training.recipe import Precision, PrecisionFlag
 from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.stop import StopSignal
@@ -73,7 +72,8 @@ class MachineFlags(Flags):
     """Device to compute on: cpu, cuda, cuda:N, mps, or auto (a GPU if there is one, else the CPU)."""
 
     def __post_init__(self) -> None:
-        parse_workers(self.workers)
+        if self.workers != "auto" and not (self.workers.isdecimal() and 1 <= int(self.workers) <= MOST_WORKERS):
+            raise UsageError(f"--workers {self.workers}: must be auto or a number from 1 to {MOST_WORKERS}")
         super().__post_init__()
 
 
@@ -112,34 +112,23 @@ class TrainingSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, Trai
     """Shared flags of the commands that train and log."""
 
 
-def parse_workers(text: str) -> int | None:
-    """Return the number, or None for `auto`."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
-        raise UsageError(f"--workers {text}: must be auto or a number from 1 to {MOST_WORKERS}")
-    return int(text)
-
-
 def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local") -> int:
     """Return the number of workers for `--workers`, at most one per task; a cluster starts as many of them as fit."""
     available = n_tasks if engine == "ray" else available_cores() if device == "cpu" else 1
-    return max(1, min(parse_workers(text) or available, n_tasks))
+    return max(1, min(available if text == "auto" else int(text), n_tasks))
 
 
 def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
-    """Make the workers that the flags describe. A dry run contacts no cluster."""
-    n = count_workers(settings.workers, device, n_tasks, settings.engine)
+    """Make the workers that the flags describe. A dry run starts no process and contacts no cluster."""
+    if settings.dry_run:
+        return Workers(1, stop)
+    n, gpus = count_workers(settings.workers, device, n_tasks, settings.engine), settings.gpus_per_task
     if settings.engine == "local":
-        check_open_files(n)
-    engine: Engine = "local" if settings.dry_run else settings.engine
-    bf16_on = None
-    if engine == "ray":
-        from fmnist_transfer.training.device import resolve_precision
+        return Workers(n, stop, apart=device != "cpu")
+    from fmnist_transfer.training.device import resolve_precision
 
-        bf16_on = device if resolve_precision(settings.precision, device)[0] == "bf16" else None
-    gpus = settings.gpus_per_task
-    return Workers(n, stop, apart=device != "cpu", engine=engine, gpus_per_task=gpus, bf16_on=bf16_on)
+    precision, _ = resolve_precision(settings.precision, device)
+    return Workers(n, stop, engine="ray", gpus_per_task=gpus, bf16_on=device if precision == "bf16" else None)
 
 
 def device_of_tasks(settings: TrainingSettings) -> str:
@@ -169,14 +158,13 @@ def precision_of_tasks(settings: TrainingSettings, device: str) -> Precision:
 
 
 def check_driver(flag: str, uri: str | None) -> None:
-    """Raise UsageError if the URI's database driver is not installed."""
+    """Raise UsageError for a malformed URI of PostgreSQL, or if its driver is not installed."""
     if uri is None or not uri.startswith(POSTGRESQL):
         return
     import sqlalchemy
 
     try:
         sqlalchemy.make_url(uri).get_dialect().import_dbapi()
-    except ImportError as error:
-        raise UsageError(f"{flag} {masked(uri)} needs: pip install 'fmnist-transfer[postgres]'") from error
-    except sqlalchemy.exc.ArgumentError as error:
-        raise UsageError(f"{flag} {masked(uri)}: not a database URI; write postgresql://USER@HOST/DATABASE") from error
+    except (ImportError, sqlalchemy.exc.ArgumentError) as error:
+        needs = "postgresql://USER@HOST/DATABASE needs: pip install 'fmnist-transfer[postgres]'"
+        raise UsageError(f"{flag} {masked(uri)}: {error}; {needs}") from error

@@ -4,6 +4,7 @@ If the store is lost, running tasks are stopped and their results dropped; the s
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from fmnist_transfer.data.examples import Half
@@ -21,7 +22,7 @@ from fmnist_transfer.training.device import numerics
 from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import Epoch, Result
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage, StopSignal
+from fmnist_transfer.workers.stop import StopSignal
 from fmnist_transfer.workers.task import Outcome, TaskFunction
 
 Task = TypeVar("Task")
@@ -31,16 +32,13 @@ WORK_KEY = "work_key"  # tag: equal for trainings with equal settings
 
 class TaskLog(Protocol[Task_contra]):
     def name(self, task: Task_contra) -> str: ...
-
     def begin(self, task: Task_contra) -> None: ...
-
+    def close(self) -> None: ...
     def report(self, task: Task_contra, news: Any) -> tuple[float, str]:
         """Return the finished share of the task, in [0, 1], and a note for the progress."""
 
     def end(self, outcome: Outcome[Any, Any]) -> str | None:
         """Log the outcome. Returns a note for the progress; None if a later command must do the task again."""
-
-    def close(self) -> None: ...
 
 
 def run_logged(
@@ -57,22 +55,24 @@ def run_logged(
 
     After a signal, return as soon as the running tasks have ended. With `debug`, print tracebacks of failed tasks.
     """
-    outage = Outage(workers.stop)
+    stop = workers.stop
 
-    def guarded() -> Iterator[Task]:
-        with outage.held():
-            yield from tasks
+    def begun() -> Iterator[Task]:
+        with stop.held():
+            for task in tasks:
+                log.begin(task)
+                yield task
 
-    @outage.held()
+    @stop.held()
     def report(task: Task, news: Any) -> None:
         progress.working(task, *log.report(task, news))
 
     def lost(task: Task, reason: str) -> None:
         say(f"{log.name(task)}: {reason}; retrying it once")
 
-    begin, end = outage.held()(log.begin), outage.held()(log.end)
+    end = stop.held()(log.end)
     try:
-        for outcome in workers.run(function, shared, guarded(), on_start=begin, on_report=report, on_lost=lost):
+        for outcome in workers.run(function, shared, begun(), on_report=report, on_lost=lost):
             if (note := end(outcome)) is None:
                 progress.abandoned(outcome.task)
             else:
@@ -82,27 +82,27 @@ def run_logged(
                 if debug and outcome.details:
                     say(outcome.details)
     finally:
-        with outage.held():
+        with stop.held():
             log.close()
-    outage.raise_if_any()
+    if stop.outage:
+        raise stop.outage
 
 
+@dataclass(frozen=True)
 class Together(Generic[Key]):
     """A `TaskLog` for tasks that are several of `log`'s, done as one computation; it returns a result for each."""
 
-    def __init__(self, log: TaskLog[Key]):
-        self._log = log
+    log: TaskLog[Key]
 
     def name(self, task: tuple[Key, ...]) -> str:
-        more = f" and {len(task) - 1} more" if len(task) > 1 else ""
-        return self._log.name(task[0]) + more
+        return self.log.name(task[0]) + (f" and {len(task) - 1} more" if len(task) > 1 else "")
 
     def begin(self, task: tuple[Key, ...]) -> None:
         for part in task:
-            self._log.begin(part)
+            self.log.begin(part)
 
     def report(self, task: tuple[Key, ...], news: Any) -> tuple[float, str]:
-        return self._log.report(task[0], news)  # the parts advance together, so one name is enough
+        return self.log.report(task[0], news)  # the parts advance together, so one name is enough
 
     def end(self, outcome: Outcome[tuple[Key, ...], list[Any]]) -> str | None:
         """Log each part's result; one that is an exception is a failure of this part alone."""
@@ -111,12 +111,12 @@ class Together(Generic[Key]):
             own = Outcome[Key, Any](part, outcome.status, result, outcome.reason, outcome.details)
             if isinstance(result, Exception):
                 own = Outcome(part, "failed", reason=f"{type(result).__name__}: {result}")
-                say(f"{self._log.name(part)} failed: {own.reason}")
-            notes.append(self._log.end(own))
+                say(f"{self.log.name(part)} failed: {own.reason}")
+            notes.append(self.log.end(own))
         return notes[0]
 
     def close(self) -> None:
-        self._log.close()
+        self.log.close()
 
 
 class Training(NamedTuple):
@@ -129,10 +129,7 @@ class Training(NamedTuple):
 
     @classmethod
     def of(cls, name: str, spec: CNN2Spec, recipe: Recipe, device: str, facts: Mapping[str, Any]) -> Self:
-        """Describe a training of all layers on a source half. `facts`: seed, split, data_sha256, precision, replicate.
-
-        Equal trainings of a search and of a sweep have the same key.
-        """
+        """Describe a training on a source half by `facts`, too. Equal ones of a search and a sweep have equal keys."""
         params = settings_params(spec, recipe) | dict(facts)
         return cls(name, params | {"device": device}, identity(device=device, **params).key, recipe.epochs)
 
@@ -169,8 +166,7 @@ class TrainedNetworks(Generic[Key]):
 
     def collect(self, tasks: Sequence[Key], noun: str, stop: StopSignal) -> dict[Key, Trained]:
         """Return what is trained, by this command or an earlier one. Raises Interrupted if a signal ended the rest."""
-        keys = {task: self._training(task).key for task in tasks}
-        trained = {task: self._trained[key] for task, key in keys.items() if key in self._trained}
+        trained = {task: self._trained[key] for task in tasks if (key := self._training(task).key) in self._trained}
         stop.raise_if_set(f"{len(trained)} of {len(tasks)} {noun} trained; {SAME_COMMAND}")
         return trained
 
@@ -182,7 +178,7 @@ class TrainedNetworks(Generic[Key]):
         self._runs.begin(task, training.name, training.params, {WORK_KEY: training.key})
 
     def report(self, task: Key, news: Epoch | int) -> tuple[float, str]:
-        """Report an epoch, of networks trained together its number alone."""
+        """Report an `Epoch`, or the number of one."""
         training = self._training(task)
         number, accuracy = (news, "") if isinstance(news, int) else (news.epoch, f", {news.val_accuracy:.2%}")
         return number / training.epochs, f"{training.name}: epoch {number}/{training.epochs}{accuracy}"

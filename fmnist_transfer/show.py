@@ -92,7 +92,7 @@ class EndSignal(StopSignal):
     """A StopSignal whose second signal does not cut short the end of the servers."""
 
     def handle(self, number: int, frame: object) -> None:
-        self.halt()
+        self.number = number
 
 
 def pages(store: "Store", sweep: str) -> dict[str, str]:

@@ -91,11 +91,9 @@ def test_the_quick_benchmark_measures_everything(store: Path) -> None:
         "worker_scaling",
     )
     names += ("default_images_per_s", "default_fraction_of_limit", "default_bf16_speedup", "reference_images_per_s")
-    names += ("reference_fraction_of_limit", "time_to_reference_ratio", "outside_training_percent", "resume_seconds")
+    names += ("reference_fraction_of_limit", "time_to_reference_ratio")
     for name in names:
         assert 0 < result[name]["min"] <= result[name]["median"] <= result[name]["max"], name
-    assert set(result["resume_seconds"]["by_runs"]) == {"100"}
-    assert 0 < result["outside_training_percent"]["median"] < 100
     accuracies = {line["name"]: line["spread"]["median"] for line in result["lines"] if "accuracy" in line["name"]}
     assert len(accuracies) == 2
     assert min(accuracies.values()) > 0.8  # two epochs of a fifth of the images; of five classes

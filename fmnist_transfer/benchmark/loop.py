@@ -1,22 +1,21 @@
 """Measure how fast `fit` trains, compared with the notebook's loop and a matrix product; all take turns in a round."""
 
-import dataclasses
 import itertools
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fmnist_transfer.benchmark import tasks
 from fmnist_transfer.benchmark.measurements import Measurements
-from fmnist_transfer.benchmark.notebook import NotebookEpoch, run_notebook
-from fmnist_transfer.benchmark.tasks import Workload, fit_once, fit_stack, images_per_s, matrix_product, results
+from fmnist_transfer.benchmark.tasks import Workload, images_per_s, results
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec
 from fmnist_transfer.network.cost import training_mflops
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.device import resolve_precision
-from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, REFERENCE_RECIPE, Precision, Recipe
+from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, REFERENCE_RECIPE, Recipe
 from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.run import Workers, available_cores
 
@@ -37,89 +36,76 @@ class Contenders:
     notebook_worker: Workers  # one, with torch's defaults
     into: Measurements
 
-    def measure(self, half: Half, data_dir: Path, device: str, parts: set[str], quick: bool) -> None:
+    def measure(self, half: Half, data_dir: Path, device: str, parts: Collection[str], quick: bool) -> None:
         precision, reason = resolve_precision("auto", device)
         say(f"Precision {precision}: {reason}")
         work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, precision, available_cores())
         if "loop" in parts:
             n_train, n_val, n_rounds = (4_000, 1_000, 3) if quick else (10_000, len(half.val), 5)
             self.measure_loop(work.first(n_train, n_val), n_rounds)
-        if "stack" in parts:
-            self.measure_stack(work.first(2_500 if device == "cpu" else len(half.train), len(half.val)))
         if "goal" in parts:
-            self.measure_goal(dataclasses.replace(work, spec=GOAL_SPEC, recipe=GOAL_RECIPE), 1 if quick else 3)
+            self.measure_goal(replace(work, spec=GOAL_SPEC, recipe=GOAL_RECIPE), 1 if quick else 3)
 
     def measure_loop(self, work: Workload, n_rounds: int) -> None:
         """Measure images per second of the notebook's loop, which uses all threads, and of `fit`; and the limit."""
         say(f"Images per second: the notebook's loop, then `fit`, {n_rounds} rounds of {len(work.half.train)} images")
-        results(self.notebook_worker, run_notebook, work, [0])  # warm-up
-        results(self.workers, fit_once, work, range(self.workers.n))
+        self.notebook(work, 0)  # warm-up
+        results(self.workers, tasks.fit_once, work, range(self.workers.n))
         rounds = [self.measure_round(work, number) for number in range(n_rounds)]
         for name in rounds[0]:
             self.into.add(name, [values[name] for values in rounds])
 
     def measure_round(self, work: Workload, number: int) -> dict[str, float]:
         """Return a round's measurements by name. Fractions are of the matrix product in the same precision."""
-        n = self.workers.n
+        n, used = self.workers.n, work.precision
         seeds = range(number * n, (number + 1) * n)
-        notebooks: dict[Precision, list[NotebookEpoch]] = {}
-        default: dict[Precision, float] = {}
-        limits: dict[Precision, float] = {}  # GFLOP/s
-        precisions: tuple[Precision, ...] = ("float32", work.precision)
-        for precision in dict.fromkeys(precisions):
-            changed = dataclasses.replace(work, precision=precision)
-            (notebooks[precision],) = results(self.notebook_worker, run_notebook, changed, [number])
-            default[precision] = self.images_per_s(changed.training(HAND_MADE_SPEC, HAND_MADE_RECIPE), seeds)
-            limits[precision] = sum(results(self.workers, matrix_product, changed, seeds))
-        reference = self.images_per_s(work.training(REFERENCE_SPEC, REFERENCE_RECIPE), seeds)
-        (alone,) = results(self.workers, fit_once, work, [number])
-        fits = results(self.workers, fit_once, work, seeds) if n > 1 else [alone]
-        seconds = max(fitted.end for fitted in fits) - min(fitted.start for fitted in fits)
-        ours, used, limit = sum(images_per_s(work, fit.epochs) for fit in fits), work.precision, limits[work.precision]
+        works = {each.precision: each for each in (replace(work, precision="float32"), work)}
+        notebooks = {key: self.notebook(each, number) for key, each in works.items()}
+        default = {
+            key: self.rate(each.training(HAND_MADE_SPEC, HAND_MADE_RECIPE), seeds) for key, each in works.items()
+        }
+        limits = {key: sum(results(self.workers, tasks.matrix_product, each, seeds)) for key, each in works.items()}
+        reference = self.rate(work.training(REFERENCE_SPEC, REFERENCE_RECIPE), seeds)
+        (alone,) = results(self.workers, tasks.fit_once, work, [number])
+        fits = results(self.workers, tasks.fit_once, work, seeds) if n > 1 else [alone]
+        alone_rate, ours = images_per_s(work, alone), sum(images_per_s(work, epochs) for epochs in fits)
         n_images = work.recipe.epochs * len(work.half.train)
         naive = {key: n_images / sum(epoch.train_seconds for epoch in epochs) for key, epochs in notebooks.items()}
-        gflop = {spec: training_mflops(spec) / 1e3 for spec in (work.spec, HAND_MADE_SPEC, REFERENCE_SPEC)}
+        per_image = {spec: training_mflops(spec) / 1e3 for spec in (work.spec, HAND_MADE_SPEC, REFERENCE_SPEC)}  # GFLOP
         return {
             **{f"naive_{key}_images_per_s".replace("float32_", ""): rate for key, rate in naive.items()},
-            "ours_images_per_s, one worker": images_per_s(work, alone.epochs),
+            "ours_images_per_s, one worker": alone_rate,
             "ours_images_per_s": ours,
             "ratio_vs_naive": ours / max(naive.values()),
-            "fraction_of_limit": ours * gflop[work.spec] / limit,
-            "worker_scaling": n * (alone.end - alone.start) / seconds,
+            "fraction_of_limit": ours * per_image[work.spec] / limits[used],
+            "worker_scaling": ours / alone_rate,
             "default_images_per_s": default[used],
-            "default_fraction_of_limit": default[used] * gflop[HAND_MADE_SPEC] / limit,
-            "default_fraction_of_limit, float32": default["float32"] * gflop[HAND_MADE_SPEC] / limits["float32"],
+            "default_fraction_of_limit": default[used] * per_image[HAND_MADE_SPEC] / limits[used],
+            "default_fraction_of_limit, float32": default["float32"] * per_image[HAND_MADE_SPEC] / limits["float32"],
             "default_bf16_speedup": default[used] / default["float32"],
             "reference_images_per_s": reference,
-            "reference_fraction_of_limit": reference * gflop[REFERENCE_SPEC] / limit,
-            "matrix product": limit,
+            "reference_fraction_of_limit": reference * per_image[REFERENCE_SPEC] / limits[used],
+            "matrix product": limits[used],
             "validation accuracy, naive": notebooks["float32"][-1].val_accuracy,
-            "validation accuracy, ours": statistics.mean(fit.epochs[-1].val_accuracy for fit in fits),
+            "validation accuracy, ours": statistics.mean(epochs[-1].val_accuracy for epochs in fits),
         }
 
-    def images_per_s(self, work: Workload, seeds: Sequence[int]) -> float:
-        return sum(images_per_s(work, fitted.epochs) for fitted in results(self.workers, fit_once, work, seeds))
+    def notebook(self, work: Workload, seed: int) -> list[tasks.NotebookEpoch]:
+        (epochs,) = results(self.notebook_worker, tasks.run_notebook, work, [seed])
+        return epochs
 
-    def measure_stack(self, work: Workload) -> None:
-        """Measure images per second of networks as one computation, over those of one network alone."""
-        say("Several networks as one computation ...")
-        work = work.training(HAND_MADE_SPEC, HAND_MADE_RECIPE)
-        for k in (6,) if work.device == "cpu" else (6, 24):
-            speedups = []
-            for seed in range(3):  # the first epoch, which records a CUDA graph, is not counted
-                (alone,) = results(self.workers, fit_once, work, [seed])
-                (together,) = results(self.workers, fit_stack, dataclasses.replace(work, n_networks=k), [seed])
-                speedups.append(together / images_per_s(work, alone.epochs, 1))
-            self.into.add(f"stacked_speedup, {k} networks", speedups)
+    def rate(self, work: Workload, seeds: Sequence[int]) -> float:
+        """Measure images per second of all workers together."""
+        return sum(images_per_s(work, epochs) for epochs in results(self.workers, tasks.fit_once, work, seeds))
 
     def measure_goal(self, work: Workload, n_seeds: int) -> None:
         """Measure `fit`'s seconds to 93.33 % on FMNIST-2; extrapolate the notebook's, with the reference recipe."""
         say(f"Seconds to {GOAL:.2%} validation accuracy ...")
-        ours = [seconds_to_goal(results(self.workers, fit_once, work, [s])[0].epochs) for s in range(n_seeds)]
+        ours = [seconds_to_goal(*results(self.workers, tasks.fit_once, work, [seed])) for seed in range(n_seeds)]
         some = work.training(REFERENCE_SPEC, REFERENCE_RECIPE).first(*GOAL_IMAGES)
-        (notebook,) = results(self.notebook_worker, run_notebook, dataclasses.replace(some, precision="float32"), [0])
-        train_seconds = notebook[-1].train_seconds * len(work.half.train) / len(some.half.train)
-        val_seconds = notebook[-1].val_seconds * len(work.half.val) / len(some.half.val)
+        last = self.notebook(replace(some, precision="float32"), 0)[-1]
+        train_seconds = last.train_seconds * len(work.half.train) / len(some.half.train)
+        val_seconds = last.val_seconds * len(work.half.val) / len(some.half.val)
         naive = NOTEBOOK_EPOCHS_TO_GOAL * (train_seconds + val_seconds)
         self.into.add("seconds to 93.33 %, naive", [naive])
         self.into.add("seconds to 93.33 %, ours", ours)

@@ -1,14 +1,20 @@
-"""The benchmark's measurements as a table, JSON and CSV."""
+"""The benchmark's measurements as a table, as JSON and as a run."""
 
-import dataclasses
+import platform
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from fmnist_transfer.store.roles import BENCHMARK, Role
+from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import print_table, say
+from fmnist_transfer.workers.run import available_cores
 
 # Unit, goal and comment of each measurement, by its name up to a comma.
 KINDS = {
@@ -17,7 +23,7 @@ KINDS = {
     "ours_images_per_s": ("images/s", "", "all workers unless said"),
     "ratio_vs_naive": ("times", ">= 3.5; >= 20 on a GPU", "to the faster notebook's loop"),
     "fraction_of_limit": ("", ">= 0.85 in float32", "of the matrix product"),
-    "worker_scaling": ("times", ">= 0.95 per worker", "all workers to one"),
+    "worker_scaling": ("times", ">= 0.95 per worker", "images/s of all workers to one"),
     "default_images_per_s": ("images/s", "", "hand-made network and recipe"),
     "default_fraction_of_limit": ("", ">= 0.6 in float32, or", ""),
     "default_bf16_speedup": ("times", ">= 1.5", "to float32"),
@@ -25,61 +31,58 @@ KINDS = {
     "reference_fraction_of_limit": ("", "", ""),
     "matrix product": ("GFLOP/s", "", "all workers"),
     "validation accuracy": ("", "ours as naive", ""),
-    "stacked_speedup": ("times", ">= 2 on a GPU", "images/s of networks as one computation to one alone's"),
     "seconds to 93.33 %": ("s", "", "naive: extrapolated, reference recipe; ours: one worker, a tuned recipe"),
     "time_to_reference_ratio": ("", "<= 0.02", "ours to naive"),
-    "seconds to the first step": ("s", "<= 10", "of a sweep"),
-    "outside_training_percent": ("%", "<= 5", "default sweep, computed from 8 cells"),
-    "evaluation_percent": ("%", "", "default sweep, computed from 8 cells"),
-    "resume_seconds": ("s", "", "to find 8 finished cells beside so many runs of other sweeps"),
 }
-# Measurements that `--json` writes by name; null if not taken. `resume_seconds` is added.
-JSON_NAMES = [name for name in KINDS if " " not in name and name not in ("evaluation_percent", "resume_seconds")]
 COLUMNS = ["name", "median", "min", "max", "n", "unit", "goal", "comment"]
-RESUME = "resume_seconds, "  # start of a measurement's name, before the number of logged runs
-
-
-@dataclass(frozen=True)
-class Line:
-    name: str
-    unit: str
-    spread: dict[str, float]  # median, min and max of n repeated measurements
-    goal: str  # in words
-    comment: str
-
-    def cells(self) -> list[str]:
-        return [self.name, *(f"{x:.4g}" for x in self.spread.values()), self.unit, self.goal, self.comment]
 
 
 @dataclass
 class Measurements:
-    lines: list[Line] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)  # name, unit, spread, goal (in words), comment
 
     def add(self, name: str, values: Sequence[float]) -> None:
-        """Add a measurement of a kind of `KINDS`; after a comma the name may say more."""
+        """Add a repeated measurement of a kind of `KINDS`; after a comma the name may say more."""
         n, median, low, high = len(values), statistics.median(values), min(values), max(values)
         unit, goal, comment = KINDS[name.partition(",")[0]]
-        self.lines.append(Line(name, unit, {"median": median, "min": low, "max": high, "n": n}, goal, comment))
+        spread = {"median": median, "min": low, "max": high, "n": n}
+        self.lines.append({"name": name, "unit": unit, "spread": spread, "goal": goal, "comment": comment})
         say(f"{name}: {median:.4g} {unit} ({low:.4g} to {high:.4g}, n = {n})")
 
     def to_json(self, device: str) -> dict[str, Any]:
-        """Return the result that `--json` writes."""
-        spreads = {line.name: line.spread for line in self.lines}
-        by_runs = {name.split()[1]: spread for name, spread in spreads.items() if name.startswith(RESUME)}
-        return {name: spreads.get(name) for name in JSON_NAMES} | {
-            "resume_seconds": [*by_runs.values()][-1] | {"by_runs": by_runs} if by_runs else None,
-            "device": device,
-            "lines": [dataclasses.asdict(line) for line in self.lines],
-        }
+        """Return what `--json` writes. Names without a space are keys; null if not measured."""
+        spreads = {line["name"]: line["spread"] for line in self.lines}
+        by_name = {name: spreads.get(name) for name in KINDS if " " not in name}
+        return by_name | {"device": device, "lines": self.lines}
 
-    def to_csv(self) -> str:
-        table = pd.DataFrame([line.cells() for line in self.lines], columns=COLUMNS)
-        return table.to_csv(index=False, lineterminator="\n")
+    def rows(self) -> list[list[str]]:
+        """Return the texts of each line in the order of `COLUMNS`."""
+        return [
+            [line["name"], *(f"{x:.4g}" for x in line["spread"].values()), line["unit"], line["goal"], line["comment"]]
+            for line in self.lines
+        ]
 
     def print_table(self) -> None:
-        say("")
-        print_table(["", *COLUMNS[1:-1], ""], [line.cells() for line in self.lines])
+        print_table(["", *COLUMNS[1:-1], ""], self.rows())
 
-    def metrics(self) -> list[tuple[str, float, int]]:
-        """Return medians under names that MLflow accepts."""
-        return [(line.name.replace("%", "percent").replace(",", ""), line.spread["median"], 0) for line in self.lines]
+    def log(self, store: Store, params: dict[str, Any]) -> None:
+        """Log the medians as metrics, under names that MLflow accepts, and the table as `benchmark.csv`."""
+        run_id = store.start(
+            BENCHMARK, f"benchmark on {params['device']}", params=params, tags={"role": Role.BENCHMARK}
+        )
+        with store.ending(run_id):
+            medians = {line["name"]: line["spread"]["median"] for line in self.lines}
+            metrics = [(name.replace("%", "percent").replace(",", ""), median, 0) for name, median in medians.items()]
+            store.log(run_id, metrics=metrics)
+            table = pd.DataFrame(self.rows(), columns=COLUMNS)
+            store.log_text(run_id, "benchmark.csv", table.to_csv(index=False, lineterminator="\n"))
+        say(f"Logged as run {run_id} of experiment {BENCHMARK}")
+
+
+def describe(device: str) -> str:
+    """Name the processor and the version of torch."""
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)", cpus.read_text(), re.MULTILINE) if cpus.exists() else []
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else [*names, platform.machine()][0]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{device}: {name}, {available_cores()} cores, {capability}, torch {torch.__version__}"

@@ -1,7 +1,6 @@
-"""Tasks that the benchmark gives to its workers: `fit` of one network, a stack of networks, and a matrix product."""
+"""Tasks that the benchmark gives to its workers: the loop that people write in a notebook, `fit`, a matrix product."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,15 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
 
-from fmnist_transfer.data.examples import Half
-from fmnist_transfer.errors import UserError
+from fmnist_transfer.data.examples import PIXEL_MEAN, PIXEL_STD, Half, train_and_val_indices
+from fmnist_transfer.data.files import ensure_files
+from fmnist_transfer.errors import Interrupted, UserError
 from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.training.fit import Diverged, fit
+from fmnist_transfer.training.device import autocast
+from fmnist_transfer.training.fit import fit
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch
-from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.task import Report
 
@@ -34,7 +36,6 @@ class Workload:
     data_dir: Path  # of the images of `half`, for the notebook's loop
     precision: Precision = "float32"
     n_threads: int = 1  # of the notebook's loop
-    n_networks: int = 6  # of a stack; even
 
     def training(self, spec: CNN2Spec, recipe: Recipe) -> "Workload":
         """Return this workload with another network and two epochs of another recipe."""
@@ -43,14 +44,6 @@ class Workload:
     def first(self, n_train: int, n_val: int) -> "Workload":
         train, val = self.half.train.first(n_train), self.half.val.first(n_val)
         return dataclasses.replace(self, half=dataclasses.replace(self.half, train=train, val=val))
-
-
-class Fitted(NamedTuple):
-    """One `fit`: its epochs, start and end in seconds by a clock that all processes share."""
-
-    epochs: tuple[Epoch, ...]
-    start: float
-    end: float
 
 
 def results(workers: Workers, function: Any, work: Workload, seeds: Iterable[int]) -> list[Any]:
@@ -64,42 +57,26 @@ def results(workers: Workers, function: Any, work: Workload, seeds: Iterable[int
     return returned
 
 
-def images_per_s(work: Workload, epochs: Sequence[Epoch], n_skipped: int = 0) -> float:
-    """Training images per second, without the first `n_skipped` epochs if there are more: they allocate and record."""
-    counted, n_train = epochs[n_skipped:] or epochs, len(work.half.train)
+def images_per_s(work: Workload, epochs: Sequence[Epoch]) -> float:
+    """Training images per second, without evaluation."""
+    n_train = len(work.half.train)
     n_images = work.recipe.steps_per_epoch(n_train) * min(work.recipe.batch_size, n_train)
-    return len(counted) * n_images / sum(epoch.train_seconds for epoch in counted)
+    return len(epochs) * n_images / sum(epoch.train_seconds for epoch in epochs)
 
 
-def fit_once(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> Fitted:
-    start, half, streams = time.monotonic(), work.half.to(work.device), Streams(seed)
+def fit_once(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> tuple[Epoch, ...]:
+    half, streams = work.half.to(work.device), Streams(seed)
     network = fresh_network(work.spec, streams).to(work.device)
     options: dict[str, Any] = {"precision": work.precision, "should_stop": should_stop}
-    history = fit(network, half.train, half.val, work.recipe, streams, **options)
-    return Fitted(history.epochs, start, time.monotonic())
-
-
-def fit_stack(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
-    """Measure images per second of networks as one computation, two to a replicate, without the first epoch."""
-    half, groups = work.half.to(work.device), []
-    for replicate in range(work.n_networks // 2):
-        networks = [fresh_network(work.spec, Streams(seed + i, replicate)).to(work.device) for i in range(2)]
-        groups.append(Group(tuple(networks), half.train, Streams(seed, replicate)))
-    options: dict[str, Any] = {"precision": work.precision, "should_stop": should_stop}
-    rates = []
-    for history, _ in fit_stacked(groups, half.val, work.recipe, **options):
-        if isinstance(history, Diverged):
-            raise history
-        rates.append(images_per_s(work, history.epochs, 1))  # seconds are one network's share
-    return statistics.mean(rates)
+    return fit(network, half.train, half.val, work.recipe, streams, **options).epochs
 
 
 def matrix_product(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> float:
     """Measure GFLOP/s of a square matrix product in the precision of `work` for half a second."""
     device = torch.device(work.device)
     side, dtype = 8_192 if device.type == "cuda" else 1_024, torch.bfloat16 if work.precision == "bf16" else None
-    generators = (Streams(seed + i).generator("batches") for i in range(2))
-    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for generator in generators)
+    generator = Streams(seed).generator("batches")
+    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     out = a @ b
     synchronise = torch.accelerator.synchronize if device.type != "cpu" else time.perf_counter
     synchronise()
@@ -109,3 +86,66 @@ def matrix_product(work: Workload, seed: int, report: Report, should_stop: Shoul
         synchronise()
         n += 1
     return 2 * side**3 * n / (time.perf_counter() - start) / 1e9
+
+
+class NotebookEpoch(NamedTuple):
+    train_seconds: float
+    val_seconds: float
+    val_accuracy: float
+
+
+def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[NotebookEpoch]:
+    """Train as `fit`, without augmentation and `prepare_process`; the precision holds in evaluation too."""
+    torch.set_num_threads(work.n_threads)
+    recipe, device = work.recipe, torch.device(work.device)
+    train, val = notebook_data(work)
+    torch.manual_seed(seed)
+    network = fresh_network(work.spec, Streams(seed)).to(memory_format=torch.contiguous_format).to(device)
+    train_loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True)
+    val_loader = DataLoader(val, batch_size=recipe.batch_size)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer = kind(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    n_steps = recipe.epochs * len(train_loader)
+    factors = [recipe.learning_rate_at(step, n_steps) / recipe.learning_rate for step in range(n_steps)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, n_steps - 1)])
+    epochs: list[NotebookEpoch] = []
+    for _ in range(recipe.epochs):
+        start = time.perf_counter()
+        network.train()
+        running_loss = 0.0
+        for batch in train_loader:
+            images, labels = (tensor.to(device) for tensor in batch)
+            optimizer.zero_grad()
+            with autocast(work.precision, device):
+                loss = F.cross_entropy(network(images), labels)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            running_loss += loss.item()
+        trained = time.perf_counter()
+        network.eval()
+        val_loss, n_correct = 0.0, 0
+        with torch.no_grad(), autocast(work.precision, device):
+            for batch in val_loader:
+                images, labels = (tensor.to(device) for tensor in batch)
+                logits = network(images)
+                val_loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                n_correct += int((logits.argmax(1) == labels).sum().item())
+        epochs.append(NotebookEpoch(trained - start, time.perf_counter() - trained, n_correct / len(work.half.val)))
+        if should_stop():
+            raise Interrupted(STOPPED)
+    return epochs
+
+
+def notebook_data(work: Workload) -> tuple[Subset[Any], Subset[Any]]:
+    """Return training and validation pairs of an image [1, 28, 28] and its label, split as by `load_half`."""
+    from torchvision import transforms
+    from torchvision.datasets import FashionMNIST
+
+    ensure_files(work.data_dir)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((PIXEL_MEAN,), (PIXEL_STD,))])
+    classes = work.half.classes
+    images = FashionMNIST(str(work.data_dir), train=True, transform=transform, target_transform=classes.index)
+    train, val = train_and_val_indices(images.targets.numpy(), classes)
+    n_train, n_val = len(work.half.train), len(work.half.val)
+    return Subset(images, train[:n_train].tolist()), Subset(images, val[:n_val].tolist())

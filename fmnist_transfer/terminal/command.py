@@ -15,8 +15,8 @@ STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requ
 S = TypeVar("S")
 
 
-def run_command(settings_type: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None) -> int:
-    """Parse `args` (None: the command line) into a dataclass; return the exit status of `main` or of its UserError.
+def run_command(flags: type[S], main: Callable[[S], int], module: str, args: Sequence[str] | None = None) -> int:
+    """Parse `args` (default: the command line) into a dataclass; return the exit status of `main` or its UserError.
 
     Fields are the flags, docstrings the help. `__post_init__` raises UsageError for bad values.
     """
@@ -26,7 +26,7 @@ def run_command(settings_type: type[S], main: Callable[[S], int], module: str, a
 
     command = ["python", "-m", module, *(sys.argv[1:] if args is None else args)]
     try:
-        settings = tyro.cli(settings_type, prog=f"python -m {module}", args=args)
+        settings = tyro.cli(flags, prog=f"python -m {module}", args=args)
         set_environment()
         return main(settings)
     except UserError as error:

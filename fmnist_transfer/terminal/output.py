@@ -80,10 +80,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             temporary = Path(folder) / path.name
-            with temporary.open("w") as stream:
-                stream.write(json.dumps(finite, indent=2) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            temporary.write_text(json.dumps(finite, indent=2) + "\n")
             temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{write_problem(path, error)}; the runs themselves are in the store") from error

@@ -1,6 +1,5 @@
-"""Side effects of commands on their process: streams, limits, warnings, and the environment of libraries."""
+"""Side effects of commands on their process: streams, warnings, and the environment of libraries."""
 
-import contextlib
 import io
 import logging
 import os
@@ -9,10 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from fmnist_transfer.errors import UsageError
-
 FEWEST_COLUMNS = 40  # help for a few columns takes for ever to lay out
-OWN_FILES, FILES_PER_WORKER = 64, 32  # with room to spare: a driver of two workers had 100 open, of four 157
 
 
 def prepare_command() -> None:
@@ -20,7 +16,6 @@ def prepare_command() -> None:
     _fill_standard_streams()
     if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
         os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
-    _allow_many_files()
     logging.disable(logging.ERROR)  # the command itself says what a user needs to know of these
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -42,35 +37,16 @@ def set_environment() -> None:
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 
-def check_open_files(n_workers: int) -> None:
-    """Raise UsageError if the workers need more open files than this process may have."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], OWN_FILES + FILES_PER_WORKER * n_workers
-        if n_workers > 1 and resource.RLIM_INFINITY != limit < needed:
-            raise UsageError(
-                f"{n_workers} workers need {needed} open files, and {limit} are allowed: allow more by ulimit -n "
-                f"{needed}, or use --workers {max(1, (limit - OWN_FILES) // FILES_PER_WORKER)}"
-            )
-
-
 def _fill_standard_streams() -> None:
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # closed: else the next file that is opened, a database perhaps, would be written to
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout, sys.stderr = _lasting(1, sys.stdout), _lasting(2, sys.stderr)
-
-
-def _lasting(number: int, present: Any) -> io.TextIOWrapper:
-    if present:
-        with contextlib.suppress(OSError):
-            present.flush()
-    encoding = getattr(present, "encoding", None) or "utf-8"
-    binary = io.BufferedWriter(_LastingFile(number, "w", closefd=False))
-    return io.TextIOWrapper(binary, encoding, errors="backslashreplace", line_buffering=True)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        binary = io.BufferedWriter(_LastingFile(number, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(binary, encoding, errors="backslashreplace", line_buffering=True))
 
 
 class _LastingFile(io.FileIO):
@@ -84,18 +60,3 @@ class _LastingFile(io.FileIO):
             os.dup2(null, self.fileno())
             os.close(null)
             return len(content)
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit on open files, as far as the hard limit allows."""
-    with contextlib.suppress(ImportError):  # Windows has no such limit
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for many in (65_536, 10_240):  # macOS grants no more than the second
-            wanted = many if hard == resource.RLIM_INFINITY else min(many, hard)
-            if soft in (resource.RLIM_INFINITY, wanted) or soft > wanted:
-                return
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-                return

@@ -12,10 +12,9 @@ LINE_SECONDS = 30.0  # minimum between two plain lines
 
 
 class Progress:
-    """Shows the progress of `total` tasks in a `with` block: a bar on a terminal, else plain lines.
+    """Shows finished tasks, elapsed time, time left by work done, and the latest note: a bar on a terminal, else lines.
 
-    Both give finished tasks, elapsed time, the time left by work done, and the latest note. `sizes`: work of each task
-    in any unit, if not equal.
+    `sizes`: work of each task in any unit, if not equal.
     """
 
     def __init__(

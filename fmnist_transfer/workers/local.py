@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
@@ -13,11 +14,23 @@ from fmnist_transfer.errors import UsageError
 from fmnist_transfer.workers.stop import SIGNALS
 from fmnist_transfer.workers.task import POLL_SECONDS, Job, Pool, Worker, attempt
 
+OWN_FILES, FILES_PER_WORKER = 64, 32  # with room to spare: a driver of two workers had 100 open, of four 157
+
 
 class ProcessPool(Pool):
+    """`n` processes. Raises the limit on open files as they need, or UsageError if that is not allowed."""
+
     def __init__(self, n: int, prepare: bool):
         self.workers: list[_Process] = []
         self._n, self._prepare = n, prepare
+        needed = OWN_FILES + FILES_PER_WORKER * n
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            if resource.RLIM_INFINITY != soft < needed:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError) as error:  # above the hard limit
+            remedy = f"allow more by ulimit -n {needed}, or use fewer --workers"
+            raise UsageError(f"{n} workers need {needed} open files, and {hard} are allowed: {remedy}") from error
         self.idle()
 
     def idle(self) -> list["_Process"]:
@@ -36,12 +49,6 @@ class ProcessPool(Pool):
                 worker.cancel()
             elif worker.task is not None:
                 worker.process.kill()
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-        for worker in self.workers:
-            worker.process.join()
 
 
 class _Process(Worker):
@@ -76,13 +83,13 @@ class _Process(Worker):
     def kill(self) -> None:
         self.connection.close()
         self.process.kill()
+        self.process.join()
 
     def message(self) -> tuple[str, Any]:
         try:
             return cast(tuple[str, Any], self.connection.recv())
         except (EOFError, OSError):  # it died, perhaps while sending
             self.kill()  # in case only the pipe failed
-            self.process.join()
         status = self.process.exitcode or 0
         memory = ", perhaps out of memory" * (status == -signal.SIGKILL)
         return "died", f"exit status {status}" if status >= 0 else f"signal {-status}{memory}"

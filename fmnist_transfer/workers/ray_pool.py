@@ -1,7 +1,4 @@
-"""Workers on a Ray cluster: one actor per CPU or share of a GPU.
-
-Ray places the actors and transports data; it retries and restarts nothing. Nodes that join later are used.
-"""
+"""Workers on a Ray cluster, one actor per CPU or share of a GPU. Ray itself retries and restarts nothing."""
 
 import contextlib
 import logging
@@ -11,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -25,7 +22,7 @@ LOOK_SECONDS = 2.0  # between checks of the cluster for room
 
 
 class RayPool(Pool):
-    """At most `n` actors, as many as the cluster has room for at the moment.
+    """At most `n` actors, as many as the cluster has room for at the moment; nodes that join later are used.
 
     Raises UsageError if the cluster cannot be reached, if no node has the resources of a task, or, from `idle`, for an
     actor on a node that lacks bf16 on the kind of device `bf16_on`: results must not depend on the node.
@@ -34,34 +31,34 @@ class RayPool(Pool):
     def __init__(self, n: int, gpus_per_task: float, bf16_on: str | None = None):
         self.workers: list[_Actor] = []
         self._n, self._gpus, self._bf16_on = n, gpus_per_task, bf16_on
-        self._has_warned = False
         self._is_ours = not ray.is_initialized()  # else a program's, which stays connected
         if self._is_ours:
             _connect()
         remote = cast(Any, ray.remote)(concurrency_groups={"mail": 2})  # `message` and `cancel`, while it works
         options = {"num_cpus": 1, "num_gpus": gpus_per_task, "max_restarts": 0, "max_task_retries": 0}
         self._make = remote(RayActor).options(**options)
-        if not (room := self._room()):
-            nodes = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, cpu, gpu in _nodes()) or "no node is alive"
+        nodes = self._fill()
+        if not self._room:
+            listed = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, cpu, gpu in nodes) or "no node is alive"
             needs = f"1 CPU and {gpus_per_task:g} GPU" if gpus_per_task else "1 CPU"
-            if self._is_ours:
-                ray.shutdown()
-            raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({nodes})")
-        say(f"Ray: room for {room} tasks at once on {len(_nodes())} nodes")
-        self._fill()
+            self.close()
+            raise UsageError(f"--engine ray: a task needs {needs}, which no node of the cluster has ({listed})")
+        say(f"Ray: room for {self._room} tasks at once on {len(nodes)} nodes")
 
     def idle(self) -> list["_Actor"]:
-        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
-            self._fill()
         idle = {worker.started: worker for worker in self.workers if worker.task is None}
         started, _ = ray.wait(list(idle), num_returns=max(1, len(idle)), timeout=0)  # or died: `message` reports that
         for reference in started:
-            if (place := idle[reference].place()) and place.lacks_bf16:
-                raise UsageError(
-                    f"--engine ray: node {place.host} has no bf16 ({place.lacks_bf16}), in which this command trains; "
-                    "use --precision float32, or a cluster without that node"
-                )
-        return [idle[reference] for reference in started]
+            with contextlib.suppress(RayError):
+                idle[reference].node, problem = ray.get(reference)
+                if problem:
+                    raise UsageError(f"--engine ray: {problem}; use --precision float32, or leave that node out")
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            had_room = self._room
+            self._fill()
+            if had_room and not self._room:
+                warn("the Ray cluster has no room for a task any more. Waiting for a node")
+        return [worker for worker in self.workers if worker.task is None and worker.started in started]
 
     def wait(self, busy: Sequence[Any]) -> list["_Actor"]:
         by_mail = {worker.mail: worker for worker in busy}
@@ -72,44 +69,24 @@ class RayPool(Pool):
         ready, _ = ray.wait(list(by_mail), num_returns=len(by_mail), timeout=0)
         return [by_mail[mail] for mail in ready]
 
-    def stop_tasks(self) -> None:
-        for worker in self.workers:
-            worker.cancel()
-
     def close(self) -> None:
-        for worker in self.workers:
-            worker.kill()
+        super().close()
         if self._is_ours:
             ray.shutdown()
 
-    def _fill(self) -> None:
-        """Forget idle actors of lost nodes, and start actors if there is room."""
+    def _fill(self) -> list[tuple[str, float, float]]:
+        """Forget idle actors of lost nodes and start actors if there is room. Returns host, CPUs and GPUs per node."""
         self._looked_at = time.monotonic()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self.workers = [
-            worker
-            for worker in self.workers
-            if worker.task is not None or (place := worker.place()) is None or place.node in alive
-        ]
-        room = self._room()
-        if not room and not self._has_warned:
-            warn("the Ray cluster has no room for a task any more. Waiting for a node")
-        self._has_warned = not room
-        while len(self.workers) < min(self._n, room):
+        alive = {
+            node["NodeID"]: (node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+        }
+        nodes = [(host, resources.get("CPU", 0), resources.get("GPU", 0)) for host, resources in alive.values()]
+        share = self._gpus  # the room is that of a cluster which nobody else uses
+        self._room = sum(int(min(cpu, gpu / share + 1e-9) if share else cpu) for _, cpu, gpu in nodes)
+        self.workers = [worker for worker in self.workers if worker.task is not None or worker.node in ("", *alive)]
+        while len(self.workers) < min(self._n, self._room):
             self.workers.append(_Actor(self._make.remote(), self._bf16_on))
-
-    def _room(self) -> int:
-        """Return the number of tasks that the nodes can hold at once if nobody else uses them."""
-        share = self._gpus
-        return sum(int(min(cpu, gpu / share + 1e-9) if share else cpu) for _, cpu, gpu in _nodes())
-
-
-class Place(NamedTuple):
-    """The node of an actor."""
-
-    node: str  # its id
-    host: str
-    lacks_bf16: str  # what shows that its device has none, if it needs some; else empty
+        return nodes
 
 
 class _Actor(Worker):
@@ -118,14 +95,9 @@ class _Actor(Worker):
     def __init__(self, handle: Any, bf16_on: str | None):
         self.mail: Any = None
         self.started = handle.place.remote(bf16_on)
+        self.node = ""  # its id; empty while the actor is not known to have started
         self._handle = handle
         self._number = 0  # number of the current task, for `cancel`
-
-    def place(self) -> Place | None:
-        """Return the actor's node; None if the actor has not started, or died at its start."""
-        with contextlib.suppress(RayError):
-            return Place(*ray.get(self.started)) if ray.wait([self.started], timeout=0)[0] else None
-        return None
 
     def send(self, job: Job, task: Any) -> None:
         self._number += 1
@@ -165,13 +137,13 @@ class RayActor:
         self._job: Any = None
         self._shared: Any = None
 
-    def place(self, bf16_on: str | None) -> Place:
-        """Return the actor's node, once the actor has started. `bf16_on`: kind of device that needs bf16."""
+    def place(self, bf16_on: str | None) -> tuple[str, str]:
+        """Return the id of the actor's node; and, if that lacks bf16 on the kind of device `bf16_on`, a message."""
         from fmnist_transfer.training.device import bf16_support
 
         is_supported, reason = bf16_support(bf16_on) if bf16_on else (True, "")
-        node = str(ray.get_runtime_context().get_node_id())
-        return Place(node, socket.gethostname(), "" if is_supported else reason)
+        problem = "" if is_supported else f"node {socket.gethostname()} has no bf16, to train in ({reason})"
+        return str(ray.get_runtime_context().get_node_id()), problem
 
     def work(self, number: int, shared: list[Any], task: Any) -> None:
         """Run the task `number`; its start, reports and outcome become messages. `shared` holds one reference."""
@@ -216,9 +188,3 @@ def _connect() -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # ray.init replaces the handler of SIGTERM
-
-
-def _nodes() -> list[tuple[str, float, float]]:
-    """Return host, CPUs and GPUs of each node that is alive."""
-    nodes = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return [(host, resources.get("CPU", 0), resources.get("GPU", 0)) for host, resources in nodes]

@@ -6,6 +6,7 @@ task is retried once on another worker; a death before the task began does not c
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from fmnist_transfer.errors import UsageError
@@ -18,40 +19,31 @@ if TYPE_CHECKING:
 MOST_UNUSED = 3  # dead workers in a row that never began a task, after which `run` gives up
 
 
+@dataclass(eq=False)
 class Workers:
-    """`n` processes (on a cluster at most) that run tasks until the `with` block ends.
+    """Processes that run tasks until the `with` block ends. A single local worker is this process, unless `apart`."""
 
-    A single local worker is this process itself, unless it is to be `apart`. `prepare`: prepare local worker processes
-    for training (`device.prepare_process`). `bf16_on`: kind of device that must have bf16 on a cluster.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        stop: StopSignal,
-        *,
-        apart: bool = False,
-        prepare: bool = True,
-        engine: Engine = "local",
-        gpus_per_task: float = 0.0,
-        bf16_on: str | None = None,
-    ):
-        self.n, self.stop, self.engine = n, stop, engine
-        self._prepare, self._gpus_per_task, self._bf16_on = prepare, gpus_per_task, bf16_on
-        self._apart = apart or n > 1 or engine != "local"
-        self._pool: Pool | None = None
-        self._busy: list[Worker] = []
-        self._is_cancelled = False  # the task that runs in this process
+    n: int  # of workers; on a cluster at most
+    stop: StopSignal
+    _: KW_ONLY
+    apart: bool = False
+    prepare: bool = True  # prepare local processes for training (`device.prepare_process`)
+    engine: Engine = "local"
+    gpus_per_task: float = 0.0
+    bf16_on: str | None = None  # kind of device that must have bf16 on a cluster
+    _pool: Pool | None = field(default=None, init=False)
+    _busy: list[Worker] = field(default_factory=list, init=False)
+    _is_cancelled: bool = field(default=False, init=False)  # the task that runs in this process
 
     def __enter__(self) -> "Workers":
         if self.engine == "ray":
             from fmnist_transfer.workers.ray_pool import RayPool
 
-            self._pool = RayPool(self.n, self._gpus_per_task, self._bf16_on)
-        elif self._apart:
+            self._pool = RayPool(self.n, self.gpus_per_task, self.bf16_on)
+        elif self.apart or self.n > 1:
             from fmnist_transfer.workers.local import ProcessPool
 
-            self._pool = ProcessPool(self.n, self._prepare)
+            self._pool = ProcessPool(self.n, self.prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,14 +52,12 @@ class Workers:
 
     def share(self, half: "Half") -> "Half":
         """Return `half`, moved to shared memory for local worker processes. Raises UsageError if that is too small."""
-        if self._apart and self.engine == "local":
+        if self._pool and self.engine == "local":
             try:
                 half.share_memory()
             except RuntimeError as error:
-                raise UsageError(
-                    f"workers need shared memory: {error}. A container gets more by docker run --shm-size=1g; on the "
-                    "CPU --workers 1 needs none"
-                ) from error
+                remedy = "A container gets more by docker run --shm-size=1g; on the CPU --workers 1 needs none"
+                raise UsageError(f"workers need shared memory: {error}. {remedy}") from error
         return half
 
     def run(
@@ -77,21 +67,15 @@ class Workers:
         tasks: Iterable[Task],
         *,
         on_report: Callable[[Task, Any], None] = lambda task, report: None,
-        on_start: Callable[[Task], None] = lambda task: None,
         on_lost: Callable[[Task, str], None] = lambda task, reason: None,
     ) -> Iterator[Outcome[Task, Any]]:
         """Yield the outcome of each task as it finishes. After a signal no task starts; running ones are interrupted.
 
         A worker calls function(shared, task, report, should_stop). The next task is taken when a worker is free, so it
-        may depend on earlier outcomes. In this process, `on_start` gets each task once, `on_report` what it passes to
-        `report` (and may `cancel` it), and `on_lost` why its worker died if it is to be retried.
+        may depend on earlier outcomes. In this process, `on_report` gets a task and what it passes to `report` (and may
+        `cancel` it), and `on_lost` why its worker died if it is to be retried.
         """
-
-        def started(task: Task) -> Task:
-            on_start(task)
-            return task
-
-        job, todo = Job(function, shared, on_report, on_lost), map(started, tasks)
+        job, todo = Job(function, shared, on_report, on_lost), iter(tasks)
         return self._run_on(self._pool, job, todo) if self._pool else self._run_here(job, todo)
 
     def cancel(self, task: Any) -> None:
@@ -125,16 +109,14 @@ class Workers:
                 if task is None:
                     has_more = False
                 else:
-                    self._hand_out(idle[0], job, task)
+                    worker = idle[0]
+                    worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
+                    worker.send(job, task)
+                    self._busy.append(worker)
                 continue  # fill every idle worker before waiting
             for worker in pool.wait(self._busy):
                 if outcome := self._receive(pool, worker, job):
                     yield outcome
-
-    def _hand_out(self, worker: Worker, job: Job, task: Any) -> None:
-        worker.task, worker.is_at_work, worker.is_cancelled = task, False, False
-        worker.send(job, task)
-        self._busy.append(worker)
 
     def _receive(self, pool: Pool, worker: Worker, job: Job) -> Outcome[Any, Any] | None:
         """Handle the worker's message. Returns the outcome of its task once the task has ended."""
@@ -157,21 +139,16 @@ class Workers:
         task = worker.task
         if worker.is_cancelled or self.stop.is_set():  # it was to end in any case
             return Outcome(task, "interrupted", reason=reason)
-        if not worker.is_at_work:
-            job.lost_early.append(task)
-            if job.has_begun and job.lost_early.count(task) >= MOST_UNUSED:  # it cannot be unpickled, for example
-                return Outcome(task, "failed", reason=f"{reason}, {MOST_UNUSED} times before the task began")
+        job.deaths[task, worker.is_at_work] += 1
+        if job.deaths[task, True] == 2:
+            return Outcome(task, "failed", reason=f"{reason}, twice")
+        if job.has_begun and job.deaths[task, False] >= MOST_UNUSED:  # it cannot be unpickled, for example
+            return Outcome(task, "failed", reason=f"{reason}, {MOST_UNUSED} times before the task began")
         job.n_unused += not worker.has_worked
         if job.n_unused >= MOST_UNUSED:
-            raise UsageError(
-                f"{MOST_UNUSED} workers in a row ended before their first task: {reason}. Their own lines above say "
-                "why; a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no other "
-                "process"
-            )
-        if worker.is_at_work:  # else the task cannot be the cause
-            if task in job.lost_at_work:
-                return Outcome(task, "failed", reason=f"{reason}, twice")
-            job.lost_at_work.append(task)
+            remedy = "a program needs `if __name__ == '__main__':` in a file. On the CPU --workers 1 needs no process"
+            problem = f"{MOST_UNUSED} workers in a row ended before their first task: {reason}"
+            raise UsageError(f"{problem}. Their own lines above say why; {remedy}")
         job.on_lost(task, reason)
         job.lost.append(task)
         return None

@@ -16,7 +16,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._is_set = False
+        self.outage: StoreError | None = None  # the first one that `held` suppressed
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -35,38 +35,21 @@ class StopSignal:
         if self.number is not None:
             os._exit(Interrupted("", number).exit_status)
         self.number = number
-        self.halt()
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 
-    def halt(self) -> None:
-        self._is_set = True
-
     def is_set(self) -> bool:
-        return self._is_set
+        return self.number is not None or self.outage is not None
 
     def raise_if_set(self, message: str) -> None:
         """Raise Interrupted with the signal's exit status if a signal came."""
         if self.number is not None:
             raise Interrupted(message, self.number)
 
-
-class Outage:
-    """Stops the tasks at the first StoreError and raises it after they have ended."""
-
-    def __init__(self, stop: StopSignal):
-        self._stop = stop
-        self._error: StoreError | None = None
-
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Suppress a StoreError of the block, keep the first one, and stop the tasks."""
+        """Suppress a StoreError of the block and stop the tasks; the caller raises `outage` after they have ended."""
         try:
             yield
         except StoreError as error:
-            self._error = self._error or error
-            self._stop.halt()
-
-    def raise_if_any(self) -> None:
-        if self._error is not None:
-            raise self._error
+            self.outage = self.outage or error

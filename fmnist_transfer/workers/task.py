@@ -1,6 +1,7 @@
 """Outcome of a task, interface of an engine, and `attempt`, which runs a task."""
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -37,15 +38,14 @@ class Job:
     on_report: Callable[[Any, Any], None]
     on_lost: Callable[[Any, str], None]
     lost: list[Any] = field(default_factory=list)  # tasks to be retried
-    lost_at_work: list[Any] = field(default_factory=list)  # tasks that were running when a worker died
-    lost_early: list[Any] = field(default_factory=list)  # tasks whose worker died before it began them
+    deaths: Counter[Any] = field(default_factory=Counter)  # (task, whether it had begun) -> workers that died of it
     has_begun: bool = False  # any task
     n_unused: int = 0  # dead workers in a row that never began a task
     reference: Any = None  # an engine's, to function and shared data
 
 
 class Worker(Protocol):
-    """A process that runs one task at a time. `Workers` sets the fields, an engine implements the methods."""
+    """A process that runs one task at a time. `Workers` sets the fields; an engine implements the methods."""
 
     task: Any = None  # None while idle
     is_at_work: bool = False  # the present task has begun
@@ -54,6 +54,7 @@ class Worker(Protocol):
 
     def send(self, job: Job, task: Any) -> None: ...  # the worker begins the task
     def cancel(self) -> None: ...  # tell the present task to stop; later ones are unaffected
+    def kill(self) -> None: ...
     def message(self) -> tuple[str, Any]:
         """Receive ("begun", None), ("report", news), ("outcome", outcome) or, from a dead worker, ("died", cause)."""
 
@@ -69,8 +70,13 @@ class Pool(Protocol):
     def wait(self, busy: Sequence[Any]) -> Sequence[Worker]:
         """Wait up to about `POLL_SECONDS`; return the busy workers that have a message."""
 
-    def stop_tasks(self) -> None: ...
-    def close(self) -> None: ...  # end all workers at once
+    def stop_tasks(self) -> None:
+        for worker in self.workers:
+            worker.cancel()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
 
 
 def attempt(

@@ -1,14 +1,16 @@
 """The flags that commands share: their order, what is refused, and the workers that they give."""
 
 import dataclasses
+import multiprocessing
 from typing import Any
 
 import pytest
 
 from fmnist_transfer.benchmark.__main__ import BenchmarkFlags, BenchmarkSettings
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.flags import TrainingFlags, count_workers, parse_workers
+from fmnist_transfer.flags import TrainingFlags, count_workers, workers_for
 from fmnist_transfer.workers.run import available_cores
+from fmnist_transfer.workers.stop import StopSignal
 from sweeps.settings import TransferFlags, TransferSettings
 from tuning.settings import SearchFlags, SearchSettings
 
@@ -44,7 +46,7 @@ def test_each_group_checks_its_own_flags_in_every_command(settings: Any, flag: s
 
 def test_the_ends_of_what_is_allowed() -> None:
     settings = SearchSettings(store_timeout=0.0, workers="10000", seed=0)
-    assert (settings.store_timeout, parse_workers(settings.workers), settings.seed) == (0.0, 10_000, 0)
+    assert (settings.store_timeout, settings.workers, settings.seed) == (0.0, "10000", 0)
     with pytest.raises(UsageError, match="--seed -1"):
         SearchSettings(seed=-1)
 
@@ -52,7 +54,7 @@ def test_the_ends_of_what_is_allowed() -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
 def test_bad_number_of_workers(text: str) -> None:
     with pytest.raises(UsageError, match=f"--workers {text}"):
-        parse_workers(text)
+        SearchSettings(workers=text)
 
 
 def test_workers_are_as_many_as_cores_and_tasks_allow() -> None:
@@ -61,3 +63,8 @@ def test_workers_are_as_many_as_cores_and_tasks_allow() -> None:
     assert count_workers("3", "cuda", 1_000) == 3
     assert count_workers("3", "cpu", 2) == 2
     assert count_workers("auto", "cpu", 0) == 1
+
+
+def test_a_dry_run_starts_no_process() -> None:
+    with StopSignal() as stop, workers_for(SearchSettings(dry_run=True, workers="3"), "cpu", 9, stop) as workers:
+        assert (workers.n, multiprocessing.active_children()) == (1, [])

@@ -11,18 +11,22 @@ import torch
 from fmnist_transfer.benchmark import loop, tasks
 from fmnist_transfer.benchmark.loop import Contenders, seconds_to_goal
 from fmnist_transfer.benchmark.measurements import Measurements
-from fmnist_transfer.benchmark.notebook import NotebookEpoch, notebook_data, run_notebook
-from fmnist_transfer.benchmark.tasks import Fitted, Workload, fit_once, fit_stack, images_per_s, matrix_product
+from fmnist_transfer.benchmark.tasks import (
+    NotebookEpoch,
+    Workload,
+    fit_once,
+    images_per_s,
+    matrix_product,
+    notebook_data,
+    run_notebook,
+)
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import UserError
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spec
 from fmnist_transfer.network.cost import training_mflops
-from fmnist_transfer.network.weights import State, weights_digest
 from fmnist_transfer.training.augmentation import normalise
-from fmnist_transfer.training.fit import Diverged
 from fmnist_transfer.training.recipe import Recipe
-from fmnist_transfer.training.score import Epoch, History
-from fmnist_transfer.training.stacked import Group
+from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
 
@@ -52,8 +56,7 @@ def test_a_round_by_hand(work: Workload, monkeypatch: pytest.MonkeyPatch) -> Non
         if function is matrix_product:
             return [8.0 * factor for _ in seeds]
         n_images, rate = work.recipe.steps_per_epoch(250) * work.recipe.batch_size, 100.0 * factor
-        epochs = (epoch(1, n_images / rate, 0.8),)
-        return [Fitted(epochs, 10.0, 14.0 if len(seeds) == 1 else 15.0) for _ in seeds]
+        return [(epoch(1, n_images / rate, 0.8),) for _ in seeds]
 
     monkeypatch.setattr(loop, "results", results)
     two: Any = SimpleNamespace(n=2)
@@ -64,7 +67,7 @@ def test_a_round_by_hand(work: Workload, monkeypatch: pytest.MonkeyPatch) -> Non
     assert values["ours_images_per_s, one worker"] == pytest.approx(200)
     assert values["ours_images_per_s"] == pytest.approx(400)
     assert values["ratio_vs_naive"] == pytest.approx(400 / 160)
-    assert values["worker_scaling"] == 2 * 4 / 5
+    assert values["worker_scaling"] == pytest.approx(2)
     assert values["fraction_of_limit"] == pytest.approx(400 * training_mflops(SPEC) / 32_000)
     assert values["default_images_per_s"] == pytest.approx(400)
     assert values["reference_images_per_s"] == pytest.approx(400 * 250 / 256)  # one batch of all 250 images
@@ -89,7 +92,7 @@ def test_both_loops_and_the_limit_are_measured(work: Workload, monkeypatch: pyte
     measured = Measurements()
     with StopSignal() as stop, Workers(1, stop) as workers:
         Contenders(workers, workers, measured).measure_loop(work, n_rounds=2)
-    spreads = {line.name: line.spread for line in measured.lines}
+    spreads = {line["name"]: line["spread"] for line in measured.lines}
     assert {spread["n"] for spread in spreads.values()} == {2}
     naive, ours, alone = (
         spreads[name] for name in ("naive_images_per_s", "ours_images_per_s", "ours_images_per_s, one worker")
@@ -101,49 +104,8 @@ def test_both_loops_and_the_limit_are_measured(work: Workload, monkeypatch: pyte
 
 
 def test_evaluation_counts_in_the_time_of_a_fit_and_not_in_its_images_per_second(work: Workload) -> None:
-    fitted = fit_once(work, 0, lambda news: None, lambda: False)
-    assert 14 * 32 / (fitted.end - fitted.start) < images_per_s(work, fitted.epochs)
-
-
-def test_rates_leave_the_first_epoch_out(work: Workload) -> None:
-    epochs = (epoch(1, 100.0), epoch(2, 2.0))
-    assert images_per_s(work, epochs, 1) == pytest.approx(7 * 32 / 2)
-    assert images_per_s(work, epochs) == pytest.approx(14 * 32 / 102)
-
-
-def test_a_stack_is_three_replicates_of_two_networks(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rate is the mean of six networks' shares; one that diverges is an error."""
-    seen: list[Group] = []
-    outcomes: list[History | Diverged] = [History((epoch(1, 100.0), epoch(2, k)), 1, {}) for k in (1.0, 2.0) * 3]
-
-    def fit_stacked(groups: list[Group], *arguments: Any, **options: Any) -> list[tuple[History | Diverged, State]]:
-        seen[:] = groups
-        return [(outcome, {}) for outcome in outcomes]
-
-    monkeypatch.setattr(tasks, "fit_stacked", fit_stacked)
-    assert fit_stack(work, 0, lambda news: None, lambda: False) == pytest.approx(7 * 32 * (1 / 1 + 1 / 2) / 2)
-    assert [len(group.networks) for group in seen] == [2, 2, 2]
-    assert len({weights_digest(network.state_dict()) for group in seen for network in group.networks}) == 6
-    assert len({group.streams for group in seen}) == 3
-    outcomes[3] = Diverged("loss is nan")
-    with pytest.raises(Diverged):
-        fit_stack(work, 0, lambda news: None, lambda: False)
-
-
-def test_the_speedup_of_a_stack_is_that_of_its_images_per_second(
-    work: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def results(workers: Any, function: Any, work: Workload, seeds: list[int]) -> list[Any]:
-        n_images = work.recipe.steps_per_epoch(250) * work.recipe.batch_size
-        if function is fit_once:
-            return [Fitted((epoch(1, 99.0), epoch(2, n_images / 100)), 0.0, 1.0)]
-        return [[150.0, 250.0, 500.0][seeds[0]]]
-
-    monkeypatch.setattr(loop, "results", results)
-    measured = Measurements()
-    Contenders(IDLE, IDLE, measured).measure_stack(work)
-    (line,) = measured.lines
-    assert list(line.spread.values()) == pytest.approx([2.5, 1.5, 5.0, 3])
+    epochs = fit_once(work, 0, lambda news: None, lambda: False)
+    assert 14 * 32 / sum(epoch.seconds for epoch in epochs) < images_per_s(work, epochs)
 
 
 def test_the_time_to_the_goal_ends_with_the_epoch_that_reaches_it() -> None:
@@ -160,7 +122,7 @@ def test_the_notebooks_time_to_the_goal_is_extrapolated_from_its_last_epoch(
 
     def results(workers: Any, function: Any, work: Workload, seeds: list[int]) -> list[Any]:
         if function is fit_once:
-            return [Fitted((epoch(1, 3.0, 0.99),), 0.0, 1.0)]
+            return [(epoch(1, 3.0, 0.99),)]
         assert (len(work.half.train), len(work.half.val), work.recipe.epochs) == (25, 10, 2)
         return [[NotebookEpoch(100.0, 100.0, 0.5), NotebookEpoch(0.5, 0.2, 0.6)]]
 
@@ -168,7 +130,7 @@ def test_the_notebooks_time_to_the_goal_is_extrapolated_from_its_last_epoch(
     measured = Measurements()
     Contenders(IDLE, IDLE, measured).measure_goal(work, n_seeds=1)
     naive = 43 * (0.5 * 250 / 25 + 0.2 * 50 / 10)
-    assert [line.spread["median"] for line in measured.lines] == pytest.approx([naive, 6.0, 6.0 / naive])
+    assert [line["spread"]["median"] for line in measured.lines] == pytest.approx([naive, 6.0, 6.0 / naive])
 
 
 def test_a_failed_measurement_is_an_error(work: Workload) -> None:

@@ -54,12 +54,9 @@ def run(n_workers: int, shared: int, tasks: Iterable[object], **callbacks: Any) 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_results_reports_and_failures(n_workers: int) -> None:
     reports: list[tuple[object, object]] = []
-    started: list[object] = []
-    callbacks = {"on_report": lambda task, news: reports.append((task, news)), "on_start": started.append}
-    outcomes = run(n_workers, 10, [1, "fail", 2, 3], **callbacks)
+    outcomes = run(n_workers, 10, [1, "fail", 2, 3], on_report=lambda task, news: reports.append((task, news)))
     assert {o.task: o.result for o in outcomes if o.status == "done"} == {1: 10, 2: 40, 3: 90}
     assert sorted(reports) == [(1, 1), (2, 1), (3, 1)]  # one torch thread for each
-    assert started == [1, "fail", 2, 3]
     (failed,) = [o for o in outcomes if o.status == "failed"]
     assert failed.reason == "RuntimeError: planted"
     assert "planted" in failed.details
@@ -79,16 +76,14 @@ def test_a_worker_lives_from_one_job_to_the_next(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_takes_only_its_own_task_which_is_retried_once() -> None:
-    started: list[object] = []
     lost: list[tuple[object, str]] = []
-    callbacks = {"on_start": started.append, "on_lost": lambda task, reason: lost.append((task, reason))}
-    outcomes = run(2, 1, [1, "die", 2, 3, 4], **callbacks)
+    outcomes = run(2, 1, [1, "die", 2, 3, 4], on_lost=lambda task, reason: lost.append((task, reason)))
     (died,) = [o for o in outcomes if o.task == "die"]
     ((task, reason),) = lost
     assert (task, died.status, died.reason) == ("die", "failed", f"{reason}, twice")
     assert "signal 9" in reason
     assert {o.task: o.result for o in outcomes if o.task != "die"} == {1: 1, 2: 4, 3: 9, 4: 16}
-    assert sorted(map(str, started)) == ["1", "2", "3", "4", "die"]
+    assert len(outcomes) == 5
 
 
 def test_a_task_that_was_lost_once_is_done(tmp_path: Path) -> None:

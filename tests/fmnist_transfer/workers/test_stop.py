@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.workers.run import Workers
-from fmnist_transfer.workers.stop import Outage, StopSignal
+from fmnist_transfer.workers.stop import StopSignal
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
@@ -37,16 +37,14 @@ def test_whoever_stops_a_command_that_waits_for_its_store_hears_of_the_stop() ->
         lose_the_store(after=None)
 
 
-def test_an_outage_stops_the_tasks_and_is_raised_afterwards() -> None:
+def test_an_outage_stops_the_tasks_and_is_kept() -> None:
     with StopSignal() as stop, Workers(1, stop) as workers:
-        outage = Outage(stop)
         outcomes = []
         for outcome in workers.run(lambda *_: None, None, range(5)):
-            with outage.held():
+            with stop.held():
                 outcomes.append(outcome.status)
                 if len(outcomes) == 2:
                     raise StoreError("gone")
         assert outcomes == ["done", "done"]
-        with pytest.raises(StoreError, match="gone"):
-            outage.raise_if_any()
+        assert str(stop.outage) == "gone"
         stop.raise_if_set("no signal came")
