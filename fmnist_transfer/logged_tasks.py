@@ -13,9 +13,8 @@ from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.model_format import WEIGHTS_FILE, pack_weights
-from fmnist_transfer.store.open_runs import Key, OpenRuns
 from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role, result_rows, settings_params
-from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.store.runs import Key, OpenRuns, Run, Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress
 from fmnist_transfer.training.device import numerics

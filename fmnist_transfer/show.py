@@ -1,8 +1,8 @@
-"""Show a store in a browser: MLflow's UI at the latest sweep, and with --dashboard Optuna's dashboard of the search."""
+"""Show a store in a browser: MLflow's UI at the latest sweep, and the command for Optuna's dashboard of a search."""
 
 import contextlib
-import importlib.util
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.flags import CommandFlags, StoreFlags, SweepFlags
-from fmnist_transfer.store.places import ARTIFACTS, sqlite_path, store_uri, study_uri, without_user
+from fmnist_transfer.store.places import ARTIFACTS, STUDY_FILE, sqlite_path, store_uri, study_uri, without_user
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_range, run_command
-from fmnist_transfer.terminal.output import masked, print_pairs, say, warn_of_password
+from fmnist_transfer.terminal.output import masked, print_pairs, say
 from fmnist_transfer.workers.stop import StopSignal
 
 if TYPE_CHECKING:
@@ -29,61 +29,46 @@ Server = tuple[list[str], dict[str, str]]  # command, environment: the list of p
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowFlags(SweepFlags):
+class ShowSettings(CommandFlags, StoreFlags, SweepFlags):
+    """Show the results in a browser: start MLflow's user interface and open the comparison of the latest sweep. It
+    listens on this machine only, until Ctrl-C. For a store with a server it only prints addresses."""
+
     port: int = 5000
     """Port to listen on; if it is taken, the next free one."""
     browser: bool = True
     """Open the page in a browser, if there is a desktop. The address is always printed."""
-    dashboard: bool = False
-    """Also start Optuna's dashboard of the search, on the next free port."""
-    storage: str | None = None
-    """Storage of the search that --dashboard shows; default: optuna.db beside the runs."""
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, 1, 65_535)
-        if self.dashboard and not importlib.util.find_spec("optuna_dashboard"):
-            raise UsageError("--dashboard needs: pip install 'fmnist-transfer[dashboard]'")
-        if self.storage and not self.dashboard:
-            raise UsageError("--storage is for --dashboard: give both, or neither")
         super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowSettings(CommandFlags, StoreFlags, ShowFlags):
-    """Show the results in a browser: start MLflow's user interface and open the comparison of the latest sweep. It
-    listens on this machine only, until Ctrl-C. For a store with a server it only prints addresses."""
 
 
 def main(settings: ShowSettings) -> int:
     """Show the store until Ctrl-C or SIGTERM; return 0. For a store with its own server, only print addresses."""
-    check_exists(store_uri(settings.tracking_uri), "store")
-    warn_of_password(settings.storage, "a .pgpass file")
+    if (file := sqlite_path(store_uri(settings.tracking_uri))) is not None and not file.exists():
+        raise StoreError(f"there is no store {file} yet; python -m tuning.search makes one")
     say("Loading mlflow ...")
     from fmnist_transfer.store.opening import open_store
 
     store = open_store(settings.tracking_uri, RetryPolicy(settings.store_timeout), mend_copy=settings.mend_copy)
-    root, port, commands = without_user(store.uri), settings.port - 1, []
-    if not store.uri.startswith("http"):
-        port = free_port(settings.port)
-        root = f"http://{HOST}:{port}"
-        commands.append(mlflow_server(store, port))
+    has_server, port = store.uri.startswith("http"), free_port(settings.port)
+    root = without_user(store.uri) if has_server else f"http://{HOST}:{port}"
     addresses = {title: f"{root}/{page}" for title, page in pages(store, settings.sweep).items()}
-    if settings.dashboard:
-        port = free_port(port + 1)
-        addresses["Optuna's dashboard"] = f"http://{HOST}:{port}"
-        commands.append(dashboard(settings.storage, store, port))
+    first = next(iter(addresses.values()))
+    if (store.folder / STUDY_FILE).exists():
+        addresses["the search, by Optuna"] = f"optuna-dashboard {shlex.quote(study_uri(None, store.folder))}"
+    print_pairs(f"{masked(store.uri)} in a browser", addresses)
+    if has_server:
+        return 0
     is_desktop = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
     is_opened = not (settings.browser and is_desktop and sys.stdout.isatty())
-    with EndSignal() as end, contextlib.ExitStack() as running:
-        servers = [running.enter_context(served(*command)) for command in commands]
-        print_pairs(f"{masked(store.uri)} in a browser", addresses)
-        say("Ctrl-C ends it." if servers else "")
-        while servers and not end.is_set():
-            for server in servers:
-                if (status := server.poll()) is not None:
-                    raise StoreError(f"the server ended with exit status {status}; see its output above")
+    with EndSignal() as end, served(*mlflow_server(store, port)) as server:
+        say("Ctrl-C ends it.")
+        while not end.is_set():
+            if (status := server.poll()) is not None:
+                raise StoreError(f"the server ended with exit status {status}; see its output above")
             if not is_opened and not is_free(port):  # the server answers
-                is_opened = webbrowser.open(next(iter(addresses.values()))) or True
+                is_opened = webbrowser.open(first) or True
             time.sleep(0.2)
     return 0
 
@@ -122,19 +107,6 @@ def mlflow_server(store: "Store", port: int) -> Server:
     command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
     # Without the second variable the server starts seven more processes.
     return command, {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def dashboard(storage: str | None, store: "Store", port: int) -> Server:
-    uri = study_uri(storage, store.folder)
-    check_exists(uri, "study database")
-    code = f"import os; from optuna_dashboard import run_server; run_server(os.environ['STUDY'], {HOST!r}, {port})"
-    return [sys.executable, "-c", code], {"STUDY": uri}
-
-
-def check_exists(uri: str, title: str) -> None:
-    """Raise StoreError if the URI is a sqlite file that does not exist."""
-    if (file := sqlite_path(uri)) is not None and not file.exists():
-        raise StoreError(f"there is no {title} {file} yet; python -m tuning.search makes one")
 
 
 @contextlib.contextmanager

@@ -22,8 +22,7 @@ from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, CNN2Spe
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store.links import experiment_page, model_page
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.open_runs import open_parent
-from fmnist_transfer.store.opening import open_for_work, open_store
+from fmnist_transfer.store.opening import open_for_work, open_parent, open_store
 from fmnist_transfer.store.places import default_folder, sqlite_path, store_uri
 from fmnist_transfer.store.registry import load, resolve
 from fmnist_transfer.store.retry import RetryPolicy

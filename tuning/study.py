@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist_transfer.errors import StoreError, UsageError
-from fmnist_transfer.store.places import Schema, open_database, sqlite_path, study_uri
+from fmnist_transfer.store.places import open_database, sqlite_path, study_uri
 from fmnist_transfer.store.retry import RetryPolicy, reason
 from fmnist_transfer.terminal.output import masked, warn_of_password
 from tuning.space import starts
@@ -33,7 +33,7 @@ def open_storage(storage: str | None, folder: Path, retry: RetryPolicy, *, may_w
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
     try:
-        retry.call(open_database, uri, Schema("Optuna", "studies"), _connect, may_write=may_write)
+        retry.call(open_database, uri, "Optuna", _connect, may_write=may_write)
         return retry.call(_connect, uri)
     except StoreError:
         raise

@@ -17,7 +17,7 @@ from fmnist_transfer.errors import SAME_COMMAND, StoreError
 from fmnist_transfer.logged_tasks import run_logged
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.seeding import Streams
-from fmnist_transfer.store.open_runs import open_parent
+from fmnist_transfer.store.opening import open_parent
 from fmnist_transfer.store.retry import RetryingClient
 from fmnist_transfer.store.roles import TUNING, Role, curve_rows, settings_params
 from fmnist_transfer.store.runs import Run, Status, Store

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import socket
 import subprocess
@@ -18,27 +17,25 @@ from pathlib import Path
 from typing import Self
 
 import filelock
-import platformdirs
 import psutil
 
 from fmnist_transfer.errors import BusyError, StoreError, write_problem
-from fmnist_transfer.store.places import PROJECT, short_name, sqlite_path
+from fmnist_transfer.store.places import PROJECT, sqlite_path, without_user
 
 SAME_START_SECONDS = 2.0  # the system reports process starts in hundredths of a second, but the boot in seconds
 MACHINE_ID, BOOT_ID = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # a link to pid:[NUMBER], the PID namespace
-MULTICAST = 1 << 40  # uuid.getnode() sets this bit if it found no network address and drew a random one
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, identified by its PID and, since PIDs are reused, its start. Empty and 0 mean unknown."""
+    """A process, identified by its PID and, since PIDs are reused, its start."""
 
     host: str
     machine: str  # an id, since host names are not unique
     pid: int
     boot: str  # boot id and PID namespace (each container has its own)
-    started: float  # seconds after the boot, which do not change if the clock is set
+    process_started: float  # seconds after the boot, which do not change if the clock is set
 
     @classmethod
     @functools.cache
@@ -51,12 +48,10 @@ class Owner:
         return cls(host, machine, int(tags.get("pid", 0)), boot, float(tags.get("process_started", 0)))
 
     def to_tags(self) -> dict[str, str]:
-        values = asdict(self)
-        values["process_started"] = values.pop("started")
-        return {key: str(value) for key, value in values.items()}
+        return {key: str(value) for key, value in asdict(self).items()}
 
     def is_of_this_machine(self) -> bool:
-        return bool(self.machine) and self.machine == _machine()
+        return self.machine == _machine()
 
     def is_dead(self) -> bool:
         """Return whether the process has certainly ended; always False for another machine."""
@@ -66,7 +61,7 @@ class Owner:
             return True
         try:
             process = psutil.Process(self.pid)
-            is_another = bool(self.started) and abs(_started(process) - self.started) > SAME_START_SECONDS
+            is_another = abs(_started(process) - self.process_started) > SAME_START_SECONDS
             return is_another or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
@@ -77,13 +72,8 @@ class Owner:
 
 @functools.cache
 def _machine() -> str:
-    """Hash of machine id or network address, and of the host name, which differs by container; empty if unknown."""
-    try:
-        machine = MACHINE_ID.read_text().strip()
-    except OSError:
-        if (address := uuid.getnode()) & MULTICAST:
-            return ""
-        machine = str(address)
+    """Hash of machine id or network address, and of the host name, which differs by container."""
+    machine = MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else str(uuid.getnode())
     return hashlib.sha256(f"{machine} {socket.gethostname()}".encode()).hexdigest()[:16]
 
 
@@ -110,18 +100,15 @@ def provenance() -> dict[str, str]:
 
 def git_tags(checkout: Path) -> dict[str, str]:
     """Commit and dirty flag; empty if `checkout` is not the root of a repository, as an installed package's folder."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    if not (checkout / ".git").exists():
+        return {}
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
-            return {}
-        is_dirty = bool(git("status", "--porcelain"))
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git_dirty": str(is_dirty).lower()}
+        command = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch"]
+        commit, *lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return {}
+    is_dirty = any(not line.startswith("#") for line in lines)
+    return {"mlflow.source.git.commit": commit.removeprefix("# branch.oid "), "git_dirty": str(is_dirty).lower()}
 
 
 @contextlib.contextmanager
@@ -129,19 +116,16 @@ def locked(uri: str, noun: str, key: str, *, wait_seconds: float = 0.0) -> Itera
     """Hold the store's lock `key` until the block ends or this process dies. Raises BusyError after `wait_seconds`."""
     folder = locks_folder(uri)
     owner = folder / f"{key}.owner"
-    lock = filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds)
-    try:
-        lock.acquire()
-        owner.write_text(json.dumps({"since": time.strftime("%F %T")} | asdict(Owner.this_process())))
-    except filelock.Timeout:
-        raise busy(noun, _read(owner)) from None
-    except OSError as error:  # another user's lock, or a full disk
-        lock.release()
-        raise StoreError(write_problem(owner, error)) from error
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(filelock.FileLock(folder / f"{key}.lock", timeout=wait_seconds))
+            owner.write_text(f"{Owner.this_process()}, since {time.strftime('%F %T')}")
+        except filelock.Timeout:
+            raise busy(noun, owner.read_text() if owner.exists() else "its owner is not recorded yet") from None
+        except OSError as error:  # another user's lock, or a full disk
+            raise StoreError(write_problem(owner, error)) from error
         yield
-    finally:
-        lock.release()
 
 
 def busy(noun: str, driver: str) -> BusyError:
@@ -149,27 +133,9 @@ def busy(noun: str, driver: str) -> BusyError:
     return BusyError(text)
 
 
-def _read(file: Path) -> str:
-    try:
-        fields = json.loads(file.read_text())
-        return f"host {fields['host']}, pid {fields['pid']}, since {fields['since']}"
-    except (OSError, ValueError, TypeError, KeyError):  # not yet written, or written by another version
-        return "its owner is not recorded yet"
-
-
 def locks_folder(uri: str) -> Path:
-    """Make the folder of locks: beside a sqlite file; for a server, in the user's state or else in temporary files."""
+    """The folder of locks: beside a sqlite file, else per user and store in XDG_STATE_HOME or for temporary files."""
     if (database := sqlite_path(uri)) is not None:
-        places = [database.parent / "locks"]
-        problem = f"cannot write {places[0]}, where locks are kept; give this user access, or use another store"
-    else:
-        places = [Path(tempfile.gettempdir(), f"fmnist-transfer-{os.getuid()}", "locks", short_name(uri))]
-        with contextlib.suppress(RuntimeError):  # this user has no home
-            places.insert(0, platformdirs.user_state_path("fmnist-transfer") / "locks" / short_name(uri))
-        problem = "no folder for locks can be written; set XDG_STATE_HOME to one"
-    for folder in places:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    raise StoreError(problem)
+        return database.parent / "locks"
+    name = hashlib.sha256(without_user(uri).encode()).hexdigest()[:16]
+    return Path(os.environ.get("XDG_STATE_HOME") or tempfile.gettempdir(), f"fmnist-transfer-{os.getuid()}", name)

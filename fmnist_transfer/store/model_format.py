@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import safetensors.torch
 import torch
@@ -98,9 +97,8 @@ def load_weights(store: Store, run_id: str, spec: CNN2Spec) -> dict[str, torch.T
     try:
         return unpack_weights(read_artifact(store, location, WEIGHTS_FILE, name), spec, name)
     except ModelError as error:
-        if isinstance(error.__cause__, MlflowException | OSError):  # it cannot be reached now
-            raise
-        raise ModelError(f"{error}. Delete the run in MLflow's UI, and the same command trains it again") from error
+        remedy = "If it is damaged, delete the run in MLflow's UI, and the same command trains it again"
+        raise ModelError(f"{error}. {remedy}") from error
 
 
 def load(store: Store, model: PinnedModel) -> TrainedModel:
@@ -141,8 +139,8 @@ def read_artifact(store: Store, location: str, path: str, name: str) -> bytes:
                 raise ModelError(f"{name} has no {path} in {masked(location)}: {why}")
             if (size := sizes[path]) is None or size > limit:
                 raise ModelError(f"{name}: {path} has {size} bytes, more than {limit}")
-            file = file_path(location) / path
-            if urlsplit(location).scheme in ("", "file") and (file.is_symlink() or file.parent.is_symlink()):
+            local = file_path(location)
+            if local and ((local / path).is_symlink() or (local / path).parent.is_symlink()):
                 raise ModelError(f"{name}: {path} is a link; only a plain file is read")
             return Path(store.retry.call(repository.download_artifacts, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:

@@ -1,8 +1,4 @@
-"""Open a tracking store: a sqlite file (created if missing), a server or a database.
-
-MLflow's HTTP client repeats requests, which can make a second run. Commands turn that off (`terminal.process`); another
-program can by `MLFLOW_HTTP_REQUEST_MAX_RETRIES=0`.
-"""
+"""Open a tracking store: a sqlite file (created if missing), a server or a database; and open parent runs in it."""
 
 import contextlib
 import os
@@ -10,11 +6,11 @@ import re
 import secrets
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import mlflow
-import requests.utils
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -22,17 +18,18 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_transfer.errors import StoreError
+from fmnist_transfer.errors import BusyError, StoreError
 from fmnist_transfer.store import places
-from fmnist_transfer.store.lock import locks_folder
-from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason, trouble
-from fmnist_transfer.store.runs import Store
+from fmnist_transfer.store.lock import Owner, busy
+from fmnist_transfer.store.retry import RetryingClient, RetryPolicy, reason
+from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.terminal.output import masked, warn_of_password
 
 HEALTH_SECONDS, PROBE_SECONDS = 5.0, 10.0
+GIVE_WAY_SECONDS = 10.0  # within this time a later starter of a parent run has seen this one and withdrawn
 OLDEST_SERVER = 3  # major version
-SCHEMA = places.Schema("MLflow", "experiments")
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # private; without it, a client of a database makes ./mlruns
+Runs = Callable[[], Sequence[Run]]
 
 
 def open_store(
@@ -40,17 +37,18 @@ def open_store(
 ) -> Store:
     """Open the store at `tracking_uri`, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db`, created if missing.
 
-    A sqlite store keeps its artifacts in `artifacts/` beside the file, also when moved; with `mend_copy`, a copy is
-    pointed to its own. Raises StoreError; if not `may_write`, creates and repairs nothing, and raises NoStoreError.
+    With `mend_copy`, a copied store is pointed to its own artifacts. Raises StoreError; if not `may_write`, creates and
+    repairs nothing, and raises NoStoreError. A program of your own should set MLFLOW_HTTP_REQUEST_MAX_RETRIES=0, as the
+    commands do: MLflow's client repeats requests, which can make a second run.
     """
     retry = retry or RetryPolicy()
     warn_of_password(tracking_uri, "MLFLOW_TRACKING_URI")
-    uri, folder = places.store_uri(tracking_uri), places.default_folder()
-    if (database := places.sqlite_path(uri)) is not None:
-        folder = database.parent
-    elif uri.startswith(("http://", "https://")):
-        _wait_for_server(uri)
-    elif not uri.startswith((places.POSTGRESQL, "mysql", "mssql")):
+    uri = places.store_uri(tracking_uri)
+    database = places.sqlite_path(uri)
+    folder = database.parent if database else places.default_folder()
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif database is None and not uri.startswith(places.POSTGRESQL):
         raise StoreError(f"{masked(uri)} is no tracking store: give sqlite:////FILE.db, postgresql:// or http://")
     artifacts = (folder / places.ARTIFACTS).as_uri()
 
@@ -60,19 +58,21 @@ def open_store(
         SqlAlchemyStore(uri, artifacts).engine.dispose()
 
     try:
-        if database is not None or uri.startswith(places.POSTGRESQL):
-            retry.call(places.open_database, uri, SCHEMA, create, may_write=may_write)
+        if not uri.startswith("http"):
+            retry.call(places.open_database, uri, "MLflow", create, may_write=may_write)
         if database is not None:
             retry.call(places.mend, database, mend_copy=mend_copy, may_write=may_write)
-        client = _client(uri, artifacts)
+        os.environ[ARTIFACT_ROOT] = artifacts
+        try:
+            client = MlflowClient(uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI: models stay with their runs
+        finally:
+            del os.environ[ARTIFACT_ROOT]
         retrying = cast(MlflowClient, RetryingClient(client, retry))
         retrying.search_experiments(max_results=1)
     except (MlflowException, ImportError, SQLAlchemyError) as error:
         text = reason(error) if isinstance(error, SQLAlchemyError) else masked(" ".join(str(error).split()))
         raise StoreError(f"cannot open the tracking store {masked(uri)}: {text}") from error
-    if may_write:
-        locks_folder(uri)  # raises StoreError
-    return Store(uri, folder, retrying, client, retry, tracking_uri is not None)
+    return Store(uri, folder, retrying, client, retry)
 
 
 def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy, *, mend_copy: bool = False) -> Store:
@@ -82,41 +82,25 @@ def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy,
     return store
 
 
-def _client(uri: str, artifacts: str) -> MlflowClient:
-    before = {key: value for key, value in os.environ.items() if key == ARTIFACT_ROOT}
-    if not uri.startswith("http"):
-        os.environ[ARTIFACT_ROOT] = artifacts
-    try:
-        return MlflowClient(uri, registry_uri=uri)  # not MLFLOW_REGISTRY_URI: models stay with their runs
-    finally:
-        os.environ.pop(ARTIFACT_ROOT, None)
-        os.environ |= before
-
-
-def _wait_for_server(uri: str) -> None:
+def _check_server(uri: str) -> None:
     """Raise StoreError if no server answers within `HEALTH_SECONDS`, or if it is too old."""
-    server, deadline = get_default_host_creds(uri), time.monotonic() + HEALTH_SECONDS
-    options = {"max_retries": 0, "timeout": HEALTH_SECONDS, "raise_on_status": False}
-    while True:
-        try:
-            health = http_request(server, "/health", "GET", **options)
-            if health.status_code in (502, 503, 504):  # by a proxy before it
-                raise requests.exceptions.ConnectionError(f"{health.status_code} {health.reason}")
-            version = http_request(server, "/version", "GET", **options)
-            break
-        except (MlflowException, requests.exceptions.RequestException) as error:
-            if trouble(error) == "passing" and time.monotonic() < deadline:
-                time.sleep(0.25)
-                continue
-            address = places.without_user(uri)
-            proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
-            by_proxy = " by way of your environment's proxy, which NO_PROXY bypasses" if proxy else ""
-            text = f"no MLflow server at {masked(uri)}{by_proxy} ({reason(error)}); start it and run the command again"
-            raise StoreError(text) from error
-    number = version.text.strip()  # a server may hide it
-    if version.ok and re.fullmatch(r"\d+\.\d+[\w.]*", number) and int(number.split(".")[0]) < OLDEST_SERVER:
-        versions = f"MLflow {number}, this command MLflow {mlflow.__version__}"
-        raise StoreError(f"the server at {masked(uri)} runs {versions}; it must run {OLDEST_SERVER} or newer")
+
+    def ask_version() -> requests.Response:
+        options = {"max_retries": 0, "timeout": HEALTH_SECONDS, "raise_on_status": False}
+        response = http_request(get_default_host_creds(uri), "/version", "GET", **options)
+        if response.status_code in (502, 503, 504):  # by a proxy before it
+            raise requests.exceptions.ConnectionError(f"{response.status_code} {response.reason}")
+        return response
+
+    try:
+        version = RetryPolicy(HEALTH_SECONDS).call(ask_version)
+    except (StoreError, MlflowException, requests.exceptions.RequestException) as error:
+        remedy = "start it, or bypass your environment's proxy with NO_PROXY, and run the command again"
+        raise StoreError(f"no MLflow server at {masked(uri)} ({reason(error)}); {remedy}") from error
+    major = re.match(r"(\d+)\.\d", version.text)  # a server may hide it
+    if version.ok and major and int(major[1]) < OLDEST_SERVER:
+        text = f"runs MLflow {version.text.strip()}; it must run {OLDEST_SERVER} or newer"
+        raise StoreError(f"the server at {masked(uri)} {text}")
 
 
 def check_artifacts(store: Store, experiment: str) -> None:
@@ -126,19 +110,57 @@ def check_artifacts(store: Store, experiment: str) -> None:
     retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.txt"
-        file.write_text(probe)
+        file.touch()
         try:
             repository = get_artifact_repository(location, store.uri)
             retry.call(repository.log_artifact, str(file), probe)
-            read = Path(retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)).read_text()
+            retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)
             with contextlib.suppress(Exception):  # not every kind of place can
                 repository.delete_artifacts(probe)
         except Exception as error:  # of any storage's client library, or for want of one
-            remedy = "Give this user access to it, or let the tracking server keep artifacts (--serve-artifacts)"
-            if location.startswith("mlflow-artifacts:"):
-                remedy = "The server itself must be able to write its --artifacts-destination"
-            elif isinstance(error, ImportError):
-                remedy = "Install that storage's client library, or let the tracking server keep artifacts"
+            remedy = "Install that storage's client library, or give access to it to this user or the server"
             raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
-        if read != probe:
-            raise StoreError(f"{masked(location)} returned other content than was written to it; check that storage")
+
+
+def open_parent(
+    store: Store, noun: str, *, find: Runs, start: Callable[[], str], params: Mapping[str, Any], take_over: bool
+) -> Run:
+    """Make the parent run RUNNING with this process as its driver, and return it. The caller holds `locked`.
+
+    `find` returns the active parents of this work, of which the earliest counts, and `start` starts one. A reopened
+    one gets missing `params`. Raises BusyError for a driver on another machine, unless it is gone (`take_over`).
+    """
+
+    def earliest_first() -> list[Run]:
+        return sorted(find(), key=lambda run: (run.info.start_time, run.info.run_id))
+
+    if parents := earliest_first():
+        run = parents[0]
+        check_owner(places.sqlite_path(store.uri) is None, run, noun, take_over=take_over)
+        missing = {key: value for key, value in params.items() if key not in run.data.params}
+        # Set the owner before the status: RUNNING with the old owner would look like an orphaned run.
+        store.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
+        store.client.update_run(run.info.run_id, status="RUNNING")
+        return run
+    run_id = start()
+    deadline = time.monotonic() + GIVE_WAY_SECONDS
+    # Each driver looks after it has started its own parent, so at most one driver sees its parent alone.
+    while len(parents := earliest_first()) > 1:
+        if parents[0].info.run_id != run_id or time.monotonic() > deadline:
+            store.client.delete_run(run_id)
+            raise BusyError(f"another machine started this {noun} at the same moment")
+        time.sleep(0.5)
+    return store.client.get_run(run_id)
+
+
+def check_owner(is_shared: bool, run: Run, noun: str, *, take_over: bool) -> None:
+    """Raise BusyError if another driver may be working on the parent run. The caller holds `locked`."""
+    # If only this machine uses the store, that lock suffices: a RUNNING run belongs to a dead driver.
+    owner = Owner.from_tags(run.data.tags)
+    if not is_shared or run.info.status != "RUNNING" or owner == Owner.this_process() or owner.is_dead():
+        return
+    if owner.is_of_this_machine():
+        raise busy(noun, str(owner))
+    if not take_over:
+        remedy = "Wait for it or stop it; finished work is kept. If that machine is gone for good, add --take-over"
+        raise BusyError(f"this {noun} is being run on another machine ({owner}). {remedy}")

@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import itertools
 import random
 import sqlite3
 import time
@@ -14,7 +13,7 @@ from fmnist_transfer.errors import FULL, SAME_COMMAND, StoreError, UserError
 from fmnist_transfer.terminal.output import duration, masked, warn
 
 T = TypeVar("T")
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 2.0  # a signal during a wait is noticed at its end
 TIMEOUT_SECONDS, LONGEST_TIMEOUT_SECONDS = 300.0, 86_400.0
 STOPPED_TIMEOUT_SECONDS = 5.0  # time left to log the end of a stopped command
 # Fragments of permanent errors that sqlite and PostgreSQL raise as an OperationalError, like passing ones.
@@ -28,11 +27,11 @@ class RetryPolicy:
     timeout_seconds: float = TIMEOUT_SECONDS
     should_stop: Callable[[], bool] = lambda: False
     gave_up: bool = field(default=False, init=False)  # after that no call waits any more: the command is ending
-    _stopped_at: float | None = field(default=None, init=False)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `function` until it succeeds. Raises StoreError when it gives up or the store's error is permanent."""
-        start, longest_wait, has_failed = time.monotonic(), FIRST_WAIT_SECONDS, False
+        start, longest_wait, has_failed, is_stopping = time.monotonic(), FIRST_WAIT_SECONDS, False, False
+        deadline = start + self.timeout_seconds
         while True:
             try:
                 result = function(*args, **kwargs)
@@ -41,7 +40,9 @@ class RetryPolicy:
                     raise
                 if kind == "lasting":
                     raise StoreError(f"the store cannot be used ({reason(error)}). Finished work is kept") from error
-                if self._is_over(start):
+                if self.should_stop() and not is_stopping:
+                    is_stopping, deadline = True, min(deadline, time.monotonic() + STOPPED_TIMEOUT_SECONDS)
+                if self.gave_up or time.monotonic() >= deadline:
                     self.gave_up = True
                     away = f"{duration(time.monotonic() - start)} ({reason(error)})"
                     text = f"the store did not answer for {away}. Finished work is kept; {SAME_COMMAND}"
@@ -50,34 +51,12 @@ class RetryPolicy:
                     most = duration(self.timeout_seconds)
                     warn(f"the store does not answer ({reason(error)}); trying again for up to {most}")
                 has_failed = True
-                self._sleep(random.uniform(0, longest_wait))
+                time.sleep(random.uniform(0, longest_wait))
                 longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
             else:
                 if has_failed:
                     warn(f"the store answers again, after {duration(time.monotonic() - start)}")
                 return result
-
-    def create(self, find: Callable[[], T | None], create: Callable[[], T]) -> T:
-        """Call `create()`; before a retry, look with `find()` whether only the response of the last try was lost."""
-        attempts = itertools.count()
-
-        def attempt() -> T:
-            existing = find() if next(attempts) else None
-            return create() if existing is None else existing
-
-        return self.call(attempt)
-
-    def _is_over(self, start: float) -> bool:
-        now = time.monotonic()
-        if self.should_stop() and self._stopped_at is None:
-            self._stopped_at = now
-        is_late = self._stopped_at is not None and now - self._stopped_at >= STOPPED_TIMEOUT_SECONDS
-        return is_late or self.gave_up or now - start >= self.timeout_seconds
-
-    def _sleep(self, seconds: float) -> None:
-        end, stopped = time.monotonic() + seconds, self.should_stop()
-        while time.monotonic() < end and self.should_stop() == stopped:
-            time.sleep(0.05)
 
 
 class RetryingClient:
@@ -96,7 +75,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 
     if isinstance(error, UserError):
         return None
-    from_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError
+    from_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError | ConnectionError
     from_database = sql.OperationalError | sql.InterfaceError | sqlite3.OperationalError
     for link in _chain(error):
         if isinstance(link, from_server | from_database):
@@ -114,10 +93,9 @@ def reason(error: BaseException) -> str:
     *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]
-    is_full = isinstance(innermost, OSError) and innermost.errno in FULL
-    text = (
-        "disk full" if is_full else getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
-    )
+    text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
+    if isinstance(innermost, OSError) and innermost.errno in FULL:
+        text = "disk full"
     file = getattr(innermost, "filename", None)
     return masked(str(text).strip().splitlines()[0]) + (f": {file}" if file else "")
 

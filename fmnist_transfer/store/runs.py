@@ -1,18 +1,20 @@
-"""An open tracking store: create, log, find and end runs. `registry` adds models."""
+"""An open tracking store, and the runs that a driver keeps open in it. `registry` adds models."""
 
 import contextlib
 import hashlib
+import itertools
 import json
 import secrets
 import shlex
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -20,10 +22,10 @@ from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import Interrupted, StoreError
 from fmnist_transfer.store.links import experiment_tags
 from fmnist_transfer.store.lock import Owner, provenance
-from fmnist_transfer.store.places import ARTIFACTS, SQLITE
+from fmnist_transfer.store.places import ARTIFACTS
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import NOTE, MetricRow
-from fmnist_transfer.terminal.output import masked
+from fmnist_transfer.store.roles import NOTE, MetricRow, Role
+from fmnist_transfer.terminal.output import masked, warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,8 @@ TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
 DPI, INLINE_DPI = 150, 90  # the UI shows pictures in descriptions at their natural size
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, Any] | None  # or params; values are written by str()
+Files = Mapping[str, bytes] | None  # name -> content
+Key = TypeVar("Key", bound=Hashable)
 OUR_NOTE = "described"  # tag: sha256 of the description a command wrote, to tell it from a user's
 
 
@@ -48,47 +52,31 @@ class Store:
     client: MlflowClient  # its calls are retried with `retry`
     once: MlflowClient  # the same without retries, for calls that must not be repeated
     retry: RetryPolicy
-    is_asked_for: bool = False  # a flag named the store; a command without that flag would use another
-    _experiments: dict[str, str] = field(default_factory=dict)
-    _described: set[str] = field(default_factory=set)
-
-    @property
-    def is_shared(self) -> bool:
-        return not self.uri.startswith(SQLITE)
 
     @property
     def show_command(self) -> str:
-        """The command that shows the store in a browser."""
-        command = "python -m fmnist_transfer.show"
-        if not self.is_asked_for:
-            return command
-        if masked(self.uri) != self.uri:
-            return f"MLFLOW_TRACKING_URI=... {command}"  # with the password, which is not printed
-        return f"{command} --tracking-uri {shlex.quote(self.uri)}"
+        """The command that shows the store in a browser; a password in its URI must be filled in."""
+        return f"python -m fmnist_transfer.show --tracking-uri {shlex.quote(masked(self.uri))}"
 
     def experiment(self, name: str) -> str:
         """Id of the experiment. Creates it, its description and its saved views if missing."""
-        if self._known_experiment(name) is None:
+        while (experiment := self._existing(name)) is None:
             location = None if self.uri.startswith("http") else (self.folder / ARTIFACTS / name).as_uri()
             with already_there():  # another command created it first
                 self.client.create_experiment(name, artifact_location=location)
-        experiment_id = str(self._known_experiment(name))
-        if name not in self._described:
-            self._described.add(name)
-            tags = experiment_tags(name, experiment_id, int(time.time() * 1_000))
-            for key in tags.keys() - self.client.get_experiment(experiment_id).tags:  # a tag that a user changed stays
-                with contextlib.suppress(MlflowException):  # another command set it, or this user may only read
-                    self.client.set_experiment_tag(experiment_id, key, tags[key])
+        experiment_id = str(experiment.experiment_id)
+        tags = experiment_tags(name, experiment_id, int(time.time() * 1_000))
+        for key in tags.keys() - experiment.tags:  # a tag that a user changed stays
+            with contextlib.suppress(MlflowException):  # another command set it, or this user may only read
+                self.client.set_experiment_tag(experiment_id, key, tags[key])
         return experiment_id
 
-    def _known_experiment(self, name: str) -> str | None:
-        if name not in self._experiments and (experiment := self.client.get_experiment_by_name(name)):
-            if experiment.lifecycle_stage == "deleted":
-                place = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)}"
-                command = f"{place} mlflow experiments restore --experiment-id {experiment.experiment_id}"
-                raise StoreError(masked(f"experiment {name!r} was deleted; its runs are kept. Restore it: {command}"))
-            self._experiments[name] = str(experiment.experiment_id)
-        return self._experiments.get(name)
+    def _existing(self, name: str) -> Experiment | None:
+        if (experiment := self.client.get_experiment_by_name(name)) and experiment.lifecycle_stage == "deleted":
+            place = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)}"
+            command = f"{place} mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise StoreError(masked(f"experiment {name!r} was deleted; its runs are kept. Restore it: {command}"))
+        return experiment
 
     def start(
         self, experiment: str, name: str, *, parent: str = "", params: Tags = None, tags: Tags = None, start_ms: int = 0
@@ -99,10 +87,13 @@ class Store:
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         experiment_id = self.experiment(experiment)
-        run = self.retry.create(
-            lambda: next(iter(self.find(experiment, creation=creation)), None),
-            lambda: self.once.create_run(experiment_id, start_ms or None, run_name=name, tags=all_tags),
-        )
+        attempts = itertools.count()
+
+        def create() -> Run:
+            lost = self.find(experiment, creation=creation) if next(attempts) else []
+            return lost[0] if lost else self.once.create_run(experiment_id, start_ms or None, all_tags, name)
+
+        run = self.retry.call(create)
         self.log(run.info.run_id, params=params)
         return str(run.info.run_id)
 
@@ -157,13 +148,6 @@ class Store:
             if small[0] in figures:
                 self.client.log_figure(run_id, figures[small[0]], small[1], save_kwargs={"dpi": INLINE_DPI})
 
-    def reopen(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Make the run RUNNING with this process as its owner, and log missing `params`. The caller holds its lock."""
-        missing = {key: value for key, value in params.items() if key not in run.data.params}
-        # Set the owner before the status: RUNNING with the old owner would look like an orphaned run.
-        self.log(run.info.run_id, params=missing, tags=Owner.this_process().to_tags())
-        self.client.update_run(run.info.run_id, status="RUNNING")
-
     def end(self, run_id: str, status: Status = "FINISHED", end_ms: int | None = None) -> None:
         self.client.set_terminated(run_id, status, end_ms)
 
@@ -196,13 +180,13 @@ class Store:
 
     def find(self, experiment: str, *, status: str | None = None, **tags: str) -> list[Run]:
         """Active runs of the experiment with this status and these tags, newest first."""
-        if (experiment_id := self._known_experiment(experiment)) is None:
+        if (existing := self._existing(experiment)) is None:
             return []
         conditions = [f"tags.{key} = '{value}'" for key, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
         runs, token = list[Run](), None
         while True:
-            page = self.client.search_runs([experiment_id], " and ".join(conditions), page_token=token)
+            page = self.client.search_runs([existing.experiment_id], " and ".join(conditions), page_token=token)
             runs += page
             if not (token := page.token):
                 return runs
@@ -216,3 +200,58 @@ def already_there() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+class OpenRuns(Generic[Key]):
+    """Runs of one role below the run `parent`, each identified by a `Key` and with `half` as its data."""
+
+    def __init__(self, store: Store, experiment: str, parent: str, role: Role, *, half: "Half", half_role: str):
+        self._store, self._experiment, self._parent, self._role = store, experiment, parent, role
+        self._half, self._half_role = half, half_role
+        self._open: dict[Key, str] = {}
+
+    def end_left(self, runs: Iterable[Run]) -> None:
+        """End the RUNNING ones among `runs` as KILLED: a dead driver left them. The caller holds the parent's lock."""
+        for run in runs:
+            if run.info.status == "RUNNING":
+                self._store.end(run.info.run_id, "KILLED")
+
+    def begin(self, key: Key, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        tags = {"role": self._role, "parent": self._parent, **tags}
+        self._open[key] = self._store.start(self._experiment, name, parent=self._parent, params=params, tags=tags)
+        self._store.log_data(self._open[key], self._half, self._half_role)
+
+    def end(
+        self, key: Key, status: Status, *, metrics: Sequence[MetricRow] = (), tags: Tags = None, files: Files = None
+    ) -> str:
+        """Log the rest and end the run. Returns its id; empty if never begun, or deleted."""
+        if not (run_id := self._open.pop(key, "")):
+            return ""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in (files or {}).items():
+                    file = Path(folder) / name
+                    file.write_bytes(content)
+                    self._store.client.log_artifact(run_id, str(file))
+            self._store.log(run_id, metrics=metrics, tags=tags)
+            self._store.end(run_id, status)
+        except MlflowException:
+            if (run := self._store.get(run_id)) and run.info.lifecycle_stage == "active":
+                raise
+            warn(f"run {run_id} was deleted during its training; run the same command to train it again")
+            return ""
+        return run_id
+
+    def fail(self, key: Key, reason: str, details: str = "") -> str:
+        """End the run FAILED, with the reason as a tag and `details` as artifact `traceback.txt`."""
+        files = {"traceback.txt": details.encode()} if details else {}
+        return self.end(key, "FAILED", tags={"reason": reason}, files=files)
+
+    def kill(self, key: Key, reason: str) -> None:
+        self.end(key, "KILLED", tags={"reason": reason})
+
+    def kill_rest(self) -> None:
+        """End all open runs as KILLED; errors are suppressed so as not to hide an earlier one."""
+        for key in list(self._open):
+            with contextlib.suppress(Exception):
+                self.kill(key, "the command ended before it")

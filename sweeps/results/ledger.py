@@ -11,9 +11,9 @@ from fmnist_transfer.data.examples import Half, n_train
 from fmnist_transfer.identity import Identity, identity
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.model_format import TrainedModel
-from fmnist_transfer.store.open_runs import OpenRuns, open_parent
+from fmnist_transfer.store.opening import open_parent
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE, TRANSFER, Role, result_rows, settings_params
-from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.store.runs import OpenRuns, Run, Store
 from fmnist_transfer.training.score import Epoch, pack_image_scores
 from fmnist_transfer.workers.task import Outcome
 from sweeps.grid import TUNING_REPLICATE, Cell, traits

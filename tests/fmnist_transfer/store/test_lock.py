@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from fmnist_transfer.errors import BusyError
-from fmnist_transfer.store.lock import Owner, locked
+from fmnist_transfer.store.lock import Owner, locked, locks_folder
 from fmnist_transfer.store.runs import Store
 
 HERE = Owner.this_process()
@@ -25,16 +25,15 @@ def test_an_owner_survives_tags() -> None:
     assert HERE.is_of_this_machine()
     assert not HERE.is_dead()
     assert not ELSEWHERE.is_of_this_machine()
-    assert not Owner.from_tags({}).is_of_this_machine()  # of an earlier version, which named no machine
+    assert not Owner.from_tags({}).is_of_this_machine()  # of another program's run
 
 
 def test_only_a_process_of_this_machine_is_ever_certainly_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = psutil.Process(process.pid).create_time() - psutil.boot_time()
-    owner = replace(HERE, pid=process.pid, started=started)
+    owner = replace(HERE, pid=process.pid, process_started=started)
     assert not owner.is_dead()
-    assert not replace(owner, started=0.0).is_dead()  # not known
-    assert replace(owner, started=started - 3_600).is_dead()  # another process had this pid
+    assert replace(owner, process_started=started - 3_600).is_dead()  # another process had this pid
     assert replace(owner, boot="before the reboot").is_dead()
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
@@ -52,3 +51,7 @@ def test_a_second_driver_is_refused_and_told_about_the_first(store: Store) -> No
         pass
     with locked(store.uri, "sweep", "a"):
         pass
+
+
+def test_a_store_has_one_folder_of_locks_however_its_user_is_written() -> None:
+    assert locks_folder("http://me:secret@host") == locks_folder("http://host/") != locks_folder("http://host2")

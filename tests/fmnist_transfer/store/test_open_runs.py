@@ -3,9 +3,8 @@
 import pytest
 
 from fmnist_transfer.data.examples import Half
-from fmnist_transfer.store.open_runs import OpenRuns
 from fmnist_transfer.store.roles import TRANSFER, Role
-from fmnist_transfer.store.runs import Run, Store
+from fmnist_transfer.store.runs import OpenRuns, Run, Store
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_transfer.errors import BusyError
 from fmnist_transfer.store.lock import Owner
-from fmnist_transfer.store.open_runs import check_owner, open_parent
+from fmnist_transfer.store.opening import check_owner, open_parent
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Run, Store
 
@@ -46,9 +46,12 @@ def test_a_parent_is_started_once_and_reopened(store: Store) -> None:
     for _ in range(2):
         how = {"find": lambda: parents(store), "start": lambda: start(store), "params": {"seed": "0"}}
         opened.append(open_parent(store, "sweep", **how, take_over=False).info.run_id)
+        (run,) = parents(store)
+        assert run.info.status == "RUNNING"
+        assert run.data.tags["host"] == HERE.host
+        store.log(opened[-1], tags={"host": "elsewhere"})
         store.end(opened[-1])
     assert opened[0] == opened[1]
-    assert len(parents(store)) == 1
     assert parents(store)[0].data.params == {"seed": "0"}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from fmnist_transfer.errors import StoreError
 from fmnist_transfer.store import places
-from fmnist_transfer.store.places import default_folder, short_name, sqlite_uri
+from fmnist_transfer.store.places import default_folder, sqlite_uri
 
 
 def test_default_is_the_checkouts_mlruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,3 @@ def test_default_is_the_checkouts_mlruns(tmp_path: Path, monkeypatch: pytest.Mon
 def test_question_mark_cannot_be_in_a_sqlite_path() -> None:
     with pytest.raises(StoreError, match="what"):
         sqlite_uri(Path("/what?/mlflow.db"))
-
-
-def test_a_store_has_one_short_name_whoever_uses_it() -> None:
-    assert short_name("http://me:secret@host") == short_name("http://host/") != short_name("http://host2")

@@ -6,7 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -16,7 +16,6 @@ import safetensors.torch
 import synthetic
 import torch
 from faults.proving import edit_spec, put_weights
-from pages import addresses
 
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.errors import ModelError
@@ -24,7 +23,6 @@ from fmnist_transfer.network.cnn2 import CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.store import registry
-from fmnist_transfer.store.links import experiment_page
 from fmnist_transfer.store.model_format import FILES_FOLDER, SPEC_FILE, WEIGHTS_FILE, TrainedModel
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.places import file_path
@@ -38,7 +36,7 @@ from fmnist_transfer.store.registry import (
     resolve,
     set_best,
 )
-from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
 
@@ -246,7 +244,22 @@ def raise_forbidden(*_: object) -> list[str]:
 
 
 def test_the_registered_model_says_how_it_is_transferred(registered: Store) -> None:
-    text = registered.client.get_registered_model("cnn2").description
-    assert "--model-uri models:/cnn2/best" in text
-    ids = [registered.experiment(name) for name in (TUNING, TRANSFER)]
-    assert [unquote(address) for address in addresses(text)] == [experiment_page(one) for one in ids]
+    assert "--model-uri models:/cnn2/best" in registered.client.get_registered_model("cnn2").description
+
+
+def test_a_model_that_was_logged_before_the_store_went_away_is_logged_anew(
+    store: Store, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, models = mlflow.pytorch.log_model, []
+
+    def lose_the_first(*arguments: Any, **options: Any) -> None:
+        models.append(options["model_id"])
+        log(*arguments, **options)
+        if len(models) == 1:
+            raise requests.ConnectionError("Connection reset")
+
+    monkeypatch.setattr(mlflow.pytorch, "log_model", lose_the_first)
+    version = register(store, store.start(TUNING, "run"), "cnn2", trained, tags={}, description="")
+    assert len(set(models)) == 2
+    assert [model.model_id for model in store.client.search_logged_models([store.experiment(TUNING)])] == models[1:]
+    assert resolve(store, f"models:/cnn2/{version.version}").model_id == models[1]

@@ -4,14 +4,17 @@ import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from fmnist_transfer.data.examples import Half
 from fmnist_transfer.errors import Interrupted
+from fmnist_transfer.store import retry
 from fmnist_transfer.store.lock import Owner
 from fmnist_transfer.store.roles import NOTE, TRANSFER, TUNING
-from fmnist_transfer.store.runs import TAG_LENGTH, Store
+from fmnist_transfer.store.runs import TAG_LENGTH, Run, Store
 
 
 def test_artifacts_lie_beside_a_users_own_database(
@@ -63,12 +66,23 @@ def test_find_reads_every_page(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     assert len(store.find(TRANSFER, role="cell")) == 5
 
 
-def test_a_run_is_reopened_by_its_owner(store: Store) -> None:
-    run_id = store.start(TRANSFER, "sweep", tags={"host": "elsewhere"})
-    store.reopen(store.client.get_run(run_id), {"seed": 1})
-    run = store.client.get_run(run_id)
-    assert (run.data.params, run.info.status) == ({"seed": "1"}, "RUNNING")
-    assert run.data.tags["host"] == Owner.this_process().host
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_run_whose_response_was_lost_is_looked_for_before_it_is_created_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_made: bool
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
+    create, calls = store.once.create_run, []
+
+    def lose_the_first(*arguments: Any) -> Run:
+        calls.append(create(*arguments) if calls or is_made else None)
+        if len(calls) == 1:
+            raise requests.exceptions.ConnectionError("Connection reset")
+        return calls[-1]
+
+    monkeypatch.setattr(store.once, "create_run", lose_the_first)
+    run_id = store.start(TRANSFER, "a run")
+    assert [run.info.run_id for run in store.find(TRANSFER)] == [run_id]
+    assert len(calls) == (1 if is_made else 2)
 
 
 def test_orphans_are_ended_and_nothing_of_the_living(store: Store) -> None:
