@@ -67,7 +67,7 @@ def affordable(max_cost: float | None) -> list[CNN2Spec]:
     """Networks within the limit and not much cheaper, ascending in cost. Raises UsageError if there is none."""
     found = set[CNN2Spec]()
     for convs, n_blocks, kernel, (fc1, fc2) in itertools.product((1, 2), (2, 3), (3, 5), FULLY_CONNECTED):
-        layers = {"convs_per_block": convs, "kernel_size": kernel, "fc1": fc1, "fc2": fc2}
+        layers: dict[str, Any] = {"convs_per_block": convs, "kernel_size": kernel, "fc1": fc1, "fc2": fc2}
         for first, growth in itertools.product(FIRST_CHANNELS, GROWTHS):
             channels = tuple(padded(round(first * growth**i)) for i in range(n_blocks))
             found.add(replace(HAND_MADE_SPEC, channels=channels, **layers))
@@ -79,18 +79,3 @@ def affordable(max_cost: float | None) -> list[CNN2Spec]:
     lowest = 0.0 if max_cost is None else LEAST * max(map(training_cost, networks))
     networks = [spec for spec in networks if training_cost(spec) >= lowest]
     return sorted(networks, key=lambda spec: (training_cost(spec), spec.channels))
-
-
-def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
-    """Numeric parameters of the trial in the outer 2 % of their range, each with value and range.
-
-    Excluded are the number of the network, which the cost limit bounds, and lower ends at zero.
-    """
-    edges = []
-    for name, value in trial.params.items():
-        if isinstance(end := trial.distributions[name], optuna.distributions.FloatDistribution):
-            scale = math.log if end.log else float
-            share = (scale(value) - scale(end.low)) / (scale(end.high) - scale(end.low))
-            if (share < 0.02 and end.low > 0) or share > 0.98:
-                edges.append(f"{name} = {value:.3g} (range {end.low:g} to {end.high:g})")
-    return edges
