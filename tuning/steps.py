@@ -40,10 +40,7 @@ from tuning.winner import register_best
 
 
 def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: Stopwatch) -> dict[str, Any]:
-    """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`.
-
-    Raises BusyError if another process works on the study, UserError if no trial completed.
-    """
+    """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`."""
     split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
     plan = Plan(half, split, settings.seed, device, precision_of_tasks(settings, device))
@@ -56,11 +53,9 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     check_precision(network, half.val.images, plan.precision, device)
     result = _train_fixed(context, *fixed) if fixed else _tune(context)
     stopwatch.lap("registering")
-    uri = result["model_uri"]
-    model = uri.rpartition("/")[0] + "/best" if result["promoted"] else uri
     place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
-    commands = {"transfer it": f"python -m sweeps.transfer --model-uri {model}{place}"}
-    print_pairs("Look next", commands | {"in a browser": f"{store.show_command}  # trials, models"})
+    transfer = f"python -m sweeps.transfer --model-uri {result['model_uri']}{place}"
+    print_pairs("Look next", {"transfer it": transfer, "in a browser": f"{store.show_command}  # trials, models"})
     return result
 
 
@@ -83,8 +78,8 @@ def _tune(context: SearchContext) -> dict[str, Any]:
 def _run_study(context: SearchContext, log: Trials, run_id: str) -> dict[str, Any]:
     """Run the study's missing trials, train the best again, and register the winner."""
     settings, plan, workers, n = context.settings, context.plan, context.workers, context.settings.trials
-    say(f"Study {settings.study!r} of {counted(n, 'trial')} on classes {digits(plan.split.source)}:")
-    say(f"{len(log.counting)} done already; {counted(workers.n, 'worker')} on {plan.device}")
+    on = f"{counted(workers.n, 'worker')} on {plan.device}"
+    say(f"Study {settings.study!r}, classes {digits(plan.split.source)}: {len(log.counting)} of {n} trials done; {on}")
     context.stopwatch.lap("start")
     with Progress("trials", max(0, n - len(log.counting))) as progress:
         run_logged(workers, train_trial, plan, log.tasks(), log=log, progress=progress, debug=settings.debug)
@@ -128,18 +123,14 @@ def _train_fixed(
 
 
 def _fixed_candidate(store: Store | None, like: str | None, split: Split) -> tuple[Candidate, str, str, dict[str, str]]:
-    """Return the configuration of the registered model `like`, else the original report's, which needs no store.
-
-    Also returned are the names of its registered model and of its parent run, and facts that identify `like`.
-    """
+    """Return the configuration of `--like` or the original report's, its model's and run's names, and `like` pinned."""
     if store is None or like is None:
         name = f"cnn2-reference{split.suffix}"
         return Candidate("reference", REFERENCE_SPEC, REFERENCE_RECIPE), name, name, {}
     pinned = resolve(store, like)
     model = load(store, pinned)
     if model.split.source == split.source:
-        trained_on = f"it was already trained on classes {digits(split.source)}"
-        raise UsageError(f"--like {like}: {trained_on}; give another half with --split")
+        raise UsageError(f"--like {like} was trained on classes {digits(split.source)}; give another half by --split")
     name = pinned.name.removesuffix(model.split.suffix) + split.suffix
     spec = replace(model.spec, n_classes=len(split.source))
     fixed = Candidate(f"like {pinned.pinned.removeprefix('models:/')}", spec, model.recipe)

@@ -1,7 +1,4 @@
-"""Open and resume the Optuna study, which holds everything about a finished trial, so it can be logged later.
-
-A study has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
-"""
+"""Open and resume the Optuna study. It has one driver, and keeps what is known about a trial, to be logged later."""
 
 import warnings
 import weakref
@@ -26,10 +23,7 @@ FIXED = "fixed_params"  # Optuna's private system attribute for an enqueued tria
 
 
 def open_storage(storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True) -> RDBStorage:
-    """Open the study database, `storage` or else `optuna.db` in `folder`, created if missing. Raises StoreError.
-
-    If not `may_write`, a missing one raises NoStoreError.
-    """
+    """Open the study database, else `optuna.db` in `folder`; create a missing one if `may_write`. Raises StoreError."""
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
     try:

@@ -1,17 +1,13 @@
-"""The search's driver: asks the study for trials, prunes them, tells it the results, and logs them to MLflow.
-
-Only the driver accesses the study. Workers train.
-"""
+"""The search's driver: asks the study for trials, prunes them, tells it the results, and logs them to MLflow."""
 
 import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -43,8 +39,6 @@ STATUS: dict[str, Status] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL":
 
 @dataclass(frozen=True)
 class SearchContext:
-    """Settings, data and resources that every step of a search uses."""
-
     settings: SearchSettings
     store: Store
     plan: Plan
@@ -55,8 +49,7 @@ class SearchContext:
 def study_run(context: SearchContext, study: optuna.Study, facts: dict[str, Any], *, is_shared: bool) -> str:
     """Reopen or start the study's parent run; return its id. The caller holds the study's lock.
 
-    Raises BusyError if another machine runs the study. Raises StoreError if the runs of a study that machines share
-    (`is_shared`) are in another store, where its driver could not be seen.
+    Raises BusyError if another machine runs the study, StoreError if its runs are elsewhere and it is shared.
     """
     store, noun = context.store, f"study {study.study_name}"
 
@@ -93,19 +86,14 @@ def candidate(trial: FrozenTrial) -> Candidate:
     return Candidate(f"trial {trial.number:03d}", spec, recipe, trial.number, trial.value)
 
 
-def expected_best(scores: Sequence[float]) -> np.ndarray:
-    """Expected maximum of n = 1 ... N draws with replacement from N scores, [N] (Dodge et al. 2019)."""
-    ordered = np.sort(np.asarray(scores, float))
-    n = len(ordered)
-    cumulative = (np.arange(n + 1) / n)[None, :] ** np.arange(1, n + 1)[:, None]
-    return np.diff(cumulative, axis=1) @ ordered
+def expected_best(scores: list[float]) -> list[float]:
+    """Expected maximum of k = 1 ... n draws with replacement from n scores (Dodge et al. 2019)."""
+    n, ordered = len(scores), sorted(scores)
+    return [sum(x * ((i / n) ** k - ((i - 1) / n) ** k) for i, x in enumerate(ordered, 1)) for k in range(1, n + 1)]
 
 
 class Trials:
-    """A `TaskLog` for a study's trials, logged below the parent run `run_id`. The caller holds the study's lock.
-
-    `counting` lists the trials that count towards `--trials`. Those that an earlier command did not log are logged now.
-    """
+    """A `TaskLog` for a study's trials below the parent run `run_id`; `counting` lists those that count."""
 
     def __init__(self, context: SearchContext, study: optuna.Study, run_id: str, facts: dict[str, Any]):
         self._context, self._study, self._run_id, self._facts = context, study, run_id, facts

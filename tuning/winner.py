@@ -50,8 +50,7 @@ class Retrained(NamedTuple):
 def register_best(context: SearchContext, best: list[Candidate], run_id: str, study: str, name: str) -> dict[str, Any]:
     """Train the best again, register the winner as `name`, and move the alias. Returns their part of `--json`.
 
-    Earlier re-trainings and registrations are reused; failed re-trainings are retried. Raises Interrupted after a
-    signal, UserError if no candidate could be trained.
+    What an earlier command trained or registered is reused. Raises Interrupted after a signal.
     """
     store, plan = context.store, context.plan
     store.log_data(run_id, plan.half, "source")
@@ -60,7 +59,8 @@ def register_best(context: SearchContext, best: list[Candidate], run_id: str, st
     _print_retrained(retrained)
     winner, scores = retrained[0], retrained[0].scores()
     facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256} | scores
-    facts |= {"winner_key": winner_key(retrained, plan, context.settings.n_seeds), "trial": winner.candidate.trial}
+    facts |= {"trial": winner.candidate.trial, "n_seeds": len(winner.trainings)}
+    facts["winner_key"] = winner_key(retrained, plan, context.settings.n_seeds)
     version = _register(context, name, winner, facts, run_id)
     promoted = _move_best(store, version, force=context.settings.promote)
     uri = f"models:/{name}/{version.version}"
@@ -135,8 +135,7 @@ def _register(context: SearchContext, name: str, winner: Retrained, facts: dict[
     for version in versions_of(store, name):
         if version.tags.get("winner_key") == facts["winner_key"] and not is_gone(store, version):
             return version
-    candidate, network, n_seeds = winner.candidate, winner.trainings[0].run_id, len(winner.trainings)
-    facts = facts | {"n_seeds": n_seeds}
+    candidate, network = winner.candidate, winner.trainings[0].run_id
     state = load_weights(store, network, candidate.spec)
     model = TrainedModel(candidate.spec, candidate.recipe, split, state, facts)
     study, training = (run_page(store.experiment(TUNING), run) for run in (run_id, network))
@@ -144,7 +143,7 @@ def _register(context: SearchContext, name: str, winner: Retrained, facts: dict[
     description = (
         f"CNN2 trained on Fashion-MNIST classes {digits(split.source)}; configuration: {candidate.name}, run "
         f"[{facts['study']}]({study}). Validation accuracy {facts['retrained_mean']:.2%}{sd} over "
-        f"{counted(n_seeds, 'fresh seed')}; [this network]({training}), the first of them, has test accuracy "
+        f"{counted(facts['n_seeds'], 'fresh seed')}; [this network]({training}), the first of them, has test accuracy "
         f"{facts['test_accuracy']:.2%}.\n\nInput: float32 [n, 1, 28, 28], pixels scaled to [0, 1], minus 0.2860, over "
         "0.3530. Output: logits of the classes in ascending order."
     )
@@ -155,18 +154,13 @@ def _move_best(store: Store, version: ModelVersion, *, force: bool) -> bool:
     """Point alias `best` to `version` if it is better, or if `force`; return whether it points to it now."""
     name, number = version.name, str(version.version)
     with locked(store.uri, "model", f"model-{name}", wait_seconds=60):  # another search may be moving it
-        old = best_version(store, name)
-        if old and str(old.version) != number and not force and not _is_better(store, version.tags, old):
-            reason = f"version {number} scores no higher on the same split and data"
-            say(f"best stays at {name} version {old.version}: {reason}. Add --promote to move it anyway")
-            return False
+        old, tags = best_version(store, name), version.tags
+        if old and str(old.version) != number and not force and not is_gone(store, old):
+            mean, old_mean = (float(each.get("retrained_mean", "nan")) for each in (tags, old.tags))
+            if not mean > old_mean or any(tags.get(key) != old.tags.get(key) for key in ("split", "data_sha256")):
+                why = f"version {number} scores no higher on the same split and data; --promote moves it anyway"
+                say(f"best stays at {name} version {old.version}: {why}")
+                return False
         set_best(store, version)
     say(f"best -> {name} version {number}")
     return True
-
-
-def _is_better(store: Store, tags: dict[str, str], old: ModelVersion) -> bool:
-    if is_gone(store, old):
-        return True
-    mean, old_mean = (float(each.get("retrained_mean", "nan")) for each in (tags, old.tags))
-    return mean > old_mean and all(tags.get(key) == old.tags.get(key) for key in ("split", "data_sha256"))
