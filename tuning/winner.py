@@ -38,11 +38,10 @@ class Retrained(NamedTuple):
 
     def scores(self) -> dict[str, float | None]:
         """Scores by their names in `--json`, tags and metrics; the first is optimistic, as the best of many."""
-        accuracies = self.val_accuracies
         return {
             "best_of_n": self.candidate.search_score,
-            "retrained_mean": statistics.mean(accuracies),
-            "retrained_sd": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+            "retrained_mean": statistics.mean(self.val_accuracies),
+            "retrained_sd": statistics.stdev(self.val_accuracies) if len(self.trainings) > 1 else None,
             "test_accuracy": self.trainings[0].test_accuracy,  # of the network that is registered
         }
 
