@@ -51,7 +51,7 @@ def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: S
     fixed = None if settings.is_search else _fixed_candidate(store, settings.like, split)
     network = fresh_network(fixed[0].spec if fixed else HAND_MADE_SPEC, Streams(plan.seed))
     check_precision(network, half.val.images, plan.precision, device)
-    result = _train_fixed(context, *fixed) if fixed else _tune(context)
+    result = _train_one(context, *fixed) if fixed else _tune(context)
     stopwatch.lap("registering")
     place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""
     transfer = f"python -m sweeps.transfer --model-uri {result['model_uri']}{place}"
@@ -104,9 +104,7 @@ def _run_study(context: SearchContext, log: Trials, run_id: str) -> dict[str, An
     return result | {"n_trials": len(trials), "n_pruned": states["PRUNED"], "n_failed": n_failed}
 
 
-def _train_fixed(
-    context: SearchContext, fixed: Candidate, name: str, study: str, like: dict[str, str]
-) -> dict[str, Any]:
+def _train_one(context: SearchContext, fixed: Candidate, name: str, study: str, like: dict[str, str]) -> dict[str, Any]:
     """Train the network of `--reference` or `--like` and register it. Returns the same as `_tune`."""
     store, plan, take_over = context.store, context.plan, context.settings.take_over
     work = identity(device=plan.device, **settings_params(fixed.spec, fixed.recipe), **plan.facts(), **like)
