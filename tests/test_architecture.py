@@ -34,7 +34,6 @@ LAYERS = [  # a module imports its own layer and earlier lines only
     "tuning.trainings",
     "tuning.trials",
     "tuning.winner",
-    "tuning.figures",
     "tuning.steps",
     "tuning.search",
     "sweeps.grid",

@@ -18,7 +18,6 @@ from fmnist_transfer.logged_tasks import run_logged
 from fmnist_transfer.store import retry
 from fmnist_transfer.store.lock import busy
 from fmnist_transfer.store.registry import resolve
-from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.command import run_command
 from fmnist_transfer.terminal.output import write_json
@@ -28,7 +27,6 @@ from fmnist_transfer.workers.stop import StopSignal
 from sweeps.report.findings import find
 from sweeps.report.write import claims_text, markdown_of
 from tuning import search
-from tuning.steps import description
 
 Said = Callable[[], str]
 
@@ -153,7 +151,7 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--trials", "5", "--top", "3", "--dry-run"]
     assert search.command(["--tracking-uri", str(tmp_path / "mlflow.db"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == [
-        "Study 'cnn2', a new one: 0 trials done, 5 would run",
+        "Study 'cnn2': 0 trials done, 5 would run",
         "Then the best 3 would be trained again with fresh seeds, and one registered, unless this is done already",
     ]
 
@@ -177,13 +175,3 @@ def test_the_head_of_a_report() -> None:
         "Sweep `0123456789abcdef` (`cnn2/1 on classes 56789`):\n"
         "no complete replicate of both inits.",
     ]
-
-
-def test_the_description_of_a_search_in_mlflow(store: Store) -> None:
-    number = store.experiment(TUNING)
-    text = description(store, "A search.")
-    page = f"(#/experiments/{number}/runs?viewStateShareKey={{}}&workflowType=machine_learning)"
-    assert text == (
-        f"A search. **Not finished yet.**\n\nLook at: [trials, the best first]{page.format('trials')} · "
-        f"[the best, trained again]{page.format('retrained')}"
-    )

@@ -1,10 +1,8 @@
 """Tune CNN2 on FMNIST-2, train the best again, register the winner as `cnn2` and point alias `best` to it.
 
-    python -m tuning.search                # resumable: the same command continues
-    python -m tuning.search --reference    # train the original report's network instead, as `cnn2-reference`
-    python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
-
-Writes an Optuna study, MLflow runs and a registered model. Selection uses validation scores only.
+python -m tuning.search                # resumable: the same command continues
+python -m tuning.search --reference    # train the original report's network instead, as `cnn2-reference`
+python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
 """
 
 import sys
@@ -23,17 +21,12 @@ def main(settings: SearchSettings) -> int:
     stopwatch = Stopwatch()
     say("Loading torch, mlflow and optuna ...")
     with StopSignal() as stop:
-        if settings.dry_run:
-            from tuning.steps import dry_run
+        device = device_of_tasks(settings)
+        n_tasks = max(settings.trials if settings.is_search else 1, settings.n_seeds)
+        with workers_for(settings, device, n_tasks, stop) as workers:
+            from tuning.steps import dry_run, search
 
-            result = dry_run(settings)
-        else:
-            device = device_of_tasks(settings)
-            n_tasks = max(settings.trials if settings.is_search else 1, settings.n_seeds)
-            with workers_for(settings, device, n_tasks, stop) as workers:
-                from tuning.steps import search
-
-                result = search(settings, device, workers, stopwatch)
+            result = dry_run(settings) if settings.dry_run else search(settings, device, workers, stopwatch)
     say(f"The search took {stopwatch}")
     failed = result.pop("n_failed")
     if settings.json:

@@ -10,10 +10,6 @@ from fmnist_transfer.flags import Flags, TrainingSettings, check_driver
 from fmnist_transfer.terminal.command import check_range
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchFlags(Flags):
     trials: int = 16
@@ -42,13 +38,14 @@ class SearchFlags(Flags):
     """Seconds after which no further trial starts; default: no limit."""
 
     def __post_init__(self) -> None:
+        flags = {name: "--" + name.replace("_", "-") for name in SearchFlags.__dataclass_fields__}
         lowest = {"trials": 1, "epochs": 1, "top": 1, "retrain_seeds": 1, "max_cost": 0, "timeout": 0}
         for name, low in lowest.items():
             if (value := getattr(self, name)) not in (None, "none"):
-                check_range(_flag(name), value, low)
+                check_range(flags[name], value, low)
         search_only = ["trials", "epochs", "max_cost", "top", "study_name", "storage", "timeout"]
         search_only += ["retrain_seeds", "like"] if self.reference else []
-        given = [_flag(name) for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
+        given = [flags[name] for name in search_only if getattr(self, name) != getattr(SearchFlags, name)]
         if given and not self.is_search:
             flag = "--reference" if self.reference else "--like"
             raise UsageError(f"{flag} trains one fixed network by one fixed recipe: leave out {', '.join(given)}")

@@ -1,9 +1,6 @@
-"""Open and resume the Optuna study, and define which of its trials count.
+"""Open and resume the Optuna study. It has one driver, and keeps what is known about a trial, to be logged later."""
 
-The study holds everything about a finished trial, its epochs too, so that it can be logged at any later time. A study
-has one driver at a time; trials that are RUNNING when it opens belong to a dead driver.
-"""
-
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,7 @@ FIXED = "fixed_params"  # Optuna's private system attribute for an enqueued tria
 
 
 def open_storage(storage: str | None, folder: Path, retry: RetryPolicy, *, may_write: bool = True) -> RDBStorage:
-    """Open the study database, `storage` or else `optuna.db` in `folder`. Raises StoreError.
-
-    A missing database is created; if `may_write` is False, it raises NoStoreError.
-    """
+    """Open the study database, else `optuna.db` in `folder`; create a missing one if `may_write`. Raises StoreError."""
     warn_of_password(storage, "a .pgpass file")
     uri = study_uri(storage, folder)
     try:
@@ -54,23 +48,16 @@ def _connect(uri: str) -> RDBStorage:
 
 
 def open_study(storage: RDBStorage, name: str, settings: dict[str, Any]) -> optuna.Study:
-    """Open or create the study; call `begin` next. Raises UsageError if it was begun with other settings."""
+    """Open or create the study. Raises UsageError if its attribute `settings`, which the caller sets, differs."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get(SETTINGS, settings)
-    differing = [key for key in settings | before if settings.get(key) != before.get(key)]
-    if differing:
+    if differing := [key for key in settings | before if settings.get(key) != before.get(key)]:
         changes = ", ".join(f"{key} {before.get(key)} (now {settings.get(key)})" for key in differing)
-        raise UsageError(
-            f"study {name!r} in {masked(storage.url)} was begun with {changes}. Its trials are kept; give the same "
-            "values to continue it, or another --study-name to start anew"
-        )
+        remedy = "give the same values to continue it, or another --study-name to start anew"
+        raise UsageError(f"study {name!r} in {masked(storage.url)} was begun with {changes}; {remedy}")
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["validation accuracy"])
     return study
-
-
-def begin(study: optuna.Study, settings: dict[str, Any]) -> None:
-    """Keep the settings of a new study."""
-    if SETTINGS not in study.user_attrs:
-        study.set_user_attr(SETTINGS, settings)
 
 
 def enqueue_start(study: optuna.Study, ordinal: int, max_cost: float | None) -> None:
@@ -98,9 +85,8 @@ def requeue(study: optuna.Study, *, failed: bool) -> None:
 
 def counting(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that count towards `--trials`: completed, pruned, or failed with an error, and not repeated by another."""
-    complete, pruned, failed = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-    trials = _not_repeated(study)
-    return [t for t in trials if t.state in (complete, pruned) or (t.state == failed and REASON in t.user_attrs)]
+    ended, failed = (TrialState.COMPLETE, TrialState.PRUNED), TrialState.FAIL
+    return [t for t in _not_repeated(study) if t.state in ended or (t.state == failed and REASON in t.user_attrs)]
 
 
 def _not_repeated(study: optuna.Study) -> list[FrozenTrial]:

@@ -32,19 +32,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration to train: a trial, that of the registered model `like`, or the original report's."""
+    """A configuration to train: a trial, or one of `--like` or `--reference`."""
 
+    name: str
     spec: CNN2Spec
     recipe: Recipe
     trial: int | None = None
     search_score: float | None = None
-    like: str = ""
-
-    @property
-    def name(self) -> str:
-        if self.trial is not None:
-            return f"trial {self.trial:03d}"
-        return f"like {self.like.removeprefix('models:/')}" if self.like else "reference"
 
 
 class Retraining(NamedTuple):

@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 from fmnist_transfer.errors import StoreError, UsageError
 from fmnist_transfer.store.retry import RetryPolicy
 from tuning.space import starts
-from tuning.study import FIXED, REASON, RECIPE, begin, counting, enqueue_start, open_storage, open_study, requeue
+from tuning.study import FIXED, REASON, RECIPE, counting, enqueue_start, open_storage, open_study, requeue
+from tuning.study import SETTINGS as ATTRIBUTE
 
 SETTINGS = {"max_cost": 1.0, "epochs": 2}
 
@@ -23,7 +24,7 @@ def storage(tmp_path: Path) -> optuna.storages.RDBStorage:
 def study(storage: optuna.storages.RDBStorage) -> optuna.Study:
     """A study whose first trial waits."""
     study = open_study(storage, "cnn2", SETTINGS)
-    begin(study, SETTINGS)
+    study.set_user_attr(ATTRIBUTE, SETTINGS)
     enqueue_start(study, 0, 1.0)
     return study
 

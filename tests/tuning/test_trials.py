@@ -1,24 +1,28 @@
 """The search's driver by hand: what it makes of a worker's reports. No training and no workers."""
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
 from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.store.retry import RetryPolicy
+from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.training.score import Epoch
 from fmnist_transfer.workers.task import Outcome
 from tuning.settings import SearchSettings
-from tuning.study import EPOCHS, SETTINGS
+from tuning.study import EPOCHS
 from tuning.trainings import Candidate, Plan
-from tuning.trials import Trials
+from tuning.trials import SearchContext, Trials, expected_best
 
 
 class Recorder:
     """Stands for the workers, the store and the half."""
 
-    data_sha256 = ""
+    data_sha256, uri, show_command = "", "http://user:secret@host:5000/", "show"
     retry = RetryPolicy()
 
     def __init__(self) -> None:
@@ -38,6 +42,9 @@ class Recorder:
 
     log_data = end = log
 
+    def experiment(self, name: str) -> str:
+        return "1"
+
 
 @pytest.fixture
 def recorder() -> Recorder:
@@ -49,9 +56,8 @@ def driver(recorder: Recorder) -> Trials:
     others: Any = recorder
     plan = Plan(others, DEFAULT_SPLIT, seed=0, device="cpu", precision="float32")
     study = optuna.create_study(direction="maximize")
-    study.set_user_attr(SETTINGS, {})
-    settings = SearchSettings(trials=1, epochs=4)
-    return Trials(study, others, plan, settings, workers=others, run_id="parent")
+    context = SearchContext(SearchSettings(trials=1, epochs=4), others, plan, others, Stopwatch())
+    return Trials(context, study, "parent", {})
 
 
 def epoch(number: int) -> Epoch:
@@ -72,9 +78,23 @@ def test_a_pruned_trial_takes_no_more_reports(driver: Trials, recorder: Recorder
     """Its worker may send some before it hears that it is cancelled."""
     (task,) = driver.tasks()
     driver.report(task, epoch(1))
-    driver._running[task].is_pruned = True
+    driver._pruned.add(task)
     driver.report(task, epoch(2))
     driver.end(Outcome(task, "interrupted", reason="cancelled"))
     (trial,) = driver._study.trials
     assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {1: 0.51})
     assert recorder.cancelled == []
+
+
+def test_the_dashboard_links_to_the_runs_in_mlflow(driver: Trials) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    (task,) = driver.tasks()
+    driver.end(Outcome(task, "done", result=0.53))
+    trial: Any = SimpleNamespace(study=driver._study, storage=driver._study._storage, _trial_id=0)
+    assert "(http://host:5000/#/experiments/1/runs/run)" in dashboard.get_note(trial)
+
+
+def test_expected_best_is_the_mean_over_all_draws() -> None:
+    scores = [0.9, 0.7, 0.8]
+    for n, value in enumerate(expected_best(scores), 1):
+        assert value == pytest.approx(np.mean([max(draw) for draw in itertools.product(scores, repeat=n)]))
