@@ -61,8 +61,7 @@ def read_curves(store: Store, pair: Comparison) -> Curves:
         cells = [row for row in pair.rows if row.cell.percent == percent and row.cell.init == init]
         runs = [row.run_id for row in cells if row.cell.replicate in pair.replicates]
         points = [(point.step, point.value) for run in runs for point in store.client.get_metric_history(run, metric)]
-        losses = pd.DataFrame(points, columns=["epoch", "loss"]).groupby("epoch")["loss"].mean()
-        curves[percent, init, metric] = losses
+        curves[percent, init, metric] = pd.DataFrame(points, columns=["epoch", "loss"]).groupby("epoch")["loss"].mean()
     return curves
 
 

@@ -67,7 +67,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
 
 def _render(template: str, **values: Any) -> str:
     """Fill in a template of this folder."""
-    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    options: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
     environment.globals |= {"caveats": caveats, "more_text": more_text, "claims": claims}
     return environment.get_template(template).render(values).strip()
