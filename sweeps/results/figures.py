@@ -63,7 +63,7 @@ def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
 
 
 def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | None = None) -> Figure:
-    """Draw a panel per score with the mean and the range of each init's finished replicates; width: in inches."""
+    """Draw a panel per score with mean, range and number of each init's finished replicates; width: in inches."""
     n = len(scores)
     figure = Figure(figsize=(width or 1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
     for axes, score in zip(figure.subplots(1, n, squeeze=False)[0], scores, strict=True):
@@ -74,7 +74,7 @@ def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | N
                 axes.fill_between(percents, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(percents, np.nanmean(values, axis=0), "o-", markersize=3, color=colour, label=init)
                 for percent, top, n_cells in zip(percents, high, np.isfinite(values).sum(axis=0), strict=True):
-                    axes.annotate(n_cells, (percent, top), (0, 2), textcoords="offset points", ha="center", fontsize=5)
+                    axes.text(percent, top, n_cells, ha="center", va="bottom", fontsize=7, color=colour)
         axes.set(xlabel="percent of the target's training images", ylabel=score.axis)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
