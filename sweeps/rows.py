@@ -1,5 +1,7 @@
 """Results of a sweep as a table with one row per cell: as CSV, JSON, and arrays over replicates and fractions."""
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -77,13 +79,27 @@ class Row:
         return row
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line per cell, sorted by percent, init and replicate; missing values are empty."""
+def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line per cell, sorted by percent, init and replicate; missing values are NaN."""
     settings = next((row.cell.setting for row in rows if row.cell.change), {})
     columns = ["percent", "init", "replicate", "n_train", "status", *settings, *COLUMNS, "run_id"]
     ordered = sorted(rows, key=lambda row: row.cell.position)
-    table = pd.DataFrame([row.facts | row.cell.setting | {**row.scores} for row in ordered], columns=columns)
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return pd.DataFrame([row.facts | row.cell.setting | {**row.scores} for row in ordered], columns=columns)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """`to_frame` as text, with six digits; missing values are empty."""
+    return to_frame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def from_csv(text: str) -> list[Row]:
+    """Read what `to_csv` wrote, but for the settings of tuned cells."""
+    rows = []
+    for line in pd.read_csv(io.StringIO(text)).to_dict("records"):
+        scores = {key: float(line[key]) for key in COLUMNS if not math.isnan(line.get(key, math.nan))}
+        cell = Cell(line["percent"], line["init"], line["replicate"])
+        rows.append(Row(cell, line["n_train"], line["run_id"], line["status"], scores))
+    return rows
 
 
 def by_replicate(rows: Sequence[Row], init: Init, score: Score, percents: Sequence[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Sweeps with known differences, as they would be read from a store."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.store.roles import settings_params
 from fmnist_transfer.training.recipe import Recipe
-from sweeps.grid import Cell, Grid, Init
+from sweeps.analysis.comparison import Comparison, compare
+from sweeps.grid import REPORTED, Cell, Grid, Init
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Row
 
@@ -52,6 +54,16 @@ def rows(
     return found
 
 
+def compared(
+    of_rows: Sequence[Row], judged: Sequence[int] = (), n_replicates: int | None = None, **others: Any
+) -> Comparison:
+    """Compare pretrained with random at all finished fractions and replicates, or at those of a plan."""
+    cells = [row.cell for row in of_rows if row.cell.init in REPORTED and row.status == "finished"]
+    n = 1 + max((cell.replicate for cell in cells), default=-1) if n_replicates is None else n_replicates
+    pair = compare(of_rows, "pretrained", judged or sorted({cell.percent for cell in cells}), n)
+    return dataclasses.replace(pair, **others)
+
+
 def sweep(
     of_rows: Sequence[Row],
     *,
@@ -69,5 +81,5 @@ def sweep(
     )
     grid = Grid(percents, tuple(dict.fromkeys(row.cell.init for row in of_rows)), n, percents, n)
     name, has_open = "cnn2/1 on classes 56789", any(row.status == "open" for row in of_rows)
-    tables: Any = tuple(of_rows), recipe, {}, (0, 0, 0), (), {}
+    tables: Any = tuple(of_rows), recipe, {}, (), {}
     return LoggedSweep(run_id, name, all_params, {}, *tables, grid, is_complete=not has_open, is_extended=False)

@@ -4,17 +4,16 @@ Differences are random minus pretrained: of log losses, where above 0 means that
 A statement is shown if a one-sided test with moderated variances has p < 5 %, or less where a docstring says so.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from sweeps.analysis.comparison import ACCURACY_MARGIN, LOSS_MARGIN, Comparison, Difference
-from sweeps.analysis.statistics import FLOOR, Interval, Mask
+from sweeps.analysis.comparison import ACCURACY_MARGIN, LOSS_MARGIN, Comparison, Difference, in_percent
+from sweeps.analysis.statistics import FLOOR, Mask
 from sweeps.rows import Score
 
 CLAIMS = {
@@ -29,6 +28,7 @@ MAX_MULTIPLIER = 1.5  # of effective data: up to here transfer is hardly needed
 MOST_REPLICATES = 1_000  # more are never asked for
 NO_HELP = "more replicates won't tell"
 LOSSES, ACCURACIES = (Score.VAL_LOSS, Score.TEST_LOSS), (Score.VAL_ACCURACY, Score.TEST_ACCURACY)
+SIGNS = {1.0: "+", -1.0: "-", 0.0: "0"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Verdict:
     verdict: Literal["holds", "does not hold", "does not arise", "cannot be told"]
     reason: str
     effect: float | None = None
-    interval: Interval | None = None  # 95 %, of this effect alone
+    interval: tuple[float, float] | None = None  # 95 %, of this effect alone
     n_replicates: int = 0
     percent: int | None = None  # fraction at which the effect is taken
     unit: Literal["log ratio", "accuracy"] = "log ratio"
@@ -45,21 +45,43 @@ class Verdict:
     more: int | str = ""  # further replicates for 80 % power at the observed effect, or why they would not help
     is_extended: bool = False  # after a first verdict, so that levels are nominal
 
+    @property
+    def effect_text(self) -> str:
+        """`+1.24 [+1.01, +1.47] % of the loss at 5 %`; empty without an effect."""
+        if self.effect is None or self.interval is None:
+            return ""
+        is_loss = self.unit == "log ratio"
+        unit = "% of the loss" if is_loss else "points of accuracy"
+        return f"{interval_text(self.effect, *self.interval, is_loss=is_loss)} {unit} at {self.percent} %"
 
-Conclude = Callable[..., Verdict]
+
+def interval_text(mean: float, low: float, high: float, *, is_loss: bool) -> str:
+    """`+6.10 [+1.20, +11.30]`: log ratios in percent, or accuracies in points; without limits if they are NaN."""
+    mean, low, high = (in_percent(value) if is_loss else 100 * value for value in (mean, low, high))
+    return f"{mean:+.2f}" + ("" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def judge(pair: Comparison) -> dict[str, Verdict]:
     """Judge every claim. Below the floor or in an incomplete plan all are `cannot be told`, with a forecast."""
-    judges = (_judge_train_loss, _judge_val_loss, _judge_overfitting, _judge_need)
     if pair.n < 2:
         return dict.fromkeys(CLAIMS, Verdict("cannot be told", pair.no_verdict, n_replicates=pair.n))
-    verdicts = {claim: judge_claim(pair) for claim, judge_claim in zip(CLAIMS, judges, strict=True)}
-    if not pair.no_verdict:
-        return verdicts
-    withheld = partial(dataclasses.replace, verdict="cannot be told", reason=pair.no_verdict)
-    below_floor = max(0, FLOOR - pair.n) or ""
-    return {claim: withheld(verdict, more=verdict.more or below_floor) for claim, verdict in verdicts.items()}
+    judges = {  # claim -> its judge, and the scores that it needs
+        "train_loss": (_judge_train_loss, {Score.TRAIN_LOSS}),
+        "val_loss": (_judge_val_loss, {pair.loss, Score.TEST_LOSS}),
+        "overfitting": (_judge_overfitting, {pair.loss, Score.TEST_LOSS, Score.TEST_BEST_LOSS, Score.TEST_SCALED_LOSS}),
+        "need": (_judge_need, {pair.loss, pair.accuracy}),
+    }
+    unknown = Verdict("cannot be told", "cells lack a score, or have a loss of 0")
+    verdicts = {}
+    for claim, (judge_claim, scores) in judges.items():
+        is_known = all(pair.difference(score).is_known for score in scores)
+        verdict = judge_claim(pair) if is_known else unknown
+        verdict = replace(verdict, n_replicates=pair.n, is_extended=pair.is_extended)
+        if pair.no_verdict:
+            more = verdict.more or max(0, FLOOR - pair.n) or ""
+            verdict = replace(verdict, verdict="cannot be told", reason=pair.no_verdict, more=more)
+        verdicts[claim] = verdict
+    return verdicts
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
@@ -68,8 +90,6 @@ def _judge_train_loss(pair: Comparison) -> Verdict:
     One fraction suffices to refute the claim, so refutations have p < 5 % / fractions.
     """
     d, k = pair.difference(Score.TRAIN_LOSS), len(pair.percents)
-    if not d.is_known:
-        return _unknown(pair)
     e = d.estimate
     above, below, within = e.above(), e.below(), e.within(LOSS_MARGIN)
     conclude = _conclude(pair, d, int(np.argmax(above)))
@@ -89,8 +109,6 @@ def _judge_train_loss(pair: Comparison) -> Verdict:
 def _judge_val_loss(pair: Comparison) -> Verdict:
     """Judge the final held-out loss by a fixed sequence of tests from 100 % downward, with the effect at 100 %."""
     d, test = pair.difference(pair.loss), pair.difference(Score.TEST_LOSS)
-    if not (d.is_known and test.is_known):
-        return _unknown(pair)
     conclude, e, later = _conclude(pair, d, -1, *LOSSES), d.estimate, d.percents >= FROM_PERCENT
     if pair.percents[-1] != 100:
         return conclude("cannot be told", "100 % is not among the judged fractions")
@@ -99,7 +117,7 @@ def _judge_val_loss(pair: Comparison) -> Verdict:
     if below[-1]:
         if test.estimate.above()[-1] < ALPHA:
             return conclude("cannot be told", f"random is lower at 100 % ({p}), but shown to be higher on test images")
-        first = pair.percents[crossing(below)]
+        _, first = crossover(pair)
         since = "already from the smallest" if first == pair.percents[0] else f"from {first} % on"
         return conclude("holds", f"random is lower at 100 % ({p}), {since}")
     if (above | fine)[later].all() and not below[later].any():
@@ -112,21 +130,14 @@ def _judge_val_loss(pair: Comparison) -> Verdict:
     return conclude("cannot be told", reason, more=_more(pair, e.needed(-d.mean)[-1], refuting))
 
 
-def crossing(is_below: Mask) -> int:
-    """Index of the first fraction from which on every one is below, counted from the largest downward."""
-    return len(is_below) - int(np.cumprod(is_below[::-1]).sum())
-
-
-def crossover(pair: Comparison) -> tuple[int | None, int] | None:
-    """Gap in which random becomes better, in percent; None where claim 2 does not hold.
+def crossover(pair: Comparison) -> tuple[int | None, int]:
+    """Gap in which random becomes better, in percent, where claim 2 holds.
 
     Its ends are the highest fraction at which pretrained is shown to be lower, if any, and the lowest from which on
     random is.
     """
-    if judge(pair)["val_loss"].verdict != "holds":
-        return None
     e = pair.difference(pair.loss).estimate
-    i = crossing(e.below() < ALPHA)
+    i = len(e.mean) - int(np.cumprod(e.below()[::-1] < ALPHA).sum())
     ahead = np.flatnonzero(e.above()[:i] < ALPHA)
     return pair.percents[ahead[-1]] if len(ahead) else None, pair.percents[i]
 
@@ -137,9 +148,6 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
     The two contrasts are on test images, because validation chose the epoch and the temperature; each has p < 2.5 %.
     """
     d = pair.difference(pair.loss)
-    contrasts = [pair.contrast(score, Score.TEST_LOSS) for score in (Score.TEST_BEST_LOSS, Score.TEST_SCALED_LOSS)]
-    if not all(of.is_known for of in (d, *contrasts)):
-        return _unknown(pair)
     conclude, e, percent = _conclude(pair, d, -1, *LOSSES), d.estimate, pair.percents[-1]
     if not e.below()[-1] < ALPHA:
         if e.above(-LOSS_MARGIN)[-1] < ALPHA:
@@ -147,16 +155,17 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
         reason = f"a deficit at {percent} % is neither shown nor excluded"
         more = _more(pair, e.needed(-d.mean)[-1], e.needed(LOSS_MARGIN + d.mean)[-1])
         return conclude("cannot be told", reason, more=more)
-    tests = [of.estimate for of in contrasts]
-    names = "at the best epoch", "after temperature scaling"
-    gone = [name for name, of in zip(names, tests, strict=True) if of.above()[-1] < ALPHA / 2]
-    if gone:
+    tests = {
+        "at the best epoch": pair.contrast(Score.TEST_BEST_LOSS, Score.TEST_LOSS).estimate,
+        "after temperature scaling": pair.contrast(Score.TEST_SCALED_LOSS, Score.TEST_LOSS).estimate,
+    }
+    if gone := [name for name, test in tests.items() if test.above()[-1] < ALPHA / 2]:
         return conclude("holds", f"more than half of the deficit at {percent} % is gone {' and '.join(gone)}")
-    if all(of.below()[-1] < ALPHA / 2 for of in tests):
-        return conclude("does not hold", f"more than half of the deficit at {percent} % remains {' and '.join(names)}")
-    needed = [of.needed(sign * of.mean, ALPHA / 2)[-1] for sign in (1, -1) for of in tests]
-    reason = f"it is open whether half of the deficit at {percent} % is gone {' or '.join(names)}"
-    return conclude("cannot be told", reason, more=_more(pair, min(needed[:2]), max(needed[2:])))
+    if all(test.below()[-1] < ALPHA / 2 for test in tests.values()):
+        return conclude("does not hold", f"more than half of the deficit at {percent} % remains {' and '.join(tests)}")
+    holding, refuting = ([test.needed(sign * test.mean, ALPHA / 2)[-1] for test in tests.values()] for sign in (1, -1))
+    reason = f"it is open whether half of the deficit at {percent} % is gone {' or '.join(tests)}"
+    return conclude("cannot be told", reason, more=_more(pair, min(holding), max(refuting)))
 
 
 def _judge_need(pair: Comparison) -> Verdict:
@@ -165,10 +174,7 @@ def _judge_need(pair: Comparison) -> Verdict:
     The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist. Its tests
     have p < 2.5 % / fractions, so that they agree with its intervals.
     """
-    d = pair.difference(pair.accuracy)
-    if not (d.is_known and pair.difference(pair.loss).is_known):
-        return _unknown(pair)
-    judged = (d.percents >= FROM_PERCENT) & (d.percents * MAX_MULTIPLIER <= d.percents[-1])
+    d, judged = pair.difference(pair.accuracy), has_multiplier(pair)
     conclude, e = partial(_conclude(pair, d, -1, *ACCURACIES), unit="accuracy"), d.estimate
     if pair.percents[-1] != 100 or not judged.any():
         between = f"{FROM_PERCENT} to {100 / MAX_MULTIPLIER:.0f} %"
@@ -189,53 +195,35 @@ def _judge_need(pair: Comparison) -> Verdict:
     reasons = [] if is_equal else [f"accuracies at 100 % are not shown to be within {margin}"]
     reasons += [] if is_most.all() else [f"the multiplier's interval contains {MAX_MULTIPLIER}"]
     holding = max(e.needed(ACCURACY_MARGIN - abs(d.mean))[-1], excess.needed(-excess.mean, alpha)[judged].max())
-    refuting = min(
-        e.needed(abs(d.mean) - ACCURACY_MARGIN, ALPHA / 2)[-1], excess.needed(excess.mean, alpha)[judged].min()
-    )
-    return conclude("cannot be told", " and ".join(reasons), more=_more(pair, holding, refuting))
+    differing = e.needed(abs(d.mean) - ACCURACY_MARGIN, ALPHA / 2)[-1]
+    more = _more(pair, holding, differing, excess.needed(excess.mean, alpha)[judged].min())
+    return conclude("cannot be told", " and ".join(reasons), more=more)
 
 
-def _conclude(pair: Comparison, d: Difference, i: int, *apart: Score) -> Conclude:
+def has_multiplier(pair: Comparison) -> Mask:
+    """Fractions at which the multiplier of effective data is judged, [n_fractions]."""
+    percents = np.array(pair.percents)
+    return (percents >= FROM_PERCENT) & (percents * MAX_MULTIPLIER <= percents[-1])
+
+
+def _conclude(pair: Comparison, d: Difference, i: int, *apart: Score) -> Callable[..., Verdict]:
     """Return a function of verdict and reason. Effect and signs of the scores `apart` are at the i-th fraction."""
-    low, high = d.estimate.intervals(n_together=1).at(i)
-    val_sign, test_sign = [_sign(pair.difference(score).mean[i]) for score in apart] or ("", "")
+    mean, low, high = (float(values[i]) for values in d.estimate.intervals(n_together=1))
+    val_sign, test_sign = [SIGNS.get(float(np.sign(pair.difference(s).mean[i])), "") for s in apart] or ("", "")
     return partial(
         Verdict,
-        effect=float(d.mean[i]),
+        effect=mean,
         interval=(low, high),
-        n_replicates=pair.n,
         percent=pair.percents[i],
-        is_extended=pair.is_extended,
         val_sign=val_sign,
         test_sign=test_sign,
     )
-
-
-def _sign(mean: float) -> str:
-    """`+`, `-` or `0`; empty if the mean is unknown."""
-    return {1.0: "+", -1.0: "-", 0.0: "0"}.get(float(np.sign(mean)), "")
-
-
-def _unknown(pair: Comparison) -> Verdict:
-    reason = "cells lack a score, or have a loss of 0"
-    return Verdict("cannot be told", reason, n_replicates=pair.n, is_extended=pair.is_extended)
 
 
 def _more(pair: Comparison, *needed: float) -> int | str:
     """Further replicates until the first of the numbers needed for a verdict is there."""
     fewest = min(needed)
     return max(1, FLOOR - pair.n, math.ceil(fewest) - pair.n) if fewest <= MOST_REPLICATES else NO_HELP
-
-
-def effect_text(claim: Mapping[str, Any]) -> str:
-    """`+1.24 [+1.01, +1.47] % of the loss at 5 %`, of a verdict as a dict; empty without an effect."""
-    if claim["effect"] is None:
-        return ""
-    is_accuracy = claim["unit"] == "accuracy"
-    values = np.array([claim["effect"], *claim["interval"]])
-    mean, low, high = 100 * (values if is_accuracy else np.expm1(values))
-    unit = "points of accuracy" if is_accuracy else "% of the loss"
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] {unit} at {claim['percent']} %"
 
 
 def _at(d: Difference, where: Mask) -> str:

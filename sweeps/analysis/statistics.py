@@ -23,7 +23,6 @@ POWER = 0.8
 N_GRID = 400  # points at which limits of effective data are searched: 0.8 % apart from 5 to 100 %
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Interval = tuple[float, float]
 
 
 class Intervals(NamedTuple):
@@ -33,9 +32,6 @@ class Intervals(NamedTuple):
     low: Array
     high: Array
 
-    def at(self, i: int) -> Interval:
-        return float(self.low[i]), float(self.high[i])
-
 
 class Prior(NamedTuple):
     """Inverse chi-square prior of variances that follow a trend over fractions (Smyth 2004)."""
@@ -44,21 +40,10 @@ class Prior(NamedTuple):
     df: Array  # degrees of freedom, [1]
     leverage: Array  # share of its own variance in each fraction's scale, [n_fractions]
 
-    def moderate(self, variance: Array, df: int) -> tuple[Array, Array]:
-        """Posterior mean of variances with `df` degrees of freedom, and its degrees of freedom, each [n_fractions].
-
-        Few fractions make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom
-        are not Smyth's df + prior df, but what the spread of the moderated log variance amounts to where that is less.
-        NaN where a variance is 0 or unknown.
-        """
-        own = df / (self.df + df)
-        moderated = np.where(variance > 0, own * variance + (1 - own) * self.scale, np.nan)
-        return moderated, np.minimum(df / own, df / (self.leverage + (1 - self.leverage) * own**2))
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean differences with moderated variances, each [n_fractions]; without a variance (NaN) nothing is shown."""
+    """Mean differences with moderated variances, each [n_fractions]; where a variance is NaN, nothing is shown."""
 
     mean: Array
     variance: Array  # moderated, of one replicate
@@ -72,13 +57,11 @@ class Estimate:
 
     def above(self, limit: Array | float = 0.0) -> Array:
         """One-sided p that the mean is above `limit`, [n_fractions]."""
-        p: Array = stdtr(self.df, (limit - self.mean) / self.se)
-        return p
+        return stdtr(self.df, (limit - self.mean) / self.se)
 
     def below(self, limit: Array | float = 0.0) -> Array:
         """One-sided p that the mean is below `limit`, [n_fractions]."""
-        p: Array = stdtr(self.df, (self.mean - limit) / self.se)
-        return p
+        return stdtr(self.df, (self.mean - limit) / self.se)
 
     def within(self, margin: float) -> Array:
         """p of two one-sided tests that the mean lies within +-margin (Schuirmann 1987), [n_fractions]."""
@@ -100,22 +83,27 @@ class Estimate:
         return np.where(room > 0, self.variance / np.where(room > 0, room, 1.0) + z**2 / 2, np.inf)
 
 
-def estimate(d: Array, fractions: Array | None = None, image_variance: Array | None = None) -> Estimate:
+def estimate(
+    d: Array, fractions: Array | None = None, image_variance: Array | None = None, prior: Prior | None = None
+) -> Estimate:
     """Mean and moderated variance of d [n_replicates, n_fractions]. Raises ValueError below two replicates.
 
     fractions: [n_fractions] for a trend of log variance in log fraction, None for a constant one. image_variance:
-    [n_fractions], squared standard error of the mean from the judged images.
+    [n_fractions], squared standard error of the mean from the judged images. prior: by default that of d.
+
+    Few fractions make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom are
+    not Smyth's df + prior df, but what the spread of the moderated log variance amounts to where that is less.
     """
     n = d.shape[-2]
     if n < 2:
         raise ValueError(f"{n} replicates; an interval needs 2")
-    return _moderated(d, prior_of(d, fractions), np.zeros(d.shape[-1]) if image_variance is None else image_variance)
-
-
-def _moderated(d: Array, prior: Prior, image_variance: Array) -> Estimate:
-    n = d.shape[-2]
-    variance, df = prior.moderate(_variance(d), n - 1)
-    return Estimate(d.mean(axis=-2), variance, image_variance, n, df)
+    scale, prior_df, leverage = prior or prior_of(d, fractions)
+    variance, df = _variance(d), n - 1
+    own = df / (prior_df + df)  # weight of each fraction's own variance
+    moderated = np.where(variance > 0, own * variance + (1 - own) * scale, np.nan)
+    moderated_df = np.minimum(df / own, df / (leverage + (1 - leverage) * own**2))
+    images = np.zeros(d.shape[-1]) if image_variance is None else image_variance
+    return Estimate(d.mean(axis=-2), moderated, images, n, moderated_df)
 
 
 def intervals(
@@ -189,11 +177,6 @@ class EffectiveData:
     at_least: Mask  # right-censored: pretrained is below the random curve's end, so D_E is the last fraction or more
     at_most: Mask  # left-censored: pretrained is above the curve's start, so D_E is the first fraction or less
 
-    @property
-    def transferred(self) -> Array:
-        """D_T = D_E - D_F in percent; negative where pretraining costs data."""
-        return self.effective - self.effective / self.multiplier
-
 
 @dataclass(frozen=True)
 class DataCurves:
@@ -216,12 +199,11 @@ class DataCurves:
         difference at equal data: a little too large, because interpolation averages two cells.
         """
         logs = np.log(self.fractions)
-        unit = np.eye(len(logs))
-        weights = np.stack([np.interp(np.log(at), logs, row, np.nan, np.nan) for row in unit], axis=-1)
-        random, pretrained = self._monotone(), np.log(self.pretrained)
-        c = np.einsum("...fj,nj->...nf", weights, random) - pretrained
-        images = np.zeros(len(logs)) if self.image_variance is None else self.image_variance
-        return _moderated(c, prior_of(np.log(self.random) - pretrained, self.fractions), images)
+        weights = np.stack([np.interp(np.log(at), logs, unit, np.nan, np.nan) for unit in np.eye(len(logs))], axis=-1)
+        pretrained = np.log(self.pretrained)
+        c = np.einsum("...fj,nj->...nf", weights, self._monotone()) - pretrained
+        prior = prior_of(np.log(self.random) - pretrained, self.fractions)
+        return estimate(c, image_variance=self.image_variance, prior=prior)
 
     def effective_data(self, n_together: int = 1) -> EffectiveData:
         """Effective data with limits, each one-sided at 1 - 0.025 / n_together.

@@ -18,15 +18,12 @@ from fmnist_transfer.workers.stop import StopSignal
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlags(SweepFlags):
-    vs: tuple[str, ...] = ()
-    """Run ids of other sweeps to show beside it, for example of another recipe, budget or split; default: none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings(CommandFlags, OutputFlags, StoreFlags, ReportFlags):
+class ReportSettings(CommandFlags, OutputFlags, StoreFlags, SweepFlags):
     """Judge the original report's four claims from the logged runs of one sweep, finished or not, and save the result
     as an HTML page among the sweep's artifacts."""
+
+    vs: tuple[str, ...] = ()
+    """Run ids of other sweeps to show beside it, for example of another recipe, budget or split; default: none."""
 
 
 def main(settings: ReportSettings) -> int:

@@ -1,17 +1,17 @@
 """The answer in one picture: where pretraining helps and where it hurts, and the verdicts on the four claims."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from sweeps.analysis.claims import CLAIMS, effect_text, judge
-from sweeps.analysis.comparison import LOSS_MARGIN, Comparison
+from sweeps.analysis.claims import CLAIMS
+from sweeps.analysis.comparison import LOSS_MARGIN, Comparison, in_percent
 from sweeps.grid import TRAITS
+from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
 WIDTH, PER_ROW = 8.5, 3  # inches: at 100 dpi the width of a README; panels
@@ -27,15 +27,15 @@ NO_VERDICT = "no verdict yet"
 MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test")}
 
 
-def answer_figure(named: Mapping[str, Comparison]) -> Figure:
-    """Draw loss differences with simultaneous 95 % intervals above a table of verdicts; names are titles.
+def answer_figure(sweeps: Sequence[LoggedSweep]) -> Figure:
+    """Draw loss differences with simultaneous 95 % intervals above a table of verdicts.
 
-    A single comparison has a panel each for validation and test; of several each has a panel with both. They have a
+    A single sweep has a panel each for validation and test; of several each has a panel with both. They have a
     replicate or more.
     """
-    is_single, panels = len(named) == 1, [(name, pair, tuple(MARKERS)) for name, pair in named.items()]
+    is_single, panels = len(sweeps) == 1, [(sweep.run_id[:8], sweep.pair, tuple(MARKERS)) for sweep in sweeps]
     if is_single:
-        panels = [(f"{label} images", panels[0][1], (score,)) for score, (_, label) in MARKERS.items()]
+        panels = [(f"{label} images", sweeps[0].pair, (score,)) for score, (_, label) in MARKERS.items()]
     n_columns = min(PER_ROW, len(panels))
     heights = [2.9] * -(-len(panels) // n_columns) + [0.27 * (len(CLAIMS) + (not is_single))]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
@@ -46,15 +46,10 @@ def answer_figure(named: Mapping[str, Comparison]) -> Figure:
         _draw_differences(axes, pair, scores)
         axes.set_ylabel("" if i % n_columns else "random's loss against\npretrained's (%)")
     _write_sides(figure.axes)
-    _draw_verdicts(figure.add_subplot(places[-1, :]), named)
+    _draw_verdicts(figure.add_subplot(places[-1, :]), sweeps)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     return figure
-
-
-def in_percent(log_ratio: Any) -> Any:
-    """Log ratios of losses (a number or an array) as percent."""
-    return 100 * np.expm1(log_ratio)
 
 
 def log_percents(axes: Axes, percents: Sequence[int]) -> None:
@@ -76,14 +71,12 @@ def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> 
             at = d.percents * 1.06 ** (2 * k - len(scores) + 1)  # apart, so that scores do not overlap
             mean, low, high = pair.intervals(score) or (d.mean, *np.full((2, len(at)), np.nan))
             colours = np.select([low > 0, high < 0], [PRETRAINED, RANDOM], NEITHER)
-            labels = (
-                f"mean, {label}" if len(scores) > 1 else "mean",
-                *(("", "") if k else ("95 % interval", "replicate")),
-            )
-            axes.scatter(at, in_percent(mean), c=colours, marker=marker, zorder=3, label=labels[0])
-            axes.vlines(at, in_percent(low), in_percent(high), color=colours, linewidth=2, label=labels[1])
+            of_score = f"mean, {label}" if len(scores) > 1 else "mean"
+            axes.scatter(at, in_percent(mean), c=colours, marker=marker, zorder=3, label=of_score)
+            of_first = ("", "") if k else ("95 % interval", "replicate")
+            axes.vlines(at, in_percent(low), in_percent(high), color=colours, linewidth=2, label=of_first[0])
             dots = axes.plot(1.04 * at, in_percent(d.d.T), ".", color="black", alpha=0.35, markersize=5, mew=0)
-            dots[0].set_label(labels[2])
+            dots[0].set_label(of_first[1])
     log_percents(axes, pair.percents)
 
 
@@ -98,21 +91,21 @@ def _write_sides(panels: Sequence[Axes]) -> None:
         write(0.03, "▼ pretraining hurts", color=RANDOM, va="bottom")
 
 
-def _draw_verdicts(axes: Axes, named: Mapping[str, Comparison]) -> None:
-    """Draw a line per claim: its verdict on each comparison, and the effect if there is only one."""
+def _draw_verdicts(axes: Axes, sweeps: Sequence[LoggedSweep]) -> None:
+    """Draw a line per claim: its verdict on each sweep, and the effect if there is only one."""
     axes.axis("off")
-    texts = [[text] for text in CLAIMS.values()]
-    for pair in named.values():
-        for line, verdict in zip(texts, judge(pair).values(), strict=True):
-            line.append(verdict.verdict if pair.is_complete else NO_VERDICT)
-            if len(named) == 1:
-                line.append(effect_text(vars(verdict)) if pair.is_complete else "")
-    widths = [0.44, 0.16, 0.40] if len(named) == 1 else [0.44, *[0.56 / len(named)] * len(named)]
-    heads = None if len(named) == 1 else ["", *named]
+    texts, n = [[text] for text in CLAIMS.values()], len(sweeps)
+    for sweep in sweeps:
+        for line, verdict in zip(texts, sweep.verdicts.values(), strict=True):
+            line.append(verdict.verdict if sweep.is_complete else NO_VERDICT)
+            if n == 1:
+                line.append(verdict.effect_text if sweep.is_complete else "")
+    widths = [0.44, 0.16, 0.40] if n == 1 else [0.44, *[0.56 / n] * n]
+    heads = None if n == 1 else ["", *(sweep.run_id[:8] for sweep in sweeps)]
     table = axes.table(texts, colLabels=heads, colWidths=widths, bbox=Bbox.unit())
     table.auto_set_font_size(False)
     for (_, column), cell in table.get_celld().items():
         background, colour = VERDICT_COLOURS.get(cell.get_text().get_text(), ("white", "black"))
-        cell.set(facecolor=background, edgecolor="white", fontsize=8.5 if len(named) < 5 else 7)
+        cell.set(facecolor=background, edgecolor="white", fontsize=8.5 if n < 5 else 7)
         cell.set_text_props(color=colour, ha="center" if column else "left")
         cell.PAD = 0.01

@@ -1,52 +1,47 @@
 """Figures of a report: the answer first, then what explains it."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from math import isnan, log
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
-from sweeps.analysis.comparison import LOSS_MARGIN, Comparison
-from sweeps.grid import REPORTED
-from sweeps.report.answer import NEITHER, PRETRAINED, RANDOM, WIDTH, answer_figure, in_percent, log_percents
-from sweeps.report.epochs import Curve, curves_figure, log_losses
+from fmnist_transfer.store.runs import Store
+from sweeps.analysis.comparison import LOSS_MARGIN, Comparison, in_percent
+from sweeps.grid import REPORTED, TRAITS, Init
+from sweeps.report.answer import NEITHER, PRETRAINED, RANDOM, WIDTH, answer_figure, log_percents
 from sweeps.report.findings import Table, effective_data
-from sweeps.report.tables import multiplier_text
-from sweeps.results.figures import PANELS, panel_row, scores_panel
+from sweeps.results.figures import PANELS, scores_figure
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
 MOST_REPLICATES = 24  # up to which half-widths are drawn, or twice those of the sweep
-CAPTIONS = {
-    "answer": "Random's final loss against pretrained's, with simultaneous 95 % intervals (blue: pretrained is shown "
-    "to be better, orange: random is, grey: open), and the verdicts.",
-    "sweeps": "Sweeps side by side, by the start of their run ids.",
-    "losses": "The original report's two graphs: mean and range over the finished replicates at the final epoch.",
-    "epochs": "Loss against epoch: mean over replicates. Training losses are means over an epoch's batches.",
-    "effective_data": "Effective data: an arrow leads from the pretrained loss to the amount of data with which random "
-    "weights reach it. Numbers are multiples of the data, with 95 % limits.",
-    "half_widths": "Would more replicates tell? Half-width of the simultaneous 95 % interval of the final loss against "
-    "the number of replicates. Curves level off where the judged images, of which there are only so many, limit it.",
-    "inits": "Every init: mean and range.",
-}
+WANTED_PERCENTS = (5, 25, 100)  # the nearest judged fractions have curves over epochs
+STYLES = {"train/loss": (":", "training, running mean"), "val/loss": ("-", "validation")}  # metric -> line
+Curves = Mapping[tuple[int, Init, str], "pd.Series[float]"]  # percent, init, metric -> mean over replicates by epoch
 
 
 def report_figures(
-    sweep: LoggedSweep, others: Sequence[LoggedSweep] = (), curves: Sequence[Curve] = ()
+    sweep: LoggedSweep, others: Sequence[LoggedSweep] = (), curves: Curves | None = None
 ) -> dict[str, Figure]:
-    """Map names in `CAPTIONS` to figures; empty if no cell is finished. curves: from `read_curves`."""
+    """Map names to figures, in order; empty if no cell is finished. curves: from `read_curves`."""
     pair, figures = sweep.pair, dict[str, Figure]()
     finished = [row for row in sweep.rows if row.status == "finished"]
     reported = [row for row in finished if row.cell.init in REPORTED]
-    named = {each.run_id[:8]: each.pair for each in (sweep, *others) if each.pair.n}
+    compared = [each for each in (sweep, *others) if each.pair.n]
     if pair.n:
-        figures["answer"] = answer_figure({sweep.name: pair})
-    if len(named) > 1:
-        figures["sweeps"] = answer_figure(named)
+        figures["answer"] = answer_figure([sweep])
+    if len(compared) > 1:
+        figures["sweeps"] = answer_figure(compared)
     if reported:
-        panels = [scores_panel(reported, score) for score in (Score.TRAIN_LOSS, Score.VAL_LOSS)]
-        figures["losses"] = panel_row(*panels, width=WIDTH)
+        figures["losses"] = scores_figure(reported, (Score.TRAIN_LOSS, Score.VAL_LOSS), WIDTH)
     if curves:
         figures["epochs"] = curves_figure(curves)
     if table := effective_data(pair):
@@ -54,13 +49,51 @@ def report_figures(
     if pair.n > 1 and pair.difference(pair.loss).is_known:
         figures["half_widths"] = half_widths_figure(pair)
     if len(reported) < len(finished):
-        figures["inits"] = panel_row(*(scores_panel(finished, score) for score in PANELS))
+        figures["inits"] = scores_figure(finished, PANELS)
     return figures
+
+
+def read_curves(store: Store, pair: Comparison) -> Curves:
+    """Read the curves at three fractions, with two calls per cell, each some milliseconds on sqlite."""
+    nearest = {min(pair.percents, key=lambda percent: abs(log(percent / wanted))) for wanted in WANTED_PERCENTS}
+    curves = {}
+    for percent, init, metric in itertools.product(sorted(nearest), ("random", pair.init), STYLES):
+        cells = [row for row in pair.rows if row.cell.percent == percent and row.cell.init == init]
+        runs = [row.run_id for row in cells if row.cell.replicate in pair.replicates]
+        points = [(point.step, point.value) for run in runs for point in store.client.get_metric_history(run, metric)]
+        curves[percent, init, metric] = pd.DataFrame(points, columns=["epoch", "loss"]).groupby("epoch")["loss"].mean()
+    return curves
+
+
+def curves_figure(curves: Curves) -> Figure:
+    """Draw loss against epoch, a panel per fraction."""
+    percents = list(dict.fromkeys(percent for percent, _, _ in curves))
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    panels = dict(zip(percents, figure.subplots(1, len(percents), squeeze=False)[0], strict=True))
+    for (percent, init, metric), losses in curves.items():
+        line, label = STYLES[metric]
+        panels[percent].plot(losses.index, losses, line, color=TRAITS[init].colour, label=f"{init}, {label}")
+    for percent, axes in panels.items():
+        axes.set(title=f"{percent} % of the images", xlabel="epoch")
+        log_losses(axes, "loss (nats)" if percent == percents[0] else "")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def log_losses(axes: Axes, label: str) -> None:
+    """Scale the y axis by the log of the loss, with plain numbers as ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
 
 
 def effective_figure(pair: Comparison, table: Table) -> Figure:
     """Draw loss against fraction, with arrows from the pretrained losses to the random curve; table: effective data."""
-    random, own = (np.exp(np.log(pair.scores(init, pair.loss)).mean(axis=0)) for init in ("random", pair.init))
+    random, own = (np.exp(np.log(pair.values[init, pair.loss]).mean(axis=0)) for init in ("random", pair.init))
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(pair.percents, random, "o-", color=RANDOM, label="random")
@@ -79,6 +112,17 @@ def effective_figure(pair: Comparison, table: Table) -> Figure:
     return figure
 
 
+def multiplier_text(line: Mapping[str, Any]) -> str:
+    """`1.30 x [1.10, 1.61]`, of a line of effective data; an unknown limit is `...`."""
+    low, high = ("..." if isnan(line[key]) else f"{line[key]:.2f}" for key in ("low", "high"))
+    return f"{bound(line)}{line['multiplier']:.2f} x [{low}, {high}]"
+
+
+def bound(line: Mapping[str, Any]) -> str:
+    """Sign of a censored line of effective data."""
+    return "≥ " if line["at_least"] else "≤ " if line["at_most"] else ""
+
+
 def half_widths_figure(pair: Comparison) -> Figure:
     """Draw the half-width of the simultaneous interval against N at the observed variances, a line per fraction."""
     e, margin = pair.difference(pair.loss).estimate, in_percent(LOSS_MARGIN)
@@ -90,10 +134,8 @@ def half_widths_figure(pair: Comparison) -> Figure:
     shades = colormaps["viridis"](np.linspace(0.8, 0, len(pair.percents)))  # legible to the colour-blind
     for percent, half, shade in zip(pair.percents, halves.T, shades, strict=True):
         axes.plot(n, half, color=shade, label=f"{percent} %")
-    axes.axhline(margin, color="black", linestyle="--", linewidth=1)
-    axes.text(n[-1], margin, "margin", ha="right", va="bottom", fontsize=9)
-    axes.axvline(pair.n, color=NEITHER, linestyle=":")
-    axes.text(pair.n, 2.9 * margin, " this sweep", va="top", fontsize=9, color=NEITHER)
+    axes.axhline(margin, color="black", linestyle="--", linewidth=1, label="margin")
+    axes.axvline(pair.n, color=NEITHER, linestyle=":", label="this sweep")
     axes.grid(alpha=0.3)
-    axes.legend(title="fraction", frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
     return figure

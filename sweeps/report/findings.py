@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fmnist_transfer.store import roles
-from sweeps.analysis.claims import FROM_PERCENT, MAX_MULTIPLIER, crossover, judge
+from sweeps.analysis.claims import crossover, has_multiplier
 from sweeps.analysis.comparison import Comparison
 from sweeps.grid import REPORTED
 from sweeps.results.read import LoggedSweep
@@ -28,17 +28,18 @@ Table = list[dict[str, Any]]
 
 def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
     """Collect everything that the logged runs say about a sweep, and summaries of `others` to compare it with."""
-    pair = sweep.pair
+    pair, verdicts = sweep.pair, sweep.verdicts
     controls = [sweep.comparison(init) for init in sweep.inits if init not in REPORTED]
+    seconds = [row.scores.get(roles.SECONDS, np.nan) for row in pair.rows if row.cell.replicate in pair.replicates]
     return {
         "sweep_run_id": sweep.run_id,
         "n_replicates": pair.n,
         "n_sources": sweep.n_sources,
         "is_complete": sweep.is_complete,
-        "claims": {name: dataclasses.asdict(claim) for name, claim in judge(pair).items()},
-        "crossover": crossover(pair),
+        "claims": {name: dataclasses.asdict(verdict) for name, verdict in verdicts.items()},
+        "crossover": crossover(pair) if verdicts["val_loss"].verdict == "holds" else None,
         "differences": {name: table for name in COMPARED if (table := points(pair, SCORES[name]))},
-        "seconds_per_replicate": _seconds_per_replicate(pair),
+        "seconds_per_replicate": sum(seconds) / pair.n if pair.n else np.nan,
         "effective_data": effective_data(pair),
         "inits": list(_means(sweep)),
         "controls": [
@@ -62,7 +63,7 @@ def points(pair: Comparison, score: Score) -> Table:
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
-    own, random = (pair.scores(init, score).mean(axis=0) for init in (pair.init, "random"))
+    own, random = (pair.values[init, score].mean(axis=0) for init in (pair.init, "random"))
     mean, low, high = pair.intervals(score) or (d.mean, np.nan, np.nan)
     columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
     columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
@@ -74,25 +75,15 @@ def effective_data(pair: Comparison) -> Table:
 
     The limits hold together at the fractions that a claim looks at.
     """
-    percents = pair.percents
-    if len(percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
+    if len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
         return []
-    n_together = sum(FROM_PERCENT <= percent <= percents[-1] / MAX_MULTIPLIER for percent in percents)
-    data = pair.curves.effective_data(max(1, n_together))
-    limits = {"low": np.where(data.low > 0, data.low, np.nan), "high": np.where(data.high < np.inf, data.high, np.nan)}
-    columns: dict[str, Any] = {"percent": percents, "effective_percent": data.effective, "multiplier": data.multiplier}
-    columns |= limits | {"at_least": data.at_least, "at_most": data.at_most}
-    return pd.DataFrame(columns).to_dict("records")
-
-
-def _seconds_per_replicate(pair: Comparison) -> float:
-    """Mean training time of the cells of both inits at all judged fractions; NaN without replicates."""
-    seconds = [row.scores.get(roles.SECONDS, np.nan) for row in pair.rows if row.cell.replicate in pair.replicates]
-    return sum(seconds) / pair.n if pair.n else np.nan
+    data = pair.curves.effective_data(n_together=max(1, has_multiplier(pair).sum()))
+    table = pd.DataFrame({"percent": pair.percents} | vars(data)).rename(columns={"effective": "effective_percent"})
+    return table.replace({"low": {0.0: np.nan}, "high": {np.inf: np.nan}}).to_dict("records")
 
 
 def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
-    """Means over the finished replicates at each fraction of each init."""
+    """Means over the finished replicates of each init at each fraction."""
     for init in sweep.inits:
         for percent in finished_percents(sweep.rows, init):
             values = {name: by_replicate(sweep.rows, init, score, [percent]) for name, score in SCORES.items()}
@@ -103,23 +94,22 @@ def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
 
 def beside(sweep: LoggedSweep) -> dict[str, Any]:
     """One sweep in a comparison of several; `kind` says how it differs from others."""
-    split, budget, seed = (sweep.params.get(key, "?") for key in ("split", "budget", "seed"))
-    recipe = "a recipe for each init" if sweep.is_tuned else "one recipe"
-    augmentation = " and ".join(name for name in ("flip", "shift") if getattr(sweep.recipe, name)) or "none"
-    training = f"budget {budget}, {sweep.recipe.epochs} epochs, augmentation {augmentation}, seed {seed}"
+    params, recipe = sweep.params, sweep.recipe
+    recipes = "a recipe for each init" if sweep.is_tuned else "one recipe"
+    augmentation = " and ".join(name for name in ("flip", "shift") if getattr(recipe, name)) or "none"
+    training = f"budget {params['budget']}, {recipe.epochs} epochs, augmentation {augmentation}, seed {params['seed']}"
     sources = ", a source network for each replicate" if sweep.n_sources > 1 else ""
     return {
         "run_id": sweep.run_id,
         "name": sweep.name,
-        "kind": f"split {split}, {recipe}, {training}{sources}",
+        "kind": f"split {params['split']}, {recipes}, {training}{sources}",
         "n_replicates": sweep.pair.n,
-        "verdicts": {name: claim.verdict for name, claim in judge(sweep.pair).items()} if sweep.is_complete else {},
+        "verdicts": {name: claim.verdict for name, claim in sweep.verdicts.items()} if sweep.is_complete else {},
         "points": points(sweep.pair, sweep.pair.loss),
     }
 
 
 def csv_of(findings: Findings) -> str:
     """`differences` as one table."""
-    tables = {name: pd.DataFrame(table) for name, table in findings["differences"].items()}
-    table = pd.concat(tables, names=["score", None]).reset_index("score") if tables else pd.DataFrame()
-    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    lines = [{"score": name} | line for name, table in findings["differences"].items() for line in table]
+    return pd.DataFrame(lines).to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
 
 from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
@@ -25,7 +25,6 @@ CURVES = {  # the UI shows a section per prefix: first the original report's two
     "more/best_val_loss": Score.BEST_VAL_LOSS,
     "more/test_accuracy": Score.TEST_ACCURACY,
 }
-Draw = Callable[[Axes], None]
 
 
 class SweepFigures:
@@ -56,43 +55,30 @@ class SweepFigures:
 
 def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:
     """Draw one figure per score and one of all, artifact path -> figure."""
-    panels = {score.label.replace(" ", "_"): scores_panel(rows, score) for score in PANELS}
-    figures = {name: panel_row(panel) for name, panel in panels.items()} | {"overview": panel_row(*panels.values())}
+    shown = {score.label.replace(" ", "_"): (score,) for score in PANELS} | {"overview": PANELS}
+    figures = {f"figures/{name}.png": scores_figure(rows, scores) for name, scores in shown.items()}
     for figure in figures.values():
         figure.suptitle(title, fontsize=10)
-    return {f"figures/{name}.png": figure for name, figure in figures.items()}
+    return figures
 
 
-def panel_row(*panels: Draw, width: float | None = None) -> Figure:
-    """Draw panels in one row; `width` is in inches."""
-    n = len(panels)
+def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | None = None) -> Figure:
+    """Draw a panel per score with mean, range and number of each init's finished replicates; width: in inches."""
+    n = len(scores)
     figure = Figure(figsize=(width or 1.2 + 4 * n, 4), layout="constrained")  # no pyplot: nothing has to be closed
-    for axes, draw in zip(figure.subplots(1, n, squeeze=False)[0], panels, strict=True):
-        draw(axes)
-    return figure
-
-
-def scores_panel(rows: Sequence[Row], score: Score) -> Draw:
-    """Panel with the mean and the range of each init's finished replicates."""
-
-    def draw(axes: Axes) -> None:
+    for axes, score in zip(figure.subplots(1, n, squeeze=False)[0], scores, strict=True):
         for init in dict.fromkeys(row.cell.init for row in rows):
             if percents := finished_percents(rows, init):
                 values, colour = score.scale * by_replicate(rows, init, score, percents), traits(init).colour
                 low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
                 axes.fill_between(percents, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(percents, np.nanmean(values, axis=0), "o-", markersize=3, color=colour, label=init)
-        label_axes(axes, score.axis)
-
-    return draw
-
-
-def label_axes(axes: Axes, label: str, *, legend: bool = True) -> None:
-    axes.set_xlabel("percent of the target's training images")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    if legend:
+                for percent, top, n_cells in zip(percents, high, np.isfinite(values).sum(axis=0), strict=True):
+                    axes.text(percent, top, n_cells, ha="center", va="bottom", fontsize=7, color=colour)
+        axes.set(xlabel="percent of the target's training images", ylabel=score.axis)
+        axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
@@ -115,32 +101,24 @@ def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
     """Print cell counts by status, one line per fraction."""
-    counts: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
+    counts: dict[tuple[int, Init], Counter[str]] = defaultdict(Counter)
     for row in rows:
         counts[row.cell.percent, row.cell.init]["to run" if row.cell in to_run else row.status] += 1
-    texts = {key: ", ".join(f"{n} {status}" for status, n in of_cells.items()) for key, of_cells in counts.items()}
-    percents, inits = sorted({percent for percent, _ in texts}), list(dict.fromkeys(init for _, init in texts))
-    print_table(["percent", *inits], [[str(p), *(texts.get((p, init), "") for init in inits)] for p in percents])
+    inits, percents = list(dict.fromkeys(row.cell.init for row in rows)), sorted({row.cell.percent for row in rows})
+    texts = [[", ".join(f"{n} {status}" for status, n in counts[p, init].items()) for init in inits] for p in percents]
+    print_table(["percent", *inits], [[str(p), *of_cells] for p, of_cells in zip(percents, texts, strict=True)])
 
 
 def print_summary(rows: Sequence[Row]) -> None:
     """Print the means over replicates, one line per fraction."""
-    inits = list(dict.fromkeys(row.cell.init for row in rows))
-
-    def mean(score: Score, init: Init, percent: int) -> str:
-        values = score.scale * by_replicate(rows, init, score, [percent])
-        return "-" if np.isnan(values).all() else f"{np.nanmean(values):.{score.digits}f}"
-
-    def n_finished(percent: int) -> str:
-        done = Counter(row.cell.init for row in rows if row.status == "finished" and row.cell.percent == percent)
-        return str(min(done.values()))
-
+    inits, percents = list(dict.fromkeys(row.cell.init for row in rows)), finished_percents(rows)
+    done = Counter((row.cell.percent, row.cell.init) for row in rows if row.status == "finished")
+    fewest = [str(min(n for (at, _), n in done.items() if at == percent)) for percent in percents]
     say_heading("Means over the finished replicates, final epoch")
-    for beside in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
-        columns = list(itertools.product(beside, inits))
-        lines = [[str(p), n_finished(p), *(mean(*column, p) for column in columns)] for p in finished_percents(rows)]
-        print_table(
-            ["percent", "replicates", *inits * len(beside)],
-            lines,
-            {"": 1} | {score.axis: len(inits) for score in beside},
-        )
+    for scores in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
+        columns = [[*map(str, percents)], fewest]
+        for score, init in itertools.product(scores, inits):
+            means = pd.DataFrame(score.scale * by_replicate(rows, init, score, percents)).mean()
+            columns.append([f"{mean:.{score.digits}f}".replace("nan", "-") for mean in means])
+        groups = {"": 1} | {score.axis: len(inits) for score in scores}
+        print_table(["percent", "replicates", *inits * len(scores)], list(zip(*columns, strict=True)), groups)

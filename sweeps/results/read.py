@@ -2,18 +2,18 @@
 
 import ast
 import contextlib
-import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
-from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
 from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
 from fmnist_transfer.store.runs import Run, Store
-from fmnist_transfer.training.recipe import REFERENCE_RECIPE, Recipe, still_known
+from fmnist_transfer.training.recipe import Recipe, still_known
+from sweeps.analysis.claims import Verdict, judge
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
 from sweeps.grid import NO_GRID, REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
@@ -33,7 +33,6 @@ class LoggedSweep:
     rows: tuple[Row, ...]  # every cell of all plans, finished or not
     recipe: Recipe  # the registered one, with the sweep's epochs
     chosen: Chosen  # settings from `--recipe tuned`, of the inits whose tuning cells are done
-    n_tuning: tuple[int, int, int]  # tuning cells: done, failed among these, and in total
     tuning_rows: tuple[Row, ...]  # the finished and failed tuning cells
     provenance: Mapping[str, tuple[str, ...]]  # versions, commits and processor types of the finished cells, by tag
     judged_grid: Grid  # verdicts are about it: what was asked for, else the last complete plan, else the first
@@ -41,18 +40,19 @@ class LoggedSweep:
     is_extended: bool  # a verdict was given at fewer replicates
     image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
 
-    @functools.cached_property
+    @cached_property
     def pair(self) -> Comparison:
         return self.comparison("pretrained")
 
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        return judge(self.pair)
+
     def comparison(self, init: Init) -> Comparison:
         """Compare the init with random on the judged grid."""
-        return compare(
-            self.rows,
-            init,
-            judged=self.judged_grid.judged,
-            n_replicates=self.judged_grid.n_replicates,
-            image_variances=self.image_variances.get(init),
+        return replace(
+            compare(self.rows, init, self.judged_grid.judged, self.judged_grid.n_replicates),
+            image_variances=self.image_variances.get(init, {}),
             is_tuned=self.is_tuned,
             is_complete=self.is_complete,
             is_extended=self.is_extended,
@@ -78,24 +78,12 @@ class LoggedSweep:
         return sum(row.cell.work(budget) for row in self.open_rows) * seconds / work_done
 
     @property
-    def halves(self) -> tuple[str, str]:
-        """Classes of the source and of the target."""
-        source, _, target = self.params.get("split", "?/?").partition("/")
-        return source, target
-
-    @property
     def inits(self) -> tuple[Init, ...]:
         return tuple(dict.fromkeys(row.cell.init for row in self.rows))
 
     @property
     def is_tuned(self) -> bool:
         return self.params.get("recipe_mode") == TUNED
-
-    @property
-    def is_reference(self) -> bool:
-        """True if the sweep uses the original report's network, recipe and budget."""
-        wanted = {f"spec.{key}": str(value) for key, value in REFERENCE_SPEC.to_dict().items()} | {"budget": "epochs"}
-        return wanted.items() <= self.params.items() and self.recipe == REFERENCE_RECIPE and not self.is_tuned
 
 
 def find_sweep(store: Store, run_id: str) -> str:
@@ -133,25 +121,21 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
     recipe, grids = _recipe_of(params), grids_of(tags)
     cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells()))
     chosen: Chosen = {}
-    tuning: list[Row | None] = []  # None: not done
     if params.get("recipe_mode") == TUNED:
         for init in dict.fromkeys(cell.init for cell in cells):
-            of_init = [rows.get(cell) for cell in tuning_cells([init], recipe)]
-            tuning += of_init
-            if None not in of_init:
+            if rows.keys() >= {*tuning_cells([init], recipe)}:
                 with contextlib.suppress(UserError):  # no setting finished in all replicates
                     chosen |= choose(rows.values(), [init], recipe)
         cells = tuned_cells(cells, chosen) + [cell for cell in cells if cell.init not in chosen]
     else:
         cells = list(dict.fromkeys([*cells, *rows]))
     n_images = {cell.percent: row.n_train for cell, row in rows.items()}
-    of_grid = [rows.get(cell, Row(cell, n_images.get(cell.percent, 0), "", "open", {})) for cell in cells]
+    of_grid = [rows.get(cell) or row_of(cell, n_images.get(cell.percent, 0), None) for cell in cells]
     open_cells = [row.cell for row in of_grid if row.status == "open"]
     plans = [grid for grid in grids if {*REPORTED} <= {*grid.inits}]  # without both, there is nothing to judge
     complete = [grid for grid in plans if not any(map(grid.has, open_cells))]
     judged = asked if asked in plans else next(iter([*complete[-1:], *plans, *grids]), NO_GRID)
     finished = [runs[row.cell].data.tags for row in of_grid if row.status == "finished"]
-    tuned = [row for row in tuning if row]
     return LoggedSweep(
         run_id=run_id,
         name=str(parent.info.run_name),
@@ -160,7 +144,6 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
         rows=tuple(sorted(of_grid, key=lambda row: row.cell.position)),
         recipe=recipe,
         chosen=chosen,
-        n_tuning=(len(tuned), sum(row.status == "failed" for row in tuned), len(tuning)),
         tuning_rows=tuple(row for cell, row in rows.items() if cell.replicate >= TUNING_REPLICATE),
         provenance={key: tuple(sorted({own[key] for own in finished if key in own})) for key in PROVENANCE},
         judged_grid=judged,
@@ -171,20 +154,15 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
 
 def counting_runs(runs: Iterable[Run]) -> dict[str, Run]:
     """Map each cell key to the run that counts: the earliest FINISHED run, else the latest FAILED one."""
-    counting: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: run.info.start_time):
-        key = run.data.tags.get("cell_key", "")
-        is_decided = key in counting and counting[key].info.status == "FINISHED"
-        if run.info.status in STATUSES and not is_decided:
-            counting[key] = run
-    return counting
+    by_start = sorted(runs, key=lambda run: run.info.start_time)
+    failed = [run for run in by_start if run.info.status == "FAILED"]
+    finished = [run for run in reversed(by_start) if run.info.status == "FINISHED"]
+    return {run.data.tags.get("cell_key", ""): run for run in [*failed, *finished]}  # the last of a key counts
 
 
 def cell_of(run: Run) -> Cell:
-    params, change = run.data.params, None
-    if params.get("recipe_mode") == TUNED:
-        recipe = _recipe_of(params)
-        change = RecipeChange(recipe.learning_rate, recipe.warm_up_share)
+    params, recipe = run.data.params, _recipe_of(run.data.params)
+    change = RecipeChange(recipe.learning_rate, recipe.warm_up_share) if params.get("recipe_mode") == TUNED else None
     return Cell(int(params["percent"]), params["init"], int(params["replicate"]), change)
 
 
@@ -202,8 +180,8 @@ def _recipe_of(params: Mapping[str, str]) -> Recipe:
     fields: dict[str, Any] = {}
     for key, text in params.items():
         if key.startswith("recipe."):
-            name = key.removeprefix("recipe.")
-            fields[name] = text
-            with contextlib.suppress(ValueError, SyntaxError):  # a bare word
-                fields[name] = ast.literal_eval(text)
+            try:
+                fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                fields[key.removeprefix("recipe.")] = text  # a bare word
     return Recipe(**still_known(fields))

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from constructed import rows
+from constructed import compared, rows
 
-from sweeps.analysis.claims import CLAIMS, NO_HELP, Verdict, crossing, crossover
+from sweeps.analysis.claims import CLAIMS, NO_HELP, Verdict, crossover
 from sweeps.analysis.claims import judge as judge_pair
-from sweeps.analysis.comparison import compare
 from sweeps.grid import Cell
 from sweeps.rows import Row, Score
 
@@ -20,7 +19,7 @@ LOSSES = ("final/val_loss", "test/loss", "heldout/loss")
 
 
 def judge(table: list[Row], **plan: Any) -> dict[str, Verdict]:
-    return judge_pair(compare(table, **plan))
+    return judge_pair(compared(table, **plan))
 
 
 def of_losses(gain: Gain, best: Gain | None = None, scaled: Gain | None = None) -> dict[str, Gain]:
@@ -63,10 +62,9 @@ def test_validation_loss(gain: Gain, verdict: str, where: str) -> None:
 
 
 def test_the_crossover_is_a_gap_where_the_claim_holds() -> None:
-    assert crossover(compare(rows(8, of_losses(CROSSING)))) == (10, 25)
-    assert crossover(compare(rows(8, of_losses(-0.1)))) == (None, 5)
-    assert crossover(compare(rows(8, of_losses(0.1)))) is None
-    assert crossing(np.array([True, False, True, True])) == 2
+    assert crossover(compared(rows(8, of_losses(CROSSING)))) == (10, 25)
+    assert crossover(compared(rows(8, of_losses(-0.1)))) == (None, 5)
+    assert crossover(compared(rows(8, of_losses((-0.05, 0.1, -0.05, 0.1, -0.05))))) == (50, 100)
 
 
 def test_the_opposite_sign_on_test_images_prevents_a_verdict() -> None:
@@ -120,7 +118,7 @@ def test_a_recipe_chosen_on_validation_is_judged_on_test() -> None:
 
 def test_images_that_are_a_sample_prevent_verdicts() -> None:
     table = rows(8, of_losses(CROSSING))
-    pair = compare(table, image_variances={Score.HELDOUT_LOSS: np.full(5, 4.0), Score.TEST_LOSS: np.full(5, 4.0)})
+    pair = compared(table, image_variances={Score.HELDOUT_LOSS: np.full(5, 4.0), Score.TEST_LOSS: np.full(5, 4.0)})
     claim = judge_pair(pair)["val_loss"]
     assert (claim.verdict, claim.more) == ("cannot be told", NO_HELP)
 

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from constructed import rows, sweep
+from constructed import RECIPE, rows, sweep
 
 from sweeps.analysis.claims import CLAIMS, NO_HELP
 from sweeps.analysis.statistics import FLOOR
@@ -13,10 +13,10 @@ from sweeps.grid import Cell, RecipeChange
 from sweeps.report.answer import VERDICT_COLOURS
 from sweeps.report.figures import report_figures
 from sweeps.report.findings import csv_of, find
-from sweeps.report.tables import more_text
-from sweeps.report.write import claims_text, html_of, markdown_of
+from sweeps.report.write import claims_text, html_of, markdown_of, more_text
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Row
+from sweeps.training.recipes import tuning_cells
 
 CROSSING = (0.1, 0.05, -0.05, -0.05, -0.05)
 
@@ -44,11 +44,10 @@ def test_the_verdict_stands_with_its_numbers() -> None:
 
 
 def test_an_open_verdict_says_what_would_tell() -> None:
-    claim = {"more": 3}
-    assert more_text(claim, 60.0) == "3 more replicates would tell, some 3 min 00 s"
-    assert more_text(claim, math.nan) == "3 more replicates would tell"
-    assert more_text({"more": NO_HELP}, 60.0) == NO_HELP
-    assert more_text({"more": ""}, 60.0) == ""
+    assert more_text(3, 60.0) == "3 more replicates would tell, some 3 min 00 s"
+    assert more_text(3, math.nan) == "3 more replicates would tell"
+    assert more_text(NO_HELP, 60.0) == NO_HELP
+    assert more_text("", 60.0) == ""
 
 
 def test_an_unfinished_plan_has_numbers_and_no_verdict() -> None:
@@ -105,6 +104,7 @@ def test_failed_and_open_cells_are_named() -> None:
 def test_controls_are_compared_to_random() -> None:
     three = sweep(rows(8, {"heldout/loss": 0.1}, inits=("pretrained", "random", "frozen")))
     findings = find(three)
+    assert findings["crossover"] is None  # claim 2 does not hold
     (control,) = findings["controls"]
     assert (control["init"], control["n_replicates"]) == ("frozen", 8)
     assert control["points"][0]["mean"] == pytest.approx(math.log(0.9 / 0.8), abs=0.005)
@@ -132,13 +132,14 @@ def test_the_table_of_differences_is_a_csv_file() -> None:
 
 
 def test_tuned_recipes_and_their_edges() -> None:
+    tried = tuning_cells(("pretrained", "random"), RECIPE)
     tuned = dataclasses.replace(
         sweep(rows(6, {}), recipe_mode="tuned"),
         chosen={"random": {5: RecipeChange(3e-3, 0.25), 100: RecipeChange(10 * 3e-3, 0.25)}},
-        n_tuning=(108, 3, 108),
+        tuning_rows=[Row(cell, 1, "id", "failed" if i < 3 else "finished", {}) for i, cell in enumerate(tried)],
     )
     text = page(tuned)
-    assert re.search(r"\b108 of 108\b.*\n?.*\b3\b", text)
+    assert re.search(r"\b192 of 192\b.*\n?.*\b3\b", text)
     assert "| random | 5 % | 0.003 | 0.25 |  |" in text
     assert "| random | 100 % | 0.03 | 0.25 | yes |" in text
 
@@ -156,6 +157,6 @@ def test_what_a_store_holds_is_shown_and_not_obeyed() -> None:
 
 
 def test_images_are_inside_the_page() -> None:
-    shown = html_of("# Title\n\n![caption](losses.png)\n", {"losses.png": b"png"})
+    shown = html_of("# Title\n\n![caption](losses.png)\n", {"losses": b"png"})
     assert 'src="data:image/png;base64,cG5n"' in shown
     assert "<title>Title</title>" in shown

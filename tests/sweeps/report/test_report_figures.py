@@ -1,31 +1,29 @@
 """Figures of a report on constructed sweeps: what is drawn where, and where it is read from."""
 
-import io
+import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from constructed import PERCENTS, rows
+from constructed import PERCENTS, compared, rows, sweep
 from matplotlib.figure import Figure
 
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
 from sweeps.analysis.claims import CLAIMS
-from sweeps.analysis.comparison import Comparison, compare
+from sweeps.analysis.comparison import Comparison
 from sweeps.grid import Cell
 from sweeps.report.answer import VERDICT_COLOURS, answer_figure
-from sweeps.report.epochs import curves_figure, read_curves
-from sweeps.report.figures import effective_figure, half_widths_figure
+from sweeps.report.figures import curves_figure, effective_figure, half_widths_figure, read_curves
 from sweeps.report.findings import effective_data
-from sweeps.rows import COLUMNS, Row, Score, to_csv
+from sweeps.rows import Row, Score, from_csv, to_csv
 
 GAINS = {"heldout/loss": 0.02, "final/val_loss": 0.02, "test/loss": 0.02}
 
 
 @pytest.fixture
 def pair() -> Comparison:
-    return compare(rows(6, GAINS, noise=0.004))
+    return compared(rows(6, GAINS, noise=0.004))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -33,7 +31,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_the_answer_has_a_panel_for_validation_and_test_and_a_line_per_claim(pair: Comparison) -> None:
-    figure = answer_figure({"sweep": pair})
+    figure = answer_figure([sweep(pair.rows)])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["validation images", "test images"]
     means = np.asarray(figure.axes[0].collections[0].get_offsets())
     assert means[:, 1] == pytest.approx(100 * np.expm1(pair.difference(Score.VAL_LOSS).mean))
@@ -42,21 +40,17 @@ def test_the_answer_has_a_panel_for_validation_and_test_and_a_line_per_claim(pai
 
 
 def test_several_sweeps_have_a_panel_each_and_one_of_them_no_verdict_yet(pair: Comparison) -> None:
-    figure = answer_figure({"a": pair, "b": pair, "c": pair, "d": compare(pair.rows, is_complete=False)})
+    sweeps = [sweep(pair.rows, run_id=name) for name in ("a", "b", "c", "d")]
+    figure = answer_figure([*sweeps[:3], dataclasses.replace(sweeps[3], is_complete=False)])
     assert [axes.get_title() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
     assert texts(figure).count("no verdict yet") == len(CLAIMS)
 
 
 def test_the_answer_is_drawn_from_a_table_alone(pair: Comparison) -> None:
-    table = []
-    for line in pd.read_csv(io.StringIO(to_csv(pair.rows))).dropna(axis=1).to_dict("records"):
-        cell, scores = Cell(line["percent"], line["init"], line["replicate"]), {key: line.get(key) for key in COLUMNS}
-        known = {key: value for key, value in scores.items() if value is not None}
-        table.append(Row(cell, line["n_train"], line["run_id"], line["status"], known))
-    read = compare(table, judged=PERCENTS, n_replicates=6)
+    read = compared(from_csv(to_csv(pair.rows)), judged=PERCENTS, n_replicates=6)
     for score in (Score.TRAIN_LOSS, Score.HELDOUT_LOSS):
         assert read.difference(score).d == pytest.approx(pair.difference(score).d, abs=1e-4)
-    assert texts(answer_figure({"read": read})) == texts(answer_figure({"logged": pair}))
+    assert texts(answer_figure([sweep(read.rows)])) == texts(answer_figure([sweep(pair.rows)]))
 
 
 def test_an_arrow_leads_to_the_random_curve(pair: Comparison) -> None:
@@ -68,7 +62,7 @@ def test_an_arrow_leads_to_the_random_curve(pair: Comparison) -> None:
 
 
 def test_half_widths_fall_to_what_the_images_leave(pair: Comparison) -> None:
-    observed = pair.difference(Score.HELDOUT_LOSS).intervals
+    observed = pair.intervals(Score.HELDOUT_LOSS)
     assert observed is not None
     lines = half_widths_figure(pair).axes[0].lines[: len(PERCENTS)]
     for i, line in enumerate(lines):
@@ -86,11 +80,11 @@ def test_curves_are_means_over_replicates(store: Store, tmp_path: Path) -> None:
                 points = [("train/loss", 1.0 / step + replicate, step) for step in (1, 2)]
                 store.log(run, metrics=[*points, ("val/loss", 2.0, 1), ("val/loss", 3.0, 2)])
                 table.append(Row(Cell(percent, init, replicate), 1, run, "finished", {"final/val_loss": 0.1}))
-    curves = read_curves(store, compare(table))
-    assert [(curve.percent, curve.init) for curve in curves[::2]] == [
+    curves = read_curves(store, compared(table))
+    assert [(percent, init) for percent, init, _ in curves][::2] == [
         (percent, init) for percent in (5, 20, 100) for init in ("random", "pretrained")
     ]
-    assert curves[0].losses.to_dict() == {1: 1.5, 2: 1.0}
-    assert curves[1].losses.to_dict() == {1: 2.0, 2: 3.0}
+    assert curves[5, "random", "train/loss"].to_dict() == {1: 1.5, 2: 1.0}
+    assert curves[5, "random", "val/loss"].to_dict() == {1: 2.0, 2: 3.0}
     figure = curves_figure(curves)
     assert [len(axes.lines) for axes in figure.axes] == [4, 4, 4]
