@@ -26,7 +26,8 @@ from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, Grid, by_fraction
 from sweeps.report.write import begun, place_of, write_report
-from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
+from sweeps.results.curve_runs import log_curves
+from sweeps.results.figures import SweepFigures, print_plan, print_summary
 from sweeps.results.images import with_image_variances
 from sweeps.results.ledger import CellLog, Ledger, identify_sweep, open_ledger
 from sweeps.results.plans import add_grid
