@@ -149,9 +149,9 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     figure_rows = figures.draw()
     rows = _done_rows(context, ledger, cells, "cells")
     store.log_hosts(run_id, ledger.hosts(rows), "cells")
-    log_curves(store, run_id, figure_rows)
     print_summary(figure_rows)
     logged = with_image_variances(store, read_sweep(store, run_id, context.grid))
+    log_curves(store, logged)
     findings = write_report(store, logged, stop=context.workers.stop)
     stopwatch.lap("figures and curves")
     return {"sweep_run_id": run_id, "cells": [row.to_dict() for row in rows]} | findings

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fmnist_transfer.data.split import Split, digits
 from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.store.links import curves_page, experiment_page, picture, run_page
-from fmnist_transfer.store.roles import TRANSFER, Role, View
+from fmnist_transfer.store.roles import TRANSFER, VIEW_TAG, View
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, duration, say, say_heading
 from fmnist_transfer.workers.stop import StopSignal
@@ -156,7 +156,7 @@ def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
     """Describe, in the MLflow UI, a sweep with a report. The UI folds long texts, so the answer comes first."""
     experiment_id, run_id, n_missing = store.experiment(TRANSFER), sweep.run_id, len(findings["missing"])
     missing = f" **{n_missing} of {len(sweep.rows)} cells are missing.**" if n_missing else ""
-    has_curves = store.find(TRANSFER, role=Role.CURVE, parent=run_id)  # curve runs are made when the sweep ends
+    has_curves = f"{VIEW_TAG}{run_id}" in store.client.get_experiment(experiment_id).tags  # since the sweep's end
     curves = f"[the curves, compared]({curves_page(experiment_id, run_id)}) · " if has_curves else ""
     report = f"[the report]({run_page(experiment_id, run_id, PAGE)})"
     verdicts = "; ".join(f"{claims.CLAIMS[name]}: **{it['verdict']}**" for name, it in findings["claims"].items())

@@ -1,35 +1,74 @@
-"""Curve runs of a sweep, whose metrics MLflow's charts draw against the percent of the training images."""
+"""Curve runs of a sweep, and the saved view in which MLflow's UI draws them as lines with bands."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+import time
+from typing import Any
 
 import numpy as np
 
-from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
+from fmnist_transfer.store.links import curves_view, line_chart
+from fmnist_transfer.store.roles import TRANSFER, VIEW_TAG, MetricRow, Role
 from fmnist_transfer.store.runs import Store
-from sweeps.rows import Row, Score, by_replicate, finished_percents
+from sweeps.grid import REPORTED
+from sweeps.results.read import LoggedSweep
+from sweeps.rows import Score
 
-CURVES = {  # the UI shows a section per prefix: first the original report's two graphs
-    "curve/train_loss": Score.TRAIN_LOSS,
-    "curve/val_loss": Score.VAL_LOSS,
-    "more/val_accuracy": Score.VAL_ACCURACY,
-    "more/best_val_loss": Score.BEST_VAL_LOSS,
-    "more/test_accuracy": Score.TEST_ACCURACY,
-}
+DIFFERENCE = "random - pretrained"
+IMAGES = "training images"  # metric: another x axis for the charts
+MOST_RUNS = 100  # on a page of MLflow's UI, which averages what it has loaded
+DIGEST = "digest"  # tag: sha256 of all that a curve run shows
+CurveRun = tuple[dict[str, Any], list[MetricRow]]  # params, metrics
 
 
-def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
-    """Log a run per init with the means over replicates at step = percent; comparing them draws the report's graphs.
+def log_curves(store: Store, sweep: LoggedSweep) -> None:
+    """Log the sweep's curve runs and their view. Runs that show the same as before stay, all others are deleted.
 
-    Earlier curve runs of the sweep are deleted, because a logged step cannot be replaced.
+    A run whose numbers changed is logged anew, because a logged step cannot be replaced.
     """
-    for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep_run_id):
-        store.client.delete_run(old.info.run_id)
-    for init in dict.fromkeys(row.cell.init for row in rows):
-        percents = finished_percents(rows, init)
-        note = f"Means over the replicates of `{init}`. The step is the percent of the target's training images."
-        tags = {"role": Role.CURVE, "parent": sweep_run_id, "init": init, NOTE: note}
-        run_id = store.start(TRANSFER, init, parent=sweep_run_id, params={"init": init}, tags=tags)
-        for key, score in CURVES.items():
-            means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
-            store.log(run_id, metrics=[(key, mean, p) for p, mean in zip(percents, means, strict=True)])
+    runs = curve_runs(sweep)
+    missing = {hashlib.sha256(json.dumps([name, run]).encode()).hexdigest(): name for name, run in runs.items()}
+    for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep.run_id):
+        if missing.pop(old.data.tags.get(DIGEST, ""), None) is None:
+            store.client.delete_run(old.info.run_id)
+    for digest, name in missing.items():
+        params, metrics = runs[name]
+        run_id = store.start(TRANSFER, name, parent=sweep.run_id, tags={"role": Role.CURVE, "parent": sweep.run_id})
+        store.log(run_id, metrics=metrics, params=params, tags={DIGEST: digest})
         store.end(run_id)
+    experiment_id, key = store.experiment(TRANSFER), f"{VIEW_TAG}{sweep.run_id}"
+    if key not in store.client.get_experiment(experiment_id).tags:  # a view that a user changed stays
+        title, pair = f"Curves of {sweep.name}, sweep {sweep.run_id[:8]}", sweep.pair
+        shown = Score.TRAIN_LOSS.label, pair.loss.label, pair.accuracy.label, _difference(pair.loss)
+        charts = [*map(line_chart, shown), line_chart(pair.loss.label, by=IMAGES)]
+        view = curves_view(title, sweep.run_id, charts, int(time.time() * 1_000))
+        store.client.set_experiment_tag(experiment_id, key, view)
+
+
+def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
+    """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three.
+
+    The step is the percent of the target's training images. MLflow draws runs with the same param `curve` as their mean
+    in a band from the lowest to the highest. Without a complete plan there is no interval.
+    """
+    runs, pair = dict[str, CurveRun](), sweep.pair
+    n_replicates = 1 + max((row.cell.replicate for row in sweep.rows), default=0)
+    inits = sorted(sweep.inits, key=REPORTED.__contains__, reverse=True)[: (MOST_RUNS - 3) // n_replicates]
+    for row in sweep.rows:
+        if row.status == "finished" and (init := row.cell.init) in inits:
+            params = {"curve": init, "init": init, "replicate": row.cell.replicate}
+            _, metrics = runs.setdefault(f"{init} r{row.cell.replicate}", (params, []))
+            scores = [score for score in (Score.TRAIN_LOSS, pair.loss, pair.accuracy) if score.key in row.scores]
+            metrics += [(score.label, row.scores[score.key], row.cell.percent) for score in scores]
+            metrics.append((IMAGES, row.n_train, row.cell.percent))
+    if pair.difference(pair.loss).is_known and (intervals := pair.intervals(pair.loss)):
+        is_shown = np.isfinite(intervals.low)
+        for limit, values in intervals._asdict().items():
+            points = zip(pair.percents, values, is_shown, strict=True)
+            metrics = [(_difference(pair.loss), value, percent) for percent, value, shown in points if shown]
+            runs[f"{DIFFERENCE} {limit}"] = {"curve": DIFFERENCE, "limit": limit}, metrics
+    return runs
+
+
+def _difference(loss: Score) -> str:
+    return f"log {loss.label}: {DIFFERENCE}"
