@@ -58,9 +58,7 @@ def _quoted(column: str) -> str:
     return column if kind == "attributes" else f"{kind}.`{name}`"
 
 
-CURVES_HEAD = (  # of the section of charts
-    "By percent of the training images: mean and range over replicates; of the difference, its 95 % interval"
-)
+CURVES_HEAD = "By percent of images: mean and range"  # of the section of charts; the UI cuts longer ones
 # Columns of the views.
 CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
@@ -101,11 +99,16 @@ NOTES = {
 }
 
 
-def line_chart(metric: str, by: str = "") -> dict[str, Any]:
-    """A chart of a saved view: a metric against the step, on a log axis, or against the metric `by`."""
+def line_chart(metric: str, *, by: str = "", bottom: float | None = None) -> dict[str, Any]:
+    """A chart of a saved view: a metric against the step, on a log axis, or against the metric `by`.
+
+    With `bottom` the y axis goes from there to 1; otherwise MLflow includes 0 for the bands.
+    """
     key = by or metric  # MLflow adds a chart of its own for a metric that is no chart's key
     chart: dict[str, Any] = {"type": "LINE", "uuid": key, "metricKey": key, "selectedMetricKeys": [metric]}
-    chart |= {"displayName": f"{metric} by {by}" if by else metric, "metricSectionId": "curves", "lineSmoothness": 0}
+    chart |= {"metricSectionId": "curves", "lineSmoothness": 0}
+    if bottom is not None:
+        chart["range"] = {"yMin": bottom, "yMax": 1}
     axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": by} if by else {"xAxisKey": "step", "xAxisScaleType": "log"}
     return chart | axis
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from sweeps.grid import REPORTED
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
-DIFFERENCE = "random - pretrained"
+DIFFERENCE, INTERVAL = "random - pretrained", "95 % interval"
 IMAGES = "training images"  # metric: another x axis for the charts
 MOST_RUNS = 100  # on a page of MLflow's UI, which averages what it has loaded
 DIGEST = "digest"  # tag: sha256 of all that a curve run shows
@@ -37,12 +38,8 @@ def log_curves(store: Store, sweep: LoggedSweep) -> None:
         store.log(run_id, metrics=metrics, params=params, tags={DIGEST: digest})
         store.end(run_id)
     experiment_id, key = store.experiment(TRANSFER), f"{VIEW_TAG}{sweep.run_id}"
-    if key not in store.client.get_experiment(experiment_id).tags:  # a view that a user changed stays
-        title, pair = f"Curves of {sweep.name}, sweep {sweep.run_id[:8]}", sweep.pair
-        shown = Score.TRAIN_LOSS.label, pair.loss.label, pair.accuracy.label, _difference(pair.loss)
-        charts = [*map(line_chart, shown), line_chart(pair.loss.label, by=IMAGES)]
-        view = curves_view(title, sweep.run_id, charts, int(time.time() * 1_000))
-        store.client.set_experiment_tag(experiment_id, key, view)
+    if runs and key not in store.client.get_experiment(experiment_id).tags:  # a view that a user changed stays
+        store.client.set_experiment_tag(experiment_id, key, _view(sweep))
 
 
 def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
@@ -61,14 +58,33 @@ def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
             scores = [score for score in (Score.TRAIN_LOSS, pair.loss, pair.accuracy) if score.key in row.scores]
             metrics += [(score.label, row.scores[score.key], row.cell.percent) for score in scores]
             metrics.append((IMAGES, row.n_train, row.cell.percent))
-    if pair.difference(pair.loss).is_known and (intervals := pair.intervals(pair.loss)):
-        is_shown = np.isfinite(intervals.low)
-        for limit, values in intervals._asdict().items():
-            points = zip(pair.percents, values, is_shown, strict=True)
-            metrics = [(_difference(pair.loss), value, percent) for percent, value, shown in points if shown]
-            runs[f"{DIFFERENCE} {limit}"] = {"curve": DIFFERENCE, "limit": limit}, metrics
+    intervals = pair.intervals(pair.loss) if pair.difference(pair.loss).is_known else None
+    is_shown = np.isfinite(intervals.low) if intervals else np.array([])
+    for limit, values in intervals._asdict().items() if intervals and is_shown.any() else ():
+        points = zip(pair.percents, values, is_shown, strict=True)
+        metrics = [(_difference(pair.loss), value, percent) for percent, value, shown in points if shown]
+        runs[f"{DIFFERENCE} {limit}"] = {"curve": INTERVAL, "limit": limit}, metrics
+    # On a log axis MLflow (3.17 and 3.18) draws no lower edge at the first step, so a step that the axis cannot show
+    # comes before it.
+    for _, metrics in runs.values():
+        first = min(step for _, _, step in metrics)
+        metrics += [(key, value, 0) for key, value, step in metrics if step == first and key != IMAGES]
     return runs
 
 
+def _view(sweep: LoggedSweep) -> str:
+    loss, accuracy = sweep.pair.loss, sweep.pair.accuracy
+    lowest = min((row.scores.get(accuracy.key, 1.0) for row in sweep.rows if row.scores), default=0.0)
+    charts = [
+        line_chart(Score.TRAIN_LOSS.label),
+        line_chart(loss.label),
+        line_chart(accuracy.label, bottom=math.floor(20 * lowest) / 20),
+        line_chart(_difference(loss)),
+        line_chart(loss.label, by=IMAGES),
+    ]
+    title = f"Curves of {sweep.name}, sweep {sweep.run_id[:8]}"
+    return curves_view(title, sweep.run_id, charts, int(time.time() * 1_000))
+
+
 def _difference(loss: Score) -> str:
-    return f"log {loss.label}: {DIFFERENCE}"
+    return f"{DIFFERENCE}: log {loss.label}"

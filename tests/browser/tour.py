@@ -180,7 +180,8 @@ def _chart(is_log: bool, traces: list[dict[str, Any]]) -> Chart:
 
 
 def _points(trace: dict[str, Any]) -> Points:
-    return [(x, y) for x, y in zip(trace["x"], trace["y"], strict=True) if x is not None]
+    """All points but the gap between a band's edges, and those that a log axis cannot show."""
+    return [(x, y) for x, y in zip(trace["x"], trace["y"], strict=True) if x]
 
 
 def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:

@@ -40,7 +40,9 @@ def test_a_sweeps_view_finds_its_curves(store: Store) -> None:
     # With more than these in the address MLflow does not apply the view.
     expected = {"viewStateShareKey": sweep, "compareRunsMode": "CHART", "workflowType": "machine_learning"}
     assert address == expected
-    saved = json.loads(curves_view("My curves", sweep, [line_chart("loss"), line_chart("loss", by="images")], 1))
+    saved = json.loads(
+        curves_view("My curves", sweep, [line_chart("loss", bottom=0.5), line_chart("loss", by="images")], 1)
+    )
     assert (saved["name"], saved["createdAt"], saved["updatedAt"]) == ("My curves", 1, 1)
     state = json.loads(saved["state"])
     found = store.client.search_runs([experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} ASC"])
@@ -48,6 +50,7 @@ def test_a_sweeps_view_finds_its_curves(store: Store) -> None:
     assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "curve"}]
     percent, images = state["compareRunCharts"]
     assert (percent["selectedMetricKeys"], percent["xAxisKey"], percent["xAxisScaleType"]) == (["loss"], "step", "log")
+    assert (percent["range"], "range" in images) == ({"yMin": 0.5, "yMax": 1}, False)
     assert (images["selectedMetricKeys"], images["selectedXAxisMetricKey"]) == (["loss"], "images")
     assert {percent["metricSectionId"], images["metricSectionId"]} == {state["compareRunSections"][0]["uuid"]}
     assert percent["uuid"] != images["uuid"]

@@ -10,7 +10,7 @@ from constructed import PERCENTS, rows, sweep
 from fmnist_transfer.store.roles import TRANSFER, VIEW_TAG
 from fmnist_transfer.store.runs import Store
 from sweeps.grid import INITS
-from sweeps.results.curve_runs import DIFFERENCE, IMAGES, MOST_RUNS, curve_runs, log_curves
+from sweeps.results.curve_runs import DIFFERENCE, IMAGES, INTERVAL, MOST_RUNS, curve_runs, log_curves
 from sweeps.results.read import LoggedSweep
 
 GAINS = {"heldout/loss": (0.1, 0.05, -0.05, -0.05, -0.05)}
@@ -38,7 +38,8 @@ def test_a_run_per_replicate_and_the_interval() -> None:
     params, metrics = runs["random r3"]
     assert params == {"curve": "random", "init": "random", "replicate": 3}
     own = {row.cell.percent: row for row in of.rows if (row.cell.init, row.cell.replicate) == ("random", 3)}
-    assert metrics == [
+    assert metrics[-3:] == [(key, value, 0) for key, value, _ in metrics[:3]]  # for MLflow's log axes
+    assert metrics[:-3] == [
         row
         for percent in PERCENTS
         for row in (
@@ -52,8 +53,10 @@ def test_a_run_per_replicate_and_the_interval() -> None:
     assert expected is not None
     for limit, values in expected._asdict().items():
         params, metrics = runs[f"{DIFFERENCE} {limit}"]
-        assert params == {"curve": DIFFERENCE, "limit": limit}
-        assert [(value, step) for _, value, step in metrics] == list(zip(values, PERCENTS, strict=True))
+        assert params == {"curve": INTERVAL, "limit": limit}
+        *shown, hidden = [(value, step) for _, value, step in metrics]
+        assert shown == list(zip(values, PERCENTS, strict=True))
+        assert hidden == (values[0], 0)
     low, mean, high = expected.low, expected.mean, expected.high
     assert (low + mean + high) / 3 == pytest.approx(mean)  # so MLflow's average of the three is the mean
 
@@ -75,10 +78,14 @@ def test_a_fraction_without_an_interval_is_left_out() -> None:
         assert 100 not in {step for _, _, step in metrics}
 
 
+def test_a_sweep_without_variance_has_no_interval() -> None:
+    assert not LIMITS & set(curve_runs(sweep(rows(3, {}, noise=0.0))))
+
+
 def test_a_tuned_sweep_shows_test_images() -> None:
     tuned = sweep(rows(2, {}), recipe_mode="tuned")
     keys = {key for _, metrics in curve_runs(tuned).values() for key, _, _ in metrics}
-    assert keys == {"training loss", "test loss", "test accuracy", IMAGES, f"log test loss: {DIFFERENCE}"}
+    assert keys == {"training loss", "test loss", "test accuracy", IMAGES, f"{DIFFERENCE}: log test loss"}
 
 
 def test_a_page_holds_all_curves() -> None:
@@ -126,8 +133,9 @@ def test_a_view_of_its_own_that_a_user_may_change(store: Store) -> None:
     assert len(view) < 20_000  # MLflow's limit
     state = json.loads(json.loads(view)["state"])
     (title,) = {key for _, metrics in curve_runs(of).values() for key, _, _ in metrics if DIFFERENCE in key}
-    names = ["training loss", "held-out loss", "held-out accuracy", title, f"held-out loss by {IMAGES}"]
-    assert [chart["displayName"] for chart in state["compareRunCharts"]] == names
+    names = ["training loss", "held-out loss", "held-out accuracy", title, "held-out loss"]
+    assert [chart["selectedMetricKeys"] for chart in state["compareRunCharts"]] == [[name] for name in names]
+    assert [chart.get("range") for chart in state["compareRunCharts"]].count(None) == 4  # of accuracy alone
     store.client.set_experiment_tag(experiment_id, key, "mine")
     log_curves(store, of)
     assert store.client.get_experiment(experiment_id).tags[key] == "mine"
