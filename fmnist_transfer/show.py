@@ -83,7 +83,7 @@ class EndSignal(StopSignal):
 def pages(store: "Store", sweep: str) -> dict[str, str]:
     """Return title -> path of each page; the first is opened. Raises UsageError for an unknown sweep."""
     from fmnist_transfer.store.links import curves_page, experiment_page, run_page
-    from fmnist_transfer.store.roles import TRANSFER, TUNING, Role
+    from fmnist_transfer.store.roles import TRANSFER, TUNING, VIEW_TAG, Role
 
     addresses: dict[str, str] = {}
     run_ids = [str(run.info.run_id) for run in store.find(TRANSFER, role=Role.SWEEP)]
@@ -91,7 +91,7 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
         raise UsageError(f"--sweep {sweep}: no such sweep in this store; leave the flag out to show the latest")
     if run_ids:
         experiment_id, run_id = store.experiment(TRANSFER), run_ids[0] if sweep == "latest" else sweep
-        if store.find(TRANSFER, role=Role.CURVE, parent=run_id):
+        if f"{VIEW_TAG}{run_id}" in store.client.get_experiment(experiment_id).tags:
             addresses["the curves, compared"] = curves_page(experiment_id, run_id)
         addresses["the sweep, its answer"] = run_page(experiment_id, run_id)
         addresses["all sweeps"] = experiment_page(experiment_id)

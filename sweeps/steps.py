@@ -27,7 +27,8 @@ from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, by_fraction, grid_tags
 from sweeps.report.write import begun, place_of, write_report
-from sweeps.results.figures import SweepFigures, log_curves, print_plan, print_summary
+from sweeps.results.curve_runs import log_curves
+from sweeps.results.figures import SweepFigures, print_plan, print_summary
 from sweeps.results.images import with_image_variances
 from sweeps.results.ledger import Ledger, identify_sweep, open_ledger
 from sweeps.results.read import read_sweep
@@ -123,9 +124,9 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     rows, tried = _rows(context, ledger)
     figure_rows = figures.draw()  # those of all commands of this sweep
     store.log_hosts(run_id, ledger.hosts(), "cells")
-    log_curves(store, run_id, figure_rows)
     print_summary(figure_rows)
     logged = with_image_variances(store, read_sweep(store, run_id, settings.grid))
+    log_curves(store, logged)
     findings = write_report(store, logged, stop=context.workers.stop)
     stopwatch.lap("figures and curves")
     n_failed = sum(row.status != "finished" for row in (*tried, *rows))

@@ -1,5 +1,6 @@
 """Checks that what descriptions in MLflow's UI point to exists."""
 
+import json
 import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -26,9 +27,9 @@ def check(store: Store, address: str) -> None:
         query = parse_qs(match[2], strict_parsing=True)
         assert query["workflowType"] == ["machine_learning"]
         if "viewStateShareKey" in query:
-            assert f"{VIEW_TAG}{query['viewStateShareKey'][0]}" in tags
-        if "searchFilter" in query:
-            assert client.search_runs([match[1]], query["searchFilter"][0]), f"{address} shows nothing"
+            view = json.loads(json.loads(tags[f"{VIEW_TAG}{query['viewStateShareKey'][0]}"])["state"])
+            if "compareRunsMode" in query:
+                assert client.search_runs([match[1]], view["searchFilter"]), f"{address} shows nothing"
     elif match := re.fullmatch(r"#/experiments/(\d+)/runs/([0-9a-f]{32})(?:/artifacts/(.+))?", address):
         info = client.get_run(match[2]).info
         assert (info.experiment_id, info.lifecycle_stage) == (match[1], "active")

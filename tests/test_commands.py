@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -224,15 +223,24 @@ def test_sweep_leaves_exactly_the_expected_runs(project: Project, capsys: pytest
     names = ("training_loss", "validation_loss", "validation_accuracy", "overview")
     assert figures == {f"figures/{name}.png" for name in names}
     curves = project.runs(TRANSFER, role="curve", parent=parent.info.run_id)
-    assert sorted(run.info.run_name for run in curves) == ["pretrained", "random"]
-    for run in curves:
-        history = project.store.client.get_metric_history(run.info.run_id, "curve/val_loss")
-        losses: dict[int, list[float]] = {20: [], 60: [], 100: []}
-        for cell in result["cells"]:
-            if cell["init"] == run.info.run_name:
-                losses[cell["percent"]].append(cell["final"]["val_loss"])
-        means = {percent: statistics.mean(values) for percent, values in losses.items()}
-        assert {metric.step: metric.value for metric in history} == pytest.approx(means)
+    by_replicate = [
+        (run, run.data.params["init"], run.data.params["replicate"]) for run in curves if "init" in run.data.params
+    ]
+    assert {run.info.status for run in curves} == {"FINISHED"}
+    assert sorted((init, replicate) for _, init, replicate in by_replicate) == [
+        (init, replicate) for init in ("pretrained", "random") for replicate in "01"
+    ]
+    for run, init, replicate in by_replicate:
+        history = project.store.client.get_metric_history(run.info.run_id, "held-out loss")
+        of_run = [cell for cell in result["cells"] if (cell["init"], str(cell["replicate"])) == (init, replicate)]
+        expected = {cell["percent"]: cell["heldout"]["loss"] for cell in of_run}
+        assert {m.step: m.value for m in history if m.step} == expected
+    (table,) = (table for name, table in result["differences"].items() if name == "heldout_loss")
+    for limit in ("low", "mean", "high"):
+        (run,) = (run for run in curves if run.data.params.get("limit") == limit)
+        (key,) = run.data.metrics
+        history = project.store.client.get_metric_history(run.info.run_id, key)
+        assert {m.step: m.value for m in history if m.step} == {at["percent"]: at[limit] for at in table}
     printed = capsys.readouterr().out
     assert printed.count("cannot be told") == 4
     assert "python -m fmnist_transfer.show --tracking-uri" in printed
@@ -334,7 +342,8 @@ def test_a_longer_sweep_reuses_a_shorter_one(project: Project) -> None:
     assert len(project.runs(TRANSFER, role="cell", parent=long["sweep_run_id"])) == 12
     assert long["sweep_run_id"] == short["sweep_run_id"]
     assert {cell["run_id"] for cell in short["cells"]} <= {cell["run_id"] for cell in long["cells"]}
-    assert len(project.runs(TRANSFER, role="curve", parent=long["sweep_run_id"])) == 2
+    curves = {run.info.run_name for run in project.runs(TRANSFER, role="curve", parent=long["sweep_run_id"])}
+    assert {f"{init} r{replicate}" for init in ("pretrained", "random") for replicate in (0, 1)} <= curves
     again = project.sweep(*arguments, "--replicates", "1")
     assert again["cells"] == short["cells"]
     parent = project.store.client.get_run(long["sweep_run_id"])

@@ -1,6 +1,7 @@
 """Pages of MLflow's UI as relative links, and the experiments' descriptions and saved views. Imports no mlflow."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -20,11 +21,8 @@ def run_page(experiment_id: str, run_id: str, artifact: str = "") -> str:
 
 
 def curves_page(experiment_id: str, sweep_run_id: str) -> str:
-    """The sweep's curve runs compared, as in the original report: one chart per metric, one line per run."""
-    condition = quote(f"tags.role = '{Role.CURVE}' and tags.parent = '{sweep_run_id}'")
-    # The UI lists child runs without their parent only if they are not sorted by date.
-    order = f"orderByKey={quote('params.`init`')}&orderByAsc=true"
-    return f"{experiment_page(experiment_id)}&searchFilter={condition}&{order}&startTime=ALL&compareRunsMode=CHART"
+    """The sweep's curve runs in their saved view, whose key is the sweep's run id."""
+    return f"{experiment_page(experiment_id, sweep_run_id)}&compareRunsMode=CHART"
 
 
 def model_page(name: str, version: str | int = "") -> str:
@@ -48,12 +46,10 @@ class SavedView(NamedTuple):
 
     @property
     def state(self) -> dict[str, Any]:
-        """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
         columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
         state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": condition}
         state |= {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
-        keys = [{"mode": "param", "groupByData": name} for name in self.groups]
-        return state | ({"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {})
+        return state | _grouped(*self.groups)
 
 
 def _quoted(column: str) -> str:
@@ -62,6 +58,7 @@ def _quoted(column: str) -> str:
     return column if kind == "attributes" else f"{kind}.`{name}`"
 
 
+CURVES_HEAD = "By percent of images: mean and range"  # of the section of charts; the UI cuts longer ones
 # Columns of the views.
 CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
@@ -96,10 +93,49 @@ NOTES = {
     TRANSFER: (
         "Does a network that was trained on one half of Fashion-MNIST learn the other half (the target, FMNIST-1) "
         "better than one from random weights, and up to how much data? Each run without an indent is a sweep, with its "
-        "answer, curves and report; its child runs are the cells, and one run of means per init (step: percent)."
+        "answer, curves and report; its child runs are the cells, and the runs behind its curves (step: percent)."
     ),
     BENCHMARK: "Trainings of `python -m fmnist_transfer.benchmark`, which measures this machine. They are not results.",
 }
+
+
+def line_chart(metric: str, *, by: str = "", bottom: float | None = None) -> dict[str, Any]:
+    """A chart of a saved view: a metric against the step, on a log axis, or against the metric `by`.
+
+    With `bottom` the y axis goes from there to 1; otherwise MLflow includes 0 for the bands.
+    """
+    key = by or metric  # MLflow adds a chart of its own for a metric that is no chart's key
+    chart: dict[str, Any] = {"type": "LINE", "uuid": key, "metricKey": key, "selectedMetricKeys": [metric]}
+    chart |= {"metricSectionId": "curves", "lineSmoothness": 0}
+    if bottom is not None:
+        chart["range"] = {"yMin": bottom, "yMax": 1}
+    axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": by} if by else {"xAxisKey": "step", "xAxisScaleType": "log"}
+    return chart | axis
+
+
+def curves_view(title: str, sweep_run_id: str, charts: Sequence[Mapping[str, Any]], time_ms: int) -> str:
+    """Tag of a sweep's saved view: charts whose lines are means of curve runs with the same param `curve`, in bands."""
+    section = {"uuid": "curves", "name": CURVES_HEAD, "display": True, "isReordered": True}
+    state = {
+        "searchFilter": f"tags.role = '{Role.CURVE}' and tags.parent = '{sweep_run_id}'",
+        "orderByKey": "params.`curve`",  # sorted by date, runs would be listed below their parent
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }
+    return _saved(title, state | _grouped("curve"), time_ms)
+
+
+def _grouped(*params: str) -> dict[str, Any]:
+    keys = [{"mode": "param", "groupByData": name} for name in params]
+    return {"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {}
+
+
+def _saved(title: str, state: Mapping[str, Any], time_ms: int) -> str:
+    """A saved view in the format of MLflow 3.17; other versions ignore what they cannot read."""
+    return json.dumps({"name": title, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(state)})
 
 
 def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:
@@ -107,8 +143,7 @@ def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, st
     links, tags = [], {KIND: "custom_model_development", NOTE: NOTES[name]}
     for key, view in VIEWS.get(name, {}).items():
         links.append(f"[{view.title}]({experiment_page(experiment_id, key)})")
-        saved = {"name": view.title, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(view.state)}
-        tags[f"{VIEW_TAG}{key}"] = json.dumps(saved)
+        tags[f"{VIEW_TAG}{key}"] = _saved(view.title, view.state, time_ms)
     if links:
         tags[NOTE] += f"\n\nLook at: {' · '.join(links)}"
     return tags

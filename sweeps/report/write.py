@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.store import links
-from fmnist_transfer.store.roles import TRANSFER, Role
+from fmnist_transfer.store.roles import TRANSFER, VIEW_TAG
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import counted, duration, say, say_heading
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
@@ -120,6 +120,7 @@ def begun(store: Store, split: Split) -> str:
 def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
     """Describe, in the MLflow UI, a sweep with a report. The UI folds long texts, so the answer comes first."""
     values = {"sweep": sweep, "split": sweep.params["split"], "n_missing": len(findings["missing"])}
-    has_curves = bool(store.find(TRANSFER, role=Role.CURVE, parent=sweep.run_id))  # made when the sweep ends
-    places = {"links": links, "experiment_id": store.experiment(TRANSFER), "PAGE": PAGE, "INLINE_COPY": INLINE_COPY}
+    experiment_id = store.experiment(TRANSFER)
+    has_curves = f"{VIEW_TAG}{sweep.run_id}" in store.client.get_experiment(experiment_id).tags  # since its end
+    places = {"links": links, "experiment_id": experiment_id, "PAGE": PAGE, "INLINE_COPY": INLINE_COPY}
     return _render("run.md.j2", **values, **places, has_curves=has_curves)

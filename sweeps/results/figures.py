@@ -1,4 +1,4 @@
-"""Figures and table of a sweep's parent run, refreshed as cells finish; its curve runs; its tables in the terminal."""
+"""Figures and table of a sweep's parent run, refreshed as cells finish; its tables in the terminal."""
 
 import itertools
 import time
@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fmnist_transfer.store.roles import NOTE, TRANSFER, Role
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import duration, print_table, say, say_heading
 from sweeps.grid import Cell, Init, traits
@@ -18,13 +17,6 @@ from sweeps.rows import Row, Score, by_replicate, finished_percents, to_csv
 REFRESH_SECONDS = 60.0  # at least, between two drawings
 FEWEST_CELLS = 4  # enough for both ends of two curves
 PANELS = (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)  # their labels are the names of the files
-CURVES = {  # the UI shows a section per prefix: first the original report's two graphs
-    "curve/train_loss": Score.TRAIN_LOSS,
-    "curve/val_loss": Score.VAL_LOSS,
-    "more/val_accuracy": Score.VAL_ACCURACY,
-    "more/best_val_loss": Score.BEST_VAL_LOSS,
-    "more/test_accuracy": Score.TEST_ACCURACY,
-}
 
 
 class SweepFigures:
@@ -79,24 +71,6 @@ def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | N
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def log_curves(store: Store, sweep_run_id: str, rows: Sequence[Row]) -> None:
-    """Log a run per init with the means over replicates at step = percent; comparing them draws the report's graphs.
-
-    Earlier curve runs of the sweep are deleted, because a logged step cannot be replaced.
-    """
-    for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep_run_id):
-        store.client.delete_run(old.info.run_id)
-    for init in dict.fromkeys(row.cell.init for row in rows):
-        percents = finished_percents(rows, init)
-        note = f"Means over the replicates of `{init}`. The step is the percent of the target's training images."
-        tags = {"role": Role.CURVE, "parent": sweep_run_id, "init": init, NOTE: note}
-        run_id = store.start(TRANSFER, init, parent=sweep_run_id, params={"init": init}, tags=tags)
-        for key, score in CURVES.items():
-            means = np.nanmean(by_replicate(rows, init, score, percents), axis=0)
-            store.log(run_id, metrics=[(key, mean, p) for p, mean in zip(percents, means, strict=True)])
-        store.end(run_id)
 
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
 
@@ -13,6 +14,9 @@ import tuning.search
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
+from sweeps.results.images import with_image_variances
+from sweeps.results.read import read_sweep
+from sweeps.rows import Score, by_replicate
 
 if has_playwright := find_spec("playwright") is not None:
     import tour
@@ -35,7 +39,7 @@ def store(_empty_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPathF
     path = synthetic.copy_database(_empty_store, tmp_path_factory.mktemp("ui") / "mlflow.db")
     common = ["--tracking-uri", str(path), "--data-dir", str(data_dir), "--workers", "1", "--device", "cpu"]
     assert tuning.search.command([*common, "--trials", "3", "--epochs", "2", "--retrain-seeds", "1"]) == 0
-    sweep = ["--model-uri", "models:/cnn2/best", "--epochs", "2", "--replicates", "1"]
+    sweep = ["--model-uri", "models:/cnn2/best", "--epochs", "2", "--replicates", "2", "--curve-replicates", "1"]
     assert sweeps.transfer.command([*common, *sweep]) == 0
     return open_store(str(path))
 
@@ -66,18 +70,32 @@ def test_every_page_shows_what_it_should(visit: "tour.Visit", store: Store, swee
     tour.the_model(visit, store, "cnn2", sweep_run_id)
 
 
-def test_comparing_the_curves_draws_the_reports_graphs(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
-    """Every chart has both lines, with a point for each of the twenty fractions: those that were logged."""
+def test_a_sweeps_view_draws_lines_with_bands(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
+    """Both inits have a point at each fraction, in a band over the replicates; the difference has its interval."""
+    sweep = with_image_variances(store, read_sweep(store, sweep_run_id))
     charts = tour.the_curves(visit, store, sweep_run_id)
-    assert len(charts) >= 2
-    for chart in charts:
-        assert set(chart) == {"pretrained", "random"}
-        for points in chart.values():
-            assert [x for x, _ in points] == list(range(5, 101, 5))
-    runs = {run.info.run_name: run.info.run_id for run in store.find(TRANSFER, role="curve", parent=sweep_run_id)}
-    for key in ("curve/train_loss", "curve/val_loss"):
-        histories = {name: store.client.get_metric_history(run_id, key) for name, run_id in runs.items()}
-        assert {name: [(m.step, pytest.approx(m.value)) for m in of] for name, of in histories.items()} in charts
+    scores = Score.TRAIN_LOSS, Score.HELDOUT_LOSS, Score.HELDOUT_ACCURACY
+    assert [chart.metric for chart in charts[:3]] == [score.label for score in scores]
+    assert [chart.is_log for chart in charts] == [True, True, True, True, False]
+    *of_scores, of_difference, by_images = charts
+    percents = list(range(5, 101, 5))
+    for chart, score in zip(of_scores, scores, strict=True):
+        assert set(chart.lines) == set(chart.bands) == {"pretrained", "random"}
+        for init, line in chart.lines.items():
+            values = by_replicate(sweep.rows, init, score, percents)
+            expected = np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+            for points, at in zip((line, *chart.bands[init]), expected, strict=True):
+                assert points == [(p, pytest.approx(value)) for p, value in zip(percents, at, strict=True)]
+    intervals = sweep.pair.intervals(Score.HELDOUT_LOSS)
+    assert intervals is not None
+    assert "random - pretrained" in of_difference.metric
+    ((group, line),) = of_difference.lines.items()
+    expected = intervals.mean, intervals.low, intervals.high
+    for points, at in zip((line, *of_difference.bands[group]), expected, strict=True):
+        assert points == [(p, pytest.approx(value)) for p, value in zip(sweep.pair.percents, at, strict=True)]
+    assert set(by_images.lines) == {"pretrained", "random"}
+    for line in by_images.lines.values():
+        assert [x for x, _ in line] == sorted({row.n_train for row in sweep.rows})
 
 
 def test_what_is_missing_is_not_overlooked(browser: "tour.Visit", store: Store) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Page, Response, expect, sync_playwright
 
@@ -36,9 +37,23 @@ FIRST_VISIT = """if (window === top && location.protocol === 'http:') {
     localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
     localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
 }"""
-LINES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
-    chart => chart.data.filter(line => line.x?.length && line.name).map(line => [line.name, line.x, line.y])
-)"""
+# The traces of each chart, in the order of the page: lines, and bands (filled; empty where a group lacks the metric).
+CHARTS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(chart => ({
+    log: chart.layout.xaxis.type == 'log',
+    traces: chart.data.map(trace => ({
+        group: trace.uuid ?? '', metric: trace.metricKey ?? '', fill: trace.fill ?? '', x: trace.x, y: trace.y
+    }))
+}))"""
+Points = list[tuple[float, float]]
+
+
+class Chart(NamedTuple):
+    """One chart of a sweep's view, with its lines and bands by curve."""
+
+    metric: str
+    is_log: bool  # of the x axis
+    lines: dict[str, Points]
+    bands: dict[str, tuple[Points, Points]]  # lower and upper edge
 
 
 def find_browser() -> str | None:
@@ -144,14 +159,29 @@ def the_sweep(visit: Visit, store: Store, sweep_run_id: str) -> None:
     expect(report.get_by_text(sweep_run_id).first).to_be_visible(timeout=WAIT_MS)
 
 
-def the_curves(visit: Visit, store: Store, sweep_run_id: str) -> list[dict[str, list[tuple[float, float]]]]:
-    """The comparison of the curve runs: of each chart, name of each line -> its points."""
+def the_curves(visit: Visit, store: Store, sweep_run_id: str) -> list[Chart]:
+    """The view of the sweep's curve runs, chart by chart."""
     page = visit.open(curves_page(store.experiment(TRANSFER), sweep_run_id))
     expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=WAIT_MS)
-    page.wait_for_function(f"({LINES})().filter(lines => lines.length >= 2).length >= 2", timeout=WAIT_MS)
-    charts: list[list[tuple[str, list[float], list[float]]]] = page.evaluate(LINES)
+    page.wait_for_function(f"({CHARTS})().length >= 5", timeout=WAIT_MS)
     visit.picture("mlflow-compare")
-    return [{name: list(zip(x, y, strict=True)) for name, x, y in lines} for lines in charts]
+    return [_chart(found["log"], found["traces"]) for found in page.evaluate(CHARTS)]
+
+
+def _chart(is_log: bool, traces: list[dict[str, Any]]) -> Chart:
+    """A chart has the bands of all groups first, then the lines of those that have the metric, in the same order."""
+    lines = {trace["group"].rpartition(".")[2]: _points(trace) for trace in traces if not trace["fill"]}
+    filled = [points for trace in traces if trace["fill"] and (points := _points(trace))]
+    bands = {}
+    for curve, points in zip(lines, filled, strict=True):
+        n = len(points) // 2
+        bands[curve] = points[:n][::-1], points[n:]  # from right to left along the lower edge, then back
+    return Chart(next(trace["metric"] for trace in traces if trace["metric"]), is_log, lines, bands)
+
+
+def _points(trace: dict[str, Any]) -> Points:
+    """All points but the gap between a band's edges, and those that a log axis cannot show."""
+    return [(x, y) for x, y in zip(trace["x"], trace["y"], strict=True) if x]
 
 
 def the_model(visit: Visit, store: Store, name: str, sweep_run_id: str) -> None:
@@ -194,7 +224,7 @@ def main() -> int:
         the_model(visit, store, name, str(sweep.info.run_id))
         the_sweep(visit, store, str(sweep.info.run_id))
         for chart in the_curves(visit, store, str(sweep.info.run_id)):
-            print({name: f"{len(points)} points" for name, points in chart.items()})
+            print(chart.metric, {name: f"{len(points)} points" for name, points in chart.lines.items()})
     print("\n".join(visit.errors) or "no error")
     return bool(visit.errors)
 

@@ -20,7 +20,7 @@ from fmnist_transfer import show
 from fmnist_transfer.show import ShowSettings, main, pages
 from fmnist_transfer.store import opening
 from fmnist_transfer.store.links import curves_page, experiment_page, run_page
-from fmnist_transfer.store.roles import TRANSFER, TUNING
+from fmnist_transfer.store.roles import TRANSFER, TUNING, VIEW_TAG
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.workers.stop import SIGNALS
 
@@ -55,7 +55,7 @@ def study(store: Store) -> str:
 def sweep(store: Store, *, curves: bool = True) -> str:
     run_id = store.start(TRANSFER, "cnn2/1 on classes 56789", tags={"role": "sweep"})
     if curves:
-        store.start(TRANSFER, "random", parent=run_id, tags={"role": "curve", "parent": run_id})
+        store.client.set_experiment_tag(store.experiment(TRANSFER), f"{VIEW_TAG}{run_id}", "{}")
     return run_id
 
 

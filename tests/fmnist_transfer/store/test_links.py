@@ -1,8 +1,17 @@
-"""Addresses of MLflow's pages."""
+"""Addresses of MLflow's pages, and the view of a sweep's curves."""
 
+import json
 from urllib.parse import parse_qs
 
-from fmnist_transfer.store.links import curves_page, experiment_page, model_page, picture, run_page
+from fmnist_transfer.store.links import (
+    curves_page,
+    curves_view,
+    experiment_page,
+    line_chart,
+    model_page,
+    picture,
+    run_page,
+)
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
 
@@ -20,15 +29,28 @@ def test_addresses() -> None:
     )
 
 
-def test_the_curves_page_finds_a_sweeps_curves(store: Store) -> None:
+def test_a_sweeps_view_finds_its_curves(store: Store) -> None:
     sweep = store.start(TRANSFER, "sweep", tags={"role": "sweep"})
     mine = store.start(TRANSFER, "random", parent=sweep, tags={"role": "curve", "parent": sweep})
     store.start(TRANSFER, "random", parent="another", tags={"role": "curve", "parent": "another"})
     experiment_id = store.experiment(TRANSFER)
     page, _, query = curves_page(experiment_id, sweep).partition("?")
     assert page == f"#/experiments/{experiment_id}/runs"
-    state = {key: value for key, (value,) in parse_qs(query, strict_parsing=True).items()}
-    assert state["orderByKey"] == "params.`init`"
-    assert (state["compareRunsMode"], state["startTime"], state["orderByAsc"]) == ("CHART", "ALL", "true")
+    address = {key: value for key, (value,) in parse_qs(query, strict_parsing=True).items()}
+    # With more than these in the address MLflow does not apply the view.
+    expected = {"viewStateShareKey": sweep, "compareRunsMode": "CHART", "workflowType": "machine_learning"}
+    assert address == expected
+    saved = json.loads(
+        curves_view("My curves", sweep, [line_chart("loss", bottom=0.5), line_chart("loss", by="images")], 1)
+    )
+    assert (saved["name"], saved["createdAt"], saved["updatedAt"]) == ("My curves", 1, 1)
+    state = json.loads(saved["state"])
     found = store.client.search_runs([experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} ASC"])
     assert [run.info.run_id for run in found] == [mine]
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "curve"}]
+    percent, images = state["compareRunCharts"]
+    assert (percent["selectedMetricKeys"], percent["xAxisKey"], percent["xAxisScaleType"]) == (["loss"], "step", "log")
+    assert (percent["range"], "range" in images) == ({"yMin": 0.5, "yMax": 1}, False)
+    assert (images["selectedMetricKeys"], images["selectedXAxisMetricKey"]) == (["loss"], "images")
+    assert {percent["metricSectionId"], images["metricSectionId"]} == {state["compareRunSections"][0]["uuid"]}
+    assert percent["uuid"] != images["uuid"]
