@@ -14,7 +14,7 @@ from fmnist_transfer.store import roles
 from sweeps.grid import Cell, Init
 
 Status = Literal["open", "finished", "failed"]
-GROUPS = ("final", "best", "test", "heldout", "distance", "cost")  # prefixes of the scores' keys
+GROUPS = ("final", "best", "test", "heldout", "source", "distance", "cost")  # prefixes of the scores' keys
 
 
 class Score(Enum):
@@ -32,6 +32,8 @@ class Score(Enum):
     TEST_ACCURACY = roles.TEST_ACCURACY, "test accuracy", "%", 2
     HELDOUT_LOSS = "heldout/loss", "held-out loss", "nats"
     HELDOUT_ACCURACY = "heldout/accuracy", "held-out accuracy", "%", 2
+    SOURCE_BEFORE = "source/accuracy_before", "accuracy on the source half before", "%", 2
+    SOURCE_AFTER = "source/accuracy_after", "accuracy on the source half after", "%", 2
     VAL_ECE = "final/val_ece", "expected calibration error"
     VAL_TEMPERATURE = "final/val_temperature", "temperature"
     DISTANCE = "distance/all", "distance from the start"
@@ -48,7 +50,7 @@ COLUMNS = [  # keys of the scores in a table of cells
     *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
     *("best/epoch", "best/val_loss", "best/val_accuracy"),
     *("test/loss", "test/accuracy", "test/best_loss", "test/scaled_loss"),
-    *("heldout/loss", "heldout/accuracy", "distance/all"),
+    *("heldout/loss", "heldout/accuracy", "source/accuracy_before", "source/accuracy_after", "distance/all"),
     *("cost/seconds", "cost/train_seconds", "cost/val_seconds"),
 ]
 

@@ -29,7 +29,7 @@ from sweeps.grid import Cell, by_fraction, grid_tags
 from sweeps.report.write import begun, place_of, write_report
 from sweeps.results.curve_runs import log_curves
 from sweeps.results.figures import SweepFigures, print_plan, print_summary
-from sweeps.results.images import with_image_variances
+from sweeps.results.images import with_image_scores
 from sweeps.results.ledger import Ledger, identify_sweep, open_ledger
 from sweeps.results.read import read_sweep
 from sweeps.rows import Row
@@ -97,6 +97,7 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
     """
     data_dir = settings.data_dir or default_data_dir()
     half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
+    source_test = load_half(data_dir, model.split.source, fetch=not settings.dry_run).test
     for percent in settings.fractions:
         n_train(half.train, percent)  # raises UsageError if a class gets no image
     spec = replace(model.spec, n_classes=len(half.classes))
@@ -111,7 +112,8 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
         network = CNN2(model.spec)
         network.load_state_dict(model.state)
         check_precision(network, half.val.images, precision, device)
-    return CellPlan(half, spec, recipe, {}, settings.budget, settings.seed, device, precision, settings.stack)
+    budget, seed = settings.budget, settings.seed
+    return CellPlan(half, spec, recipe, {}, budget, seed, device, precision, settings.stack, source_test)
 
 
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     figure_rows = figures.draw()  # those of all commands of this sweep
     store.log_hosts(run_id, ledger.hosts(), "cells")
     print_summary(figure_rows)
-    logged = with_image_variances(store, read_sweep(store, run_id, settings.grid))
+    logged = with_image_scores(store, read_sweep(store, run_id, settings.grid))
     log_curves(store, logged)
     findings = write_report(store, logged, stop=context.workers.stop)
     stopwatch.lap("figures and curves")
@@ -168,7 +170,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     data_dir = settings.data_dir or default_data_dir()
     half = workers.share(load_half(data_dir, model.split.source, fetch=not settings.dry_run))
     seed = int(model.facts.get("seed", settings.seed))
-    plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed)
+    plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed, source_test=None)
     facts = {"seed": seed, "split": str(model.split), "data_sha256": half.data_sha256, "precision": plan.precision}
     trainings = {  # a search counts its re-trainings from 1
         i: Training.of(f"source r{i}", plan.spec, plan.recipe, plan.device, facts | {"replicate": i + 1})

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fmnist_transfer.errors import UsageError
 
+CLASS_NAMES = "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"
 _NAMED = {"0-4": "01234", "5-9": "56789", "even": "02468", "odd": "13579"}
 
 

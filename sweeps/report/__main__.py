@@ -33,13 +33,13 @@ def main(settings: ReportSettings) -> int:
         from fmnist_transfer.store.opening import open_for_work
         from fmnist_transfer.store.roles import TRANSFER
         from sweeps.report.write import place_of, write_report
-        from sweeps.results.images import with_image_variances
+        from sweeps.results.images import with_image_scores
         from sweeps.results.read import find_sweep, read_sweep
 
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
         store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
         logged = [read_sweep(store, find_sweep(store, run)) for run in (settings.sweep, *settings.vs)]
-        sweep, *others = (with_image_variances(store, each) for each in logged)
+        sweep, *others = (with_image_scores(store, each) for each in logged)
         check_distinct("--vs", [each.run_id for each in logged])
         findings = write_report(store, sweep, others, stop=stop)
         print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fmnist_transfer.data.split import CLASS_NAMES
 from fmnist_transfer.store import roles
 from sweeps.analysis.claims import crossover, has_multiplier
 from sweeps.analysis.comparison import Comparison
@@ -90,6 +91,26 @@ def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
             n = int(np.isfinite(values["val_loss"]).sum())
             means = {name: np.nanmean(of_cells) for name, of_cells in values.items() if not np.isnan(of_cells).all()}
             yield {"init": init, "percent": percent, "n_replicates": n, "means": means}
+
+
+def classes_csv(sweep: LoggedSweep) -> str:
+    """Held-out images by class: one line per percent, init, class and predicted class, with the share of the class."""
+    names = [CLASS_NAMES[int(digit)] for digit in sweep.params["split"].partition("/")[2]]
+    lines = [
+        (percent, init, names[i], names[j], round(float(share), 6))
+        for (percent, init), shares in sorted(sweep.confusions.items())
+        for (i, j), share in np.ndenumerate(shares)
+    ]
+    return pd.DataFrame(lines, columns=["percent", "init", "class", "predicted", "share"]).to_csv(index=False)
+
+
+def summary(findings: Findings) -> list[tuple[str, float, int]]:
+    """Metrics of the sweep's parent run: random against pretrained with limits, and the multiplier, at both ends."""
+    rows, effective = findings["differences"].get("heldout_loss", []), findings["effective_data"]
+    ends = [(at, "loss_log_ratio", ("mean", "low", "high")) for at in (*rows[:1], *rows[1:][-1:])]
+    ends += [(at, "multiplier", ("multiplier", "low", "high")) for at in (*effective[:1], *effective[1:][-1:])]
+    values = [(f"answer/{name}_{key}_at_{at['percent']}", at[key], 0) for at, name, keys in ends for key in keys]
+    return [row for row in values if not np.isnan(row[1])]
 
 
 def beside(sweep: LoggedSweep) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from fmnist_transfer.workers.stop import StopSignal
 from sweeps import grid
 from sweeps.analysis import claims, comparison
 from sweeps.report import figures
-from sweeps.report.findings import SCORES, Findings, beside, csv_of, find
+from sweeps.report.findings import SCORES, Findings, beside, classes_csv, csv_of, find, summary
+from sweeps.results.images import variances_csv
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import to_csv
 from sweeps.training import recipes
@@ -53,10 +54,15 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     store.log_figures(sweep.run_id, draw, (f"{FOLDER}/answer.png", INLINE_COPY))
     page = markdown_of(sweep, findings, images)
     texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
+    texts |= (
+        {"classes.csv": classes_csv(sweep), "image_variances.csv": variances_csv(sweep)} if sweep.confusions else {}
+    )
     for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
         check_stop()
         store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
     store.describe(sweep.run_id, judged(store, sweep, findings))
+    verdicts = {f"verdict.{name}": verdict.verdict for name, verdict in sweep.verdicts.items()}
+    store.log(sweep.run_id, metrics=summary(findings), tags=verdicts)
     if sweep.is_complete and not sweep.pair.no_verdict:
         store.log(sweep.run_id, tags=grid.verdict_tags(sweep.tags, sweep.judged_grid))
     say_heading("The original report's four claims, as this sweep sees them")

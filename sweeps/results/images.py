@@ -1,18 +1,21 @@
-"""Variance of a comparison that is due to the images it was measured on, from the per-image scores of its cells."""
+"""What a comparison owes to the images it was measured on, and to which classes, from the files of its cells."""
 
 import contextlib
 import dataclasses
 import functools
+import io
+import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.store.model_format import read_artifact
 from fmnist_transfer.store.roles import IMAGE_SCORES_FILE
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.training.score import unpack_image_scores
+from fmnist_transfer.training.score import ImageScores, unpack_image_scores
 from sweeps.analysis.comparison import Comparison, ImageVariances
 from sweeps.analysis.statistics import Array, image_variance
 from sweeps.grid import Init
@@ -30,31 +33,43 @@ ARRAYS = {  # judged score -> its arrays of images; held-out images are those of
 }
 # Contrasts d(first) - d(second) / 2 of the differences d.
 CONTRASTS = (Score.TEST_BEST_LOSS, Score.TEST_LOSS), (Score.TEST_SCALED_LOSS, Score.TEST_LOSS)
-PerImage = dict[Score, Array]  # each [n_images]
+Files = dict[tuple[int, Init], list[ImageScores]]  # by percent and init: a file per replicate
 
 
-def with_image_variances(store: Store, sweep: LoggedSweep) -> LoggedSweep:
-    """Read the per-image scores of all compared cells, some 90 kB each; an init that lacks a file is left out."""
+def with_image_scores(store: Store, sweep: LoggedSweep) -> LoggedSweep:
+    """Read the files of all compared cells, some 60 kB each; an init that lacks a file is left out."""
     read = functools.cache(functools.partial(_read, store))
     variances: dict[Init, ImageVariances] = {}
+    confusions: dict[tuple[int, Init], Array] = {}
     for init in sweep.inits:
         if init != "random":
             with contextlib.suppress(ModelError):
-                variances[init] = _variances(sweep.comparison(init), read)
-    return dataclasses.replace(sweep, image_variances=variances)
+                files = _files(sweep.comparison(init), read)
+                variances[init] = _variances(files, init)
+                confusions |= {key: confusion(own) for key, own in files.items()}
+    return dataclasses.replace(sweep, image_variances=variances, confusions=confusions)
 
 
-def _variances(pair: Comparison, read: Callable[[str], PerImage]) -> ImageVariances:
-    """Map scores and contrasts to image variances, [n_fractions]; empty if nothing is compared."""
+def confusion(files: Iterable[ImageScores]) -> Array:
+    """Share of each class's held-out images that the cells take for each class: [true, predicted], rows sum to 1."""
+    pairs = [(file[f"{part}_label"], file[f"{part}_class"]) for file in files for part in ("val", "test")]
+    labels, predicted = (np.concatenate(arrays).astype(int) for arrays in zip(*pairs, strict=True))
+    n = int(labels.max()) + 1
+    counts = np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def _files(pair: Comparison, read: Callable[[str], ImageScores]) -> Files:
     run_ids = {(row.cell.percent, row.cell.init, row.cell.replicate): row.run_id for row in pair.rows}
+    keys = itertools.product(pair.percents if pair.replicates else (), ("random", pair.init))
+    return {(percent, init): [read(run_ids[percent, init, i]) for i in pair.replicates] for percent, init in keys}
 
-    def means(init: Init, percent: int) -> PerImage:
-        of_cells = [read(run_ids[percent, init, replicate]) for replicate in pair.replicates]
-        return {score: np.mean([own[score] for own in of_cells], axis=0, dtype=float) for score in ARRAYS}
 
+def _variances(files: Files, init: Init) -> ImageVariances:
+    """Map scores and contrasts to image variances, [n_fractions]; empty if nothing is compared."""
     columns = defaultdict[Score | tuple[Score, Score], list[float]](list)
-    for percent in pair.percents if pair.replicates else ():
-        random, own = means("random", percent), means(pair.init, percent)
+    for percent in sorted({percent for percent, _ in files}):
+        random, own = _means(files[percent, "random"]), _means(files[percent, init])
         for score in ARRAYS:
             columns[score].append(image_variance(random[score], own[score], is_log=score.is_loss))
         for score, of in CONTRASTS:
@@ -63,9 +78,37 @@ def _variances(pair: Comparison, read: Callable[[str], PerImage]) -> ImageVarian
     return {key: np.array(column) for key, column in columns.items()}
 
 
-def _read(store: Store, run_id: str) -> PerImage:
-    """Read the losses in nats and correctness, 0 or 1, of each image. Raises ModelError without a sound file."""
+def _means(files: Sequence[ImageScores]) -> dict[Score, Array]:
+    """Mean over cells of each image's loss in nats, or of its correctness."""
+
+    def mean(names: Sequence[str]) -> Array:
+        arrays = [np.concatenate([file[name] for name in names]).astype(np.float32) for file in files]
+        return np.mean(arrays, axis=0, dtype=float)
+
+    return {score: mean(names) for score, names in ARRAYS.items()}
+
+
+def _read(store: Store, run_id: str) -> ImageScores:
+    """Read a cell's file, with the correctness of each image. Raises ModelError without a sound file."""
     location = str(store.client.get_run(run_id).info.artifact_uri)
     file = unpack_image_scores(read_artifact(store, location, IMAGE_SCORES_FILE, f"run {run_id}"))
-    file |= {f"{half}_correct": file[f"{half}_class"] == file[f"{half}_label"] for half in ("val", "test")}
-    return {score: np.concatenate([file[name] for name in names]).astype(np.float32) for score, names in ARRAYS.items()}
+    return file | {f"{half}_correct": file[f"{half}_class"] == file[f"{half}_label"] for half in ("val", "test")}
+
+
+def variances_csv(sweep: LoggedSweep) -> str:
+    """The image variances of pretrained as a table; a contrast of two scores is written `first - second/2`."""
+    lines = []
+    for key, variances in sweep.image_variances.get("pretrained", {}).items():
+        name = key.name.lower() if isinstance(key, Score) else f"{key[0].name.lower()} - {key[1].name.lower()}/2"
+        lines += [
+            (name, percent, variance) for percent, variance in zip(sweep.judged_grid.judged, variances, strict=True)
+        ]
+    return pd.DataFrame(lines, columns=["score", "percent", "variance"]).to_csv(index=False)
+
+
+def variances_from_csv(text: str) -> ImageVariances:
+    """Read what `variances_csv` wrote."""
+    columns = {name: np.array(own["variance"]) for name, own in pd.read_csv(io.StringIO(text)).groupby("score")}
+    keys: dict[str, Score | tuple[Score, Score]] = {score.name.lower(): score for score in ARRAYS}
+    keys |= {f"{first.name.lower()} - {of.name.lower()}/2": (first, of) for first, of in CONTRASTS}
+    return {key: columns[name] for name, key in keys.items() if name in columns}

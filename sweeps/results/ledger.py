@@ -104,6 +104,7 @@ class Ledger:
             note = ""
         else:
             tags, metrics = {"weights_digest": trained.weights_digest} | trained.numerics, result_rows(trained.result)
+            metrics += [(f"source/{name}", value, 0) for name, value in trained.source_accuracies.items()]
             files = {IMAGE_SCORES_FILE: pack_image_scores(trained.result)}
             self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=metrics, tags=tags, files=files))
             val = trained.result.final.val

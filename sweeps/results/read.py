@@ -15,6 +15,7 @@ from fmnist_transfer.store.runs import Run, Store
 from fmnist_transfer.training.recipe import Recipe, still_known
 from sweeps.analysis.claims import Verdict, judge
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
+from sweeps.analysis.statistics import Array
 from sweeps.grid import NO_GRID, REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
@@ -39,6 +40,7 @@ class LoggedSweep:
     is_complete: bool  # every cell of it is finished or failed
     is_extended: bool  # a verdict was given at fewer replicates
     image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
+    confusions: Mapping[tuple[int, Init], Array] = field(default_factory=dict)  # by percent: see `images.confusion`
 
     @cached_property
     def pair(self) -> Comparison:

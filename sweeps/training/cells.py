@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from fmnist_transfer.data.examples import Half, fraction, on_device
-from fmnist_transfer.network.cnn2 import CNN2Spec, fresh_network
+from fmnist_transfer.data.examples import Examples, Half, fraction, on_device
+from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state, weights_digest
 from fmnist_transfer.seeding import Stage, Streams
 from fmnist_transfer.training.device import numerics
+from fmnist_transfer.training.evaluation import evaluate
 from fmnist_transfer.training.fit import Diverged
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Result, score
 from fmnist_transfer.training.stacked import Group, fit_stacked
 from fmnist_transfer.workers.task import Report
 from sweeps.grid import Cell
-from sweeps.training.inits import starting_network, train_arm
+from sweeps.training.inits import starting_network, train_arm, trunk_of
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class CellPlan:
     device: str
     precision: Precision = "float32"
     stack: bool = False  # train the cells of a fraction as one computation
+    source_test: Examples | None = None  # test images of the source half, to measure forgetting
 
 
 class CellResult(NamedTuple):
     result: Result  # without `final_state`: nothing needs the weights any more
     weights_digest: str
     numerics: dict[str, str]  # of the process that trained the cell
+    source_accuracies: dict[str, float]  # of a pretrained cell
 
 
 def pretrain(
@@ -58,12 +61,32 @@ def train_cells(
 ) -> list[CellResult | Diverged]:
     """Train a cell, or with `stack` several of one fraction. Reports 0 at the start, then as `fit` does."""
     report(0)
+    results = _train(plan, cells, "target", report, should_stop)
     return [
-        result
-        if isinstance(result, Diverged)
-        else CellResult(dataclasses.replace(result, final_state={}), weights_digest(result.final_state), numerics())
-        for result in _train(plan, cells, "target", report, should_stop)
+        result if isinstance(result, Diverged) else _cell_result(plan, cell, result)
+        for cell, result in zip(cells, results, strict=True)
     ]
+
+
+def _cell_result(plan: CellPlan, cell: Cell, result: Result) -> CellResult:
+    forgetting = source_accuracies(plan, cell, result.final_state) if cell.init == "pretrained" else {}
+    digest = weights_digest(result.final_state)
+    return CellResult(dataclasses.replace(result, final_state={}), digest, numerics(), forgetting)
+
+
+def source_accuracies(plan: CellPlan, cell: Cell, final_state: State) -> dict[str, float]:
+    """Measure forgetting: test accuracies on the source half, with the source's classifier on the cell's start and end.
+
+    Keys `accuracy_before`, `accuracy_after`; empty without source images. Batch norm keeps the target's statistics.
+    """
+    if plan.source_test is None:
+        return {}
+    source, test = plan.sources[cell.replicate], plan.source_test.to(plan.device)
+    network = CNN2(dataclasses.replace(plan.spec, n_classes=len(source[f"{CLASSIFIER}.bias"]))).to(plan.device)
+    network.load_state_dict(source)
+    before = evaluate(network, test).accuracy
+    network.load_state_dict({**source, **trunk_of(final_state)})
+    return {"accuracy_before": before, "accuracy_after": evaluate(network, test).accuracy}
 
 
 def _train(

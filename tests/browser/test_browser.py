@@ -14,7 +14,7 @@ import tuning.search
 from fmnist_transfer.store.opening import open_store
 from fmnist_transfer.store.roles import TRANSFER
 from fmnist_transfer.store.runs import Store
-from sweeps.results.images import with_image_variances
+from sweeps.results.images import with_image_scores
 from sweeps.results.read import read_sweep
 from sweeps.rows import Score, by_replicate
 
@@ -72,7 +72,7 @@ def test_every_page_shows_what_it_should(visit: "tour.Visit", store: Store, swee
 
 def test_a_sweeps_view_draws_lines_with_bands(visit: "tour.Visit", store: Store, sweep_run_id: str) -> None:
     """Both inits have a point at each fraction, in a band over the replicates; the difference has its interval."""
-    sweep = with_image_variances(store, read_sweep(store, sweep_run_id))
+    sweep = with_image_scores(store, read_sweep(store, sweep_run_id))
     charts = tour.the_curves(visit, store, sweep_run_id)
     scores = Score.TRAIN_LOSS, Score.HELDOUT_LOSS, Score.HELDOUT_ACCURACY
     assert [chart.metric for chart in charts[:3]] == [score.label for score in scores]

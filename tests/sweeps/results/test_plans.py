@@ -16,7 +16,7 @@ from fmnist_transfer.training.score import IMAGE_SCORES
 from sweeps.analysis.statistics import image_variance
 from sweeps.grid import REPORTED, Cell, Grid, grid_tags, grids_of, verdict_tags
 from sweeps.report.write import caveats
-from sweeps.results.images import with_image_variances
+from sweeps.results.images import with_image_scores
 from sweeps.results.ledger import Ledger, open_ledger
 from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
@@ -134,7 +134,7 @@ def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: 
     files = {cell: scores_of_images() for cell in grid.cells()}
     for cell, arrays in files.items():
         finish(ledger, cell, {IMAGE_SCORES_FILE: packed(arrays)})
-    logged = with_image_variances(store, read_sweep(store, ledger.run_id))
+    logged = with_image_scores(store, read_sweep(store, ledger.run_id))
     variances = logged.image_variances["pretrained"]
 
     def mean(init: str, percent: int, of: str) -> np.ndarray:
