@@ -113,13 +113,16 @@ class Grid(NamedTuple):
         return cell.percent in self.percents and cell.init in self.inits and cell.replicate < n
 
     def cells(self) -> list[Cell]:
-        """List the cells replicate by replicate: judged fractions first, large ones before small ones, inits together.
+        """List the cells replicate by replicate, judged fractions first and inits together.
 
-        So the curves span all fractions early, and no worker is left alone with a long cell at the end.
+        The first replicate runs small fractions first, so that curves show within a minute; the others large ones, so
+        that no worker is left alone with a long cell at the end.
         """
-        percents = sorted(self.percents, key=lambda percent: (percent not in self.judged, -percent))
-        order = itertools.product(range(self.n_replicates), percents, self.inits)
-        return [cell for i, percent, init in order if self.has(cell := Cell(percent, init, i))]
+        cells = list[Cell]()
+        for i in range(self.n_replicates):
+            order = sorted(self.percents, key=lambda p: (p not in self.judged, -p if i else p))
+            cells += [Cell(percent, init, i) for percent, init in itertools.product(order, self.inits)]
+        return [cell for cell in cells if self.has(cell)]
 
 
 def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:

@@ -45,6 +45,7 @@ LAYERS = [  # a module imports its own layer and earlier lines only
     "sweeps.report",
     "sweeps.steps",
     "sweeps.transfer",
+    "sweeps.demo",
 ]
 APART = {  # neither imports the other
     ("tuning", "sweeps"),

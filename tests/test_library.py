@@ -1,5 +1,6 @@
 """docs/library.md: its examples run as they stand, and the library gives what the commands give."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
+from synthetic import SMALL_SPEC
 from torch import Tensor, nn
 
 from fmnist_transfer import (
@@ -22,11 +25,17 @@ from fmnist_transfer import (
     fit_and_score,
     fraction,
     fresh,
+    fresh_network,
     half_of,
     load_half,
     train_on_half,
     weights_digest,
 )
+from fmnist_transfer.data.split import DEFAULT_SPLIT
+from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.registry import register, set_best
+from fmnist_transfer.store.roles import TUNING
+from fmnist_transfer.store.runs import Store
 from sweeps.grid import INITS, Cell, Init
 from sweeps.training.cells import CellPlan, CellResult, train_cells
 from sweeps.training.inits import train_arm
@@ -142,3 +151,29 @@ def test_digits_0_to_4_are_transferred_to_5_to_9(digits: tuple[Half, Half]) -> N
         assert everything.test.accuracy > (0.9 if init == "frozen" else 0.95), init
         assert tenth.test.accuracy > (0.8 if init == "frozen" else 0.9), init
     assert weights_digest(arm("pretrained@1", 10).final_state) == weights_digest(tenth.final_state)
+
+
+@pytest.fixture
+def notebook() -> list[str]:
+    """The code of docs/transfer.ipynb, cell by cell."""
+    cells = json.loads((PAGE.parent / "transfer.ipynb").read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs(
+    notebook: list[str], data_dir: Path, store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fresh_network(SMALL_SPEC, Streams(0))
+    model = TrainedModel(SMALL_SPEC, Recipe(epochs=2), DEFAULT_SPLIT, dict(network.state_dict()), {})
+    run_id = store.start(TUNING, "cnn2")
+    set_best(store, register(store, run_id, "cnn2", model, tags={}, description="small"))
+    monkeypatch.setenv("FMNIST_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(store_path))
+    monkeypatch.chdir(PAGE.parent)
+    monkeypatch.setattr(plt, "show", plt.close)
+    names: dict[str, Any] = {}
+    for code in notebook:
+        exec(code, names)
+    assert names["results"].keys() == {"pretrained", "random"}
+    assert len(names["frame"]) == 120
+    assert {verdict.verdict for verdict in names["verdicts"].values()} == {"holds"}

@@ -43,13 +43,14 @@ class SavedView(NamedTuple):
     order: str = "attributes.start_time"
     is_ascending: bool = False
     groups: tuple[str, ...] = ()
+    charts: dict[str, Any] | None = None  # the part of the view's state that the chart page reads
 
     @property
     def state(self) -> dict[str, Any]:
         columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
         state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": condition}
         state |= {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
-        return state | _grouped(*self.groups)
+        return state | (self.charts or {}) | _grouped(*self.groups)
 
 
 def _quoted(column: str) -> str:
@@ -64,16 +65,38 @@ CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
     "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy"
 )
-TRIALS = (
-    "metrics.val_accuracy metrics.seconds params.recipe.learning_rate params.recipe.optimizer params.recipe.batch_size "
-    "params.recipe.schedule params.spec.channels params.spec.convs_per_block params.spec.kernel_size "
-    "params.spec.normalisation"
+SEARCHED = (
+    "params.spec.channels params.spec.convs_per_block params.spec.kernel_size params.spec.fc1 params.spec.fc_dropout "
+    "params.recipe.learning_rate params.recipe.weight_decay params.recipe.batch_size params.recipe.shift"
 )
+TRIALS = f"metrics.val_accuracy metrics.seconds {SEARCHED}"
+SEARCH_CHARTS: dict[str, Any] = {  # trials as lines through the searched values, coloured by their score
+    "compareRunCharts": [
+        {
+            "type": "PARALLEL",
+            "uuid": "space",
+            "metricSectionId": "search",
+            "displayName": "Search space",
+            "selectedParams": [name.removeprefix("params.") for name in SEARCHED.split()],
+            "selectedMetrics": ["val_accuracy"],
+            "showAllRuns": True,
+            "runsCountToCompare": 100,
+        }
+    ],
+    "compareRunSections": [{"uuid": "search", "name": "Search space", "display": True, "isReordered": True}],
+    "isAccordionReordered": True,
+}
 RETRAINED = "params.replicate metrics.final/val_accuracy metrics.test/accuracy metrics.cost/seconds"
 SWEEPS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
 VIEWS: dict[str, dict[str, SavedView]] = {
     TUNING: {
-        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIALS, "metrics.val_accuracy"),
+        View.TRIALS: SavedView(
+            "Trials, the best first",
+            Role.TRIAL,
+            f"metrics.val_accuracy metrics.seconds {SEARCHED}",
+            "metrics.val_accuracy",
+            charts=SEARCH_CHARTS,
+        ),
         View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED, "metrics.final/val_accuracy"),
     },
     TRANSFER: {
@@ -142,7 +165,10 @@ def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, st
     """Kind, description and saved views of one of the three experiments."""
     links, tags = [], {KIND: "custom_model_development", NOTE: NOTES[name]}
     for key, view in VIEWS.get(name, {}).items():
-        links.append(f"[{view.title}]({experiment_page(experiment_id, key)})")
+        page = experiment_page(experiment_id, key)
+        links.append(f"[{view.title}]({page})")
+        if view.charts:
+            links.append(f"[the same as lines]({page}&compareRunsMode=CHART)")
         tags[f"{VIEW_TAG}{key}"] = _saved(view.title, view.state, time_ms)
     if links:
         tags[NOTE] += f"\n\nLook at: {' · '.join(links)}"

@@ -111,9 +111,8 @@ class Store:
 
     def log_data(self, run_id: str, half: "Half", role: str) -> None:
         """Log which half of Fashion-MNIST the run used; `role` is `source` or `target`."""
-        name = f"Fashion-MNIST classes {digits(half.classes)}"
         source = json.dumps({"tags": {"package": "fmnist-transfer", "sha256": half.data_sha256}})
-        dataset = Dataset(name, half.data_sha256[:16], "code", source)
+        dataset = Dataset(data_name(half.classes), half.data_sha256[:16], "code", source)
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])]
         try:
             self.client.log_inputs(run_id, inputs)
@@ -190,6 +189,11 @@ class Store:
             runs += page
             if not (token := page.token):
                 return runs
+
+
+def data_name(classes: tuple[int, ...]) -> str:
+    """Name of a half as a data set in MLflow."""
+    return f"Fashion-MNIST classes {digits(classes)}"
 
 
 @contextlib.contextmanager

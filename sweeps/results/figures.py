@@ -68,6 +68,9 @@ def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | N
                 for percent, top, n_cells in zip(percents, high, np.isfinite(values).sum(axis=0), strict=True):
                     axes.text(percent, top, n_cells, ha="center", va="bottom", fontsize=7, color=colour)
         axes.set(xlabel="percent of the target's training images", ylabel=score.axis)
+        whole = max(row.n_train / row.cell.percent for row in rows)  # images per percent
+        images = axes.secondary_xaxis("top", functions=(lambda x, n=whole: n * x, lambda x, n=whole: x / n))
+        images.set_xlabel("training images")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -40,6 +40,7 @@ from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
 from fmnist_transfer.training.recipe import Recipe
 
+FACTS = {"study": "a", "test_accuracy": 0.95, "data_sha256": "0123456789abcdef0"}
 SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 
 
@@ -47,7 +48,7 @@ SPEC = CNN2Spec((4, 8), fc1=16, fc2=8, fc_dropout=0.5)
 def trained() -> TrainedModel:
     network = fresh_network(SPEC, Streams(0))
     network.train()(torch.randn(16, 1, 28, 28))  # moves the batch-norm buffers
-    return TrainedModel(SPEC, Recipe(epochs=3), DEFAULT_SPLIT, dict(network.state_dict()), {"study": "a"})
+    return TrainedModel(SPEC, Recipe(epochs=3), DEFAULT_SPLIT, dict(network.state_dict()), FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,18 @@ def location(store: Store) -> Path:
 def test_round_trip_is_bit_identical(registered: Store, trained: TrainedModel) -> None:
     model = load(registered, resolve(registered, "models:/cnn2/best"))
     assert (model.spec, model.recipe, model.split) == (SPEC, Recipe(epochs=3), DEFAULT_SPLIT)
-    assert model.facts == {"study": "a"}
+    assert model.facts == FACTS
     assert weights_digest(model.state) == weights_digest(trained.state)
+
+
+def test_scores_are_metrics_of_the_logged_model(registered: Store) -> None:
+    experiment_id, model = registered.experiment(TUNING), resolve(registered, "models:/cnn2/1")
+    good = registered.client.search_logged_models([experiment_id], "metrics.test_accuracy > 0.94")
+    assert model.model_id in {each.model_id for each in good}
+    (metric,) = registered.client.get_logged_model(model.model_id).metrics
+    assert (metric.key, metric.value) == ("test_accuracy", 0.95)
+    assert (metric.dataset_name, metric.dataset_digest) == ("Fashion-MNIST classes 01234", "0123456789abcdef")
+    assert not registered.client.search_logged_models([experiment_id], "metrics.test_accuracy > 0.96")
 
 
 def test_latest_is_the_newest_version(registered: Store) -> None:

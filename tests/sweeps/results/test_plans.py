@@ -15,8 +15,9 @@ from fmnist_transfer.training.recipe import Recipe
 from fmnist_transfer.training.score import IMAGE_SCORES
 from sweeps.analysis.statistics import image_variance
 from sweeps.grid import REPORTED, Cell, Grid, grid_tags, grids_of, verdict_tags
+from sweeps.report.findings import classes_csv
 from sweeps.report.write import caveats
-from sweeps.results.images import with_image_scores
+from sweeps.results.images import variances_csv, variances_from_csv, with_image_scores
 from sweeps.results.ledger import Ledger, open_ledger
 from sweeps.results.read import LoggedSweep, read_sweep
 from sweeps.rows import Score
@@ -147,6 +148,16 @@ def test_image_variances_are_those_of_the_mean_over_compared_replicates(ledger: 
         )
         expected = image_variance(random, own, is_log=True)
         assert variances[Score.HELDOUT_LOSS][i] == pytest.approx(expected, rel=1e-5)
+        cells = [files[Cell(percent, "random", r)] for r in (0, 1)]
+        labels = np.concatenate([cell[f"{part}_label"] for cell in cells for part in ("val", "test")])
+        classes = np.concatenate([cell[f"{part}_class"] for cell in cells for part in ("val", "test")])
+        shares = logged.confusions[percent, "random"]
+        assert shares[1, 2] == pytest.approx((classes[labels == 1] == 2).mean())
+        assert shares.sum(axis=1) == pytest.approx(1.0)
+    read = variances_from_csv(variances_csv(logged))
+    assert read.keys() == variances.keys()
+    assert all((read[key] == variances[key]).all() for key in read)
+    assert len(classes_csv(logged).splitlines()) == 1 + 2 * 2 * shares.size
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from synthetic import SMALL_SPEC as SPEC
 
-from fmnist_transfer.data.examples import Half
+from fmnist_transfer.data.examples import Half, load_half
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training import fit
@@ -56,6 +57,16 @@ def test_a_source_network_is_that_of_a_search(budget: str, plan: CellPlan) -> No
     searched = train_on_half(SPEC, plan.half, RECIPE, Streams(0, 2), "cpu")
     assert weights_digest(source.final_state) == weights_digest(searched.final_state)
     assert source.to_dict() == searched.to_dict()
+
+
+def test_forgetting_is_measured_on_the_source_with_its_classifier(plan: CellPlan, data_dir: Path) -> None:
+    source, recipe = load_half(data_dir, (0, 1, 2, 3, 4)), Recipe(epochs=4, batch_size=16, learning_rate=1e-2)
+    trained = train_on_half(SPEC, source, recipe, Streams(0), "cpu")
+    plan = dataclasses.replace(plan, sources={0: trained.final_state}, source_test=source.test, recipe=recipe)
+    own = train_cell(plan, Cell(100, "pretrained", 0)).source_accuracies
+    assert own["accuracy_before"] == trained.test.accuracy > 0.5
+    assert own["accuracy_after"] < trained.test.accuracy
+    assert train_cell(plan, Cell(100, "random", 0)).source_accuracies == {}
 
 
 def test_selffer_trains_twice_and_not_from_the_registered(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
