@@ -110,7 +110,7 @@ def check_artifacts(store: Store, experiment: str) -> None:
     retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.txt"
-        file.touch()
+        file.write_text(probe)  # an empty upload is chunked, which not every proxy passes on
         try:
             repository = get_artifact_repository(location, store.uri)
             retry.call(repository.log_artifact, str(file), probe)
