@@ -161,6 +161,7 @@ def the_sweep(visit: Visit, store: Store, sweep_run_id: str) -> None:
 
 def the_curves(visit: Visit, store: Store, sweep_run_id: str) -> list[Chart]:
     """The view of the sweep's curve runs, chart by chart."""
+    visit.page.set_viewport_size({**SIZE, "height": 1_280})  # charts are drawn as they come into sight
     page = visit.open(curves_page(store.experiment(TRANSFER), sweep_run_id))
     expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=WAIT_MS)
     page.wait_for_function(f"({CHARTS})().length >= 5", timeout=WAIT_MS)
