@@ -61,9 +61,8 @@ class Contenders:
         seeds = range(number * n, (number + 1) * n)
         works = {each.precision: each for each in (replace(work, precision="float32"), work)}
         notebooks = {key: self.notebook(each, number) for key, each in works.items()}
-        default = {
-            key: self.rate(each.training(HAND_MADE_SPEC, HAND_MADE_RECIPE), seeds) for key, each in works.items()
-        }
+        hand_made = {key: each.training(HAND_MADE_SPEC, HAND_MADE_RECIPE) for key, each in works.items()}
+        default = {key: self.rate(each, seeds) for key, each in hand_made.items()}
         limits = {key: sum(results(self.workers, tasks.matrix_product, each, seeds)) for key, each in works.items()}
         reference = self.rate(work.training(REFERENCE_SPEC, REFERENCE_RECIPE), seeds)
         (alone,) = results(self.workers, tasks.fit_once, work, [number])
