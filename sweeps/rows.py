@@ -34,7 +34,6 @@ class Score(Enum):
     HELDOUT_ACCURACY = "heldout/accuracy", "held-out accuracy", "%", 2
     SOURCE_BEFORE = "source/accuracy_before", "accuracy on the source half before", "%", 2
     SOURCE_AFTER = "source/accuracy_after", "accuracy on the source half after", "%", 2
-    VAL_ECE = "final/val_ece", "expected calibration error"
     VAL_TEMPERATURE = "final/val_temperature", "temperature"
     DISTANCE = "distance/all", "distance from the start"
 
@@ -46,7 +45,7 @@ class Score(Enum):
 
 
 COLUMNS = [  # keys of the scores in a table of cells
-    *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy", "final/val_ece"),
+    *("final/train_loss", "final/train_accuracy", "final/val_loss", "final/val_accuracy"),
     *("final/val_temperature", "final/val_scaled_loss", "final/gap"),
     *("best/epoch", "best/val_loss", "best/val_accuracy"),
     *("test/loss", "test/accuracy", "test/best_loss", "test/scaled_loss"),

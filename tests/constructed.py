@@ -20,7 +20,7 @@ BASE = {
     "final/val_loss": 0.8,
     "final/val_accuracy": 0.9,
     "final/val_scaled_loss": 0.8,
-    "final/val_ece": 0.02,
+    "best/val_accuracy": 0.9,
     "final/val_temperature": 1.1,
     "best/val_loss": 0.8,
     "test/loss": 0.8,

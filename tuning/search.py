@@ -5,8 +5,8 @@ python -m tuning.search --reference    # train the original report's network ins
 python -m tuning.search --split even/odd --like models:/cnn2/best    # a registered configuration on another half
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 
 from fmnist_transfer.flags import device_of_tasks, workers_for
 from fmnist_transfer.terminal.command import run_command
@@ -34,8 +34,7 @@ def main(settings: SearchSettings) -> int:
     return 1 if failed else 0
 
 
-def command(args: Sequence[str] | None = None) -> int:
-    return run_command(SearchSettings, main, "tuning.search", args)
+command = functools.partial(run_command, SearchSettings, main, "tuning.search")
 
 
 if __name__ == "__main__":

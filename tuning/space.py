@@ -30,10 +30,7 @@ CHANGES: list[dict[str, Any]] = [  # of the hand-made configuration, tried after
 
 
 def suggest(trial: optuna.trial.BaseTrial, *, epochs: int, max_cost: float | None) -> tuple[CNN2Spec, Recipe]:
-    """Draw the trial's parameters and build its network, of at most `max_cost`, and its recipe.
-
-    The order of the draws decides their values. Pruning needs equal `epochs` in all trials of a study.
-    """
+    """Draw the trial's parameters, whose order decides their values, and build its network and recipe."""
     networks = affordable(max_cost)
     spec = networks[trial.suggest_int("network", 0, len(networks) - 1)]
     recipe = replace(

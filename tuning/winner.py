@@ -57,8 +57,8 @@ def register_best(context: SearchContext, best: list[Candidate], run_id: str, st
     context.stopwatch.lap("training the best again")
     _print_retrained(retrained)
     winner, scores = retrained[0], retrained[0].scores()
-    facts = {"study": study, "seed": plan.seed, "data_sha256": plan.half.data_sha256} | scores
-    facts |= {"trial": winner.candidate.trial, "n_seeds": len(winner.trainings)}
+    outcome: dict[str, Any] = {"study": study, "trial": winner.candidate.trial} | scores
+    facts = outcome | {"seed": plan.seed, "data_sha256": plan.half.data_sha256, "n_seeds": len(winner.trainings)}
     facts["winner_key"] = winner_key(retrained, plan, context.settings.n_seeds)
     version = _register(context, name, winner, facts, run_id)
     promoted = _move_best(store, version, force=context.settings.promote)
@@ -67,8 +67,7 @@ def register_best(context: SearchContext, best: list[Candidate], run_id: str, st
     store.log(run_id, metrics=metrics, tags={"registered": uri})
     trials = f"[Trials, the best first]({experiment_page(store.experiment(TUNING), View.TRIALS)})"
     store.describe(run_id, f"Registered: [{name} {version.version}]({model_page(name, version.version)}). {trials}")
-    result = {"study": study, "model_uri": uri, "version": int(version.version), "promoted": promoted}
-    return result | scores | {"trial": winner.candidate.trial, "n_failed": n_failed}
+    return outcome | {"model_uri": uri, "version": int(version.version), "promoted": promoted, "n_failed": n_failed}
 
 
 def _retrain(context: SearchContext, best: list[Candidate], run_id: str) -> tuple[list[Retrained], int]:

@@ -9,7 +9,7 @@ from fmnist_transfer.data.split import DEFAULT_SPLIT
 from fmnist_transfer.flags import CommandFlags, Flags, MachineFlags, OutputFlags, StoreFlags, count_workers
 from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import check_distinct, run_command
-from fmnist_transfer.terminal.output import say, write_json
+from fmnist_transfer.terminal.output import print_table, say, write_json
 from fmnist_transfer.terminal.progress import Stopwatch
 from fmnist_transfer.workers.run import Workers
 from fmnist_transfer.workers.stop import StopSignal
@@ -40,7 +40,7 @@ def main(settings: BenchmarkSettings) -> int:
     stopwatch = Stopwatch()
     say("Loading torch and mlflow ...")
     from fmnist_transfer.benchmark.loop import Contenders
-    from fmnist_transfer.benchmark.measurements import Measurements, describe
+    from fmnist_transfer.benchmark.measurements import COLUMNS, Measurements, describe
     from fmnist_transfer.data.examples import load_half
     from fmnist_transfer.data.files import default_data_dir
     from fmnist_transfer.store.opening import open_for_work
@@ -54,12 +54,11 @@ def main(settings: BenchmarkSettings) -> int:
         store = open_for_work(settings.tracking_uri, BENCHMARK, retry, mend_copy=settings.mend_copy)
         half = load_half(data_dir, DEFAULT_SPLIT.source)
         with Workers(n_workers, stop, apart=True) as ours, Workers(1, stop, apart=True, prepare=False) as theirs:
-            Contenders(ours, theirs, measured).measure(
-                ours.share(half), data_dir, device, settings.only, settings.quick
-            )
+            contenders = Contenders(ours, theirs, measured)
+            contenders.measure(ours.share(half), data_dir, device, settings.only, settings.quick)
         stopwatch.lap("trainings")
         machine = describe(device)
-        measured.print_table()
+        print_table(["", *COLUMNS[1:-1], ""], measured.rows())
         if settings.json:
             write_json(settings.json, measured.to_json(machine))
         measured.log(store, {"quick": settings.quick, "device": machine, "parts": " ".join(settings.only)})

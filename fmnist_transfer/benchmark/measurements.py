@@ -13,7 +13,7 @@ import torch
 
 from fmnist_transfer.store.roles import BENCHMARK, Role
 from fmnist_transfer.store.runs import Store
-from fmnist_transfer.terminal.output import print_table, say
+from fmnist_transfer.terminal.output import say
 from fmnist_transfer.workers.run import available_cores
 
 # Unit, goal and comment of each measurement, by its name up to a comma.
@@ -62,14 +62,10 @@ class Measurements:
             for line in self.lines
         ]
 
-    def print_table(self) -> None:
-        print_table(["", *COLUMNS[1:-1], ""], self.rows())
-
     def log(self, store: Store, params: dict[str, Any]) -> None:
         """Log the medians as metrics, under names that MLflow accepts, and the table as `benchmark.csv`."""
-        run_id = store.start(
-            BENCHMARK, f"benchmark on {params['device']}", params=params, tags={"role": Role.BENCHMARK}
-        )
+        name = f"benchmark on {params['device']}"
+        run_id = store.start(BENCHMARK, name, params=params, tags={"role": Role.BENCHMARK})
         with store.ending(run_id):
             medians = {line["name"]: line["spread"]["median"] for line in self.lines}
             metrics = [(name.replace("%", "percent").replace(",", ""), median, 0) for name, median in medians.items()]

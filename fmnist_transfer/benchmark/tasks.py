@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,13 +88,7 @@ def matrix_product(work: Workload, seed: int, report: Report, should_stop: Shoul
     return 2 * side**3 * n / (time.perf_counter() - start) / 1e9
 
 
-class NotebookEpoch(NamedTuple):
-    train_seconds: float
-    val_seconds: float
-    val_accuracy: float
-
-
-def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[NotebookEpoch]:
+def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[Epoch]:
     """Train as `fit`, without augmentation and `prepare_process`; the precision holds in evaluation too."""
     torch.set_num_threads(work.n_threads)
     recipe, device = work.recipe, torch.device(work.device)
@@ -105,24 +99,23 @@ def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldS
     val_loader = DataLoader(val, batch_size=recipe.batch_size)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    n_steps = recipe.epochs * len(train_loader)
-    factors = [recipe.learning_rate_at(step, n_steps) / recipe.learning_rate for step in range(n_steps)]
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[min(step, n_steps - 1)])
-    epochs: list[NotebookEpoch] = []
-    for _ in range(recipe.epochs):
+    step, n_steps = 0, recipe.epochs * len(train_loader)
+    epochs: list[Epoch] = []
+    for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         network.train()
         running_loss = 0.0
         for batch in train_loader:
             images, labels = (tensor.to(device) for tensor in batch)
+            optimizer.param_groups[0]["lr"] = rate = recipe.learning_rate_at(step, n_steps)
             optimizer.zero_grad()
             with autocast(work.precision, device):
                 loss = F.cross_entropy(network(images), labels)
             loss.backward()
             optimizer.step()
-            scheduler.step()
+            step += 1
             running_loss += loss.item()
-        trained = time.perf_counter()
+        train_seconds = time.perf_counter() - start
         network.eval()
         val_loss, n_correct = 0.0, 0
         with torch.no_grad(), autocast(work.precision, device):
@@ -131,7 +124,9 @@ def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldS
                 logits = network(images)
                 val_loss += F.cross_entropy(logits, labels, reduction="sum").item()
                 n_correct += int((logits.argmax(1) == labels).sum().item())
-        epochs.append(NotebookEpoch(trained - start, time.perf_counter() - trained, n_correct / len(work.half.val)))
+        losses = running_loss / len(train_loader), val_loss / len(work.half.val)
+        others = n_correct / len(work.half.val), rate, time.perf_counter() - start, train_seconds
+        epochs.append(Epoch(number, step, *losses, *others))
         if should_stop():
             raise Interrupted(STOPPED)
     return epochs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmnist_transfer.data.files import data_sha256, read_files
+from fmnist_transfer.data.files import read_files
 from fmnist_transfer.errors import DataError, UsageError
 from fmnist_transfer.seeding import Streams
 
@@ -62,10 +62,11 @@ class Half:
 
 def load_half(data_dir: Path, classes: tuple[int, ...], *, fetch: bool = True) -> Half:
     """Load Fashion-MNIST's images of `classes`; pixels stay uint8 until a batch is on its device. Raises DataError."""
-    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, read_files(data_dir, fetch=fetch))
+    arrays, data_sha256 = read_files(data_dir, fetch=fetch)
+    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, arrays)
     train = Examples(train_images.unsqueeze(1), train_labels.long())
     test = Examples(test_images.unsqueeze(1), test_labels.long())
-    return dataclasses.replace(half_of(train, test, classes), data_sha256=data_sha256())
+    return dataclasses.replace(half_of(train, test, classes), data_sha256=data_sha256)
 
 
 def half_of(train: Examples, test: Examples, classes: Iterable[int]) -> Half:

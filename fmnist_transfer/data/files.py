@@ -34,18 +34,14 @@ SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 
-def read_files(data_dir: Path, *, fetch: bool = True) -> list[np.ndarray]:
-    """Read training images [60000, 28, 28] and labels [60000], then test images and labels, all uint8."""
+def read_files(data_dir: Path, *, fetch: bool = True) -> tuple[list[np.ndarray], str]:
+    """Read training images [60000, 28, 28] and labels [60000], test images and labels, all uint8; and their digest."""
     raw, arrays = ensure_files(data_dir, fetch=fetch), []
     for file in FILES:  # two zeros, type 8 (unsigned bytes), number of dimensions, sizes, data
         content = np.fromfile(raw / file.name, np.uint8)
         end = 4 + 4 * int(content[3])
         arrays.append(content[end:].reshape(content[4:end].view(">u4")))
-    return arrays
-
-
-def data_sha256() -> str:
-    return hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
+    return arrays, hashlib.sha256("".join(file.sha256 for file in FILES).encode()).hexdigest()
 
 
 def default_data_dir() -> Path:

@@ -105,9 +105,7 @@ def fresh_network(spec: CNN2Spec, streams: Streams) -> CNN2:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = 1 / math.sqrt(layer.weight[0].numel())
             for parameter in layer.parameters():
-                draws = torch.empty(
-                    parameter.shape
-                )  # in the default layout: channels_last would spread them differently
+                draws = torch.empty(parameter.shape)  # channels_last would spread them differently
                 generator = classifier if name == CLASSIFIER else trunk
                 parameter.copy_(draws.uniform_(-bound, bound, generator=generator))
     return network

@@ -48,8 +48,7 @@ def training_mflops(spec: CNN2Spec) -> float:
 def training_cost(spec: CNN2Spec) -> float:
     """Predict the training time per image on one CPU core, as a multiple of the hand-made network's.
 
-    Counted are products with channels padded to a multiple of `VECTOR`, and the elements that pooling, normalisation
-    and activations read: narrow channels cost as much as padded ones, and MFLOPs are wrong by up to four times.
+    MFLOPs would be wrong by up to four times: narrow channels cost as much as padded ones, and memory traffic counts.
     """
     return _microseconds(spec) / _microseconds(HAND_MADE_SPEC)
 

@@ -5,20 +5,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
-N_BINS = 15  # of equal width in the confidence, as in Guo et al.
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-
-def expected_calibration_error(logits: Logits, labels: Labels) -> float:
-    """Mean over images of |accuracy - confidence| of the image's bin."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=N_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 def cross_entropies(logits: Logits, labels: Labels) -> NDArray[np.float64]:

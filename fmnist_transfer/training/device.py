@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import socket
 
 import torch
@@ -76,13 +75,6 @@ def numerics() -> dict[str, str]:
         "torch_threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def free_memory() -> None:
-    """Release the memory of a failed task for the next one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def use_precision(precision: Precision) -> None:

@@ -16,13 +16,7 @@ from torch import nn
 from fmnist_transfer.data.examples import Examples, Half
 from fmnist_transfer.errors import ModelError
 from fmnist_transfer.network.weights import State, copy_state, distances
-from fmnist_transfer.training.calibration import (
-    Logits,
-    cross_entropies,
-    cross_fitted_losses,
-    expected_calibration_error,
-    fit_temperature,
-)
+from fmnist_transfer.training.calibration import Logits, cross_entropies, cross_fitted_losses, fit_temperature
 from fmnist_transfer.training.device import use_precision
 from fmnist_transfer.training.evaluation import Scores, evaluate, predict
 
@@ -87,7 +81,7 @@ class Result:
     best: Scores  # of the best epoch's weights on validation images
     best_test_loss: float
     scaled_test_loss: float  # of the final weights, with the temperature fitted to validation
-    calibration: dict[str, float]  # of the final weights: val_ece, val_temperature, val_scaled_loss (cross-fitted)
+    calibration: dict[str, float]  # of the final weights: val_temperature, val_scaled_loss (cross-fitted)
     image_scores: ImageScores
     distances: dict[str, float]  # `weights.distances` from the initial to the final parameters
     final_state: State
@@ -147,11 +141,7 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
         best=scores("best", val),
         best_test_loss=float(losses["best"][test].mean()),
         scaled_test_loss=float(losses["scaled"][test].mean()),
-        calibration={
-            "val_ece": expected_calibration_error(logits[val], labels[val]),
-            "val_temperature": temperature,
-            "val_scaled_loss": float(losses["scaled"][val].mean()),
-        },
+        calibration={"val_temperature": temperature, "val_scaled_loss": float(losses["scaled"][val].mean())},
         image_scores=dict(zip(IMAGE_SCORES, [array[part] for part in (val, test) for array in arrays], strict=True)),
         distances=distances({name: initial_state[name] for name, _ in network.named_parameters()}, final_state),
         final_state=final_state,

@@ -138,9 +138,9 @@ class Stack:
         orders = self.orders.index_select(0, in_epoch)[0]  # [n_groups, batch]
         taken = [group.train.take(order) for group, order in zip(self.groups, orders, strict=True)]
         pairs = zip(taken, self.augmentations, strict=True)
-        images = self._join([augment(batch.images, self.recipe, generator) for batch, generator in pairs])
+        images = self._per_network([augment(batch.images, self.recipe, generator) for batch, generator in pairs])
         with autocast(self.precision, self.device):
-            logits = self.network(normalise(images))
+            logits = self.network(normalise(torch.cat(images, dim=1)))  # [n, K, 28, 28]
         loss = self._cross_entropy(logits, [batch.labels for batch in taken])
         self.optimizer.zero_grad()
         loss.sum().backward()
@@ -151,10 +151,6 @@ class Stack:
     def _per_network(self, of_groups: Sequence[Tensor]) -> list[Tensor]:
         return [tensor for tensor, group in zip(of_groups, self.groups, strict=True) for _ in group.networks]
 
-    def _join(self, images: Sequence[Tensor]) -> Tensor:
-        """[n, 1, 28, 28] per group -> [n, K, 28, 28], one image per network."""
-        return torch.cat(self._per_network(images), dim=1)
-
     def _cross_entropy(self, logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """Mean per network, [K]. logits: [K, n, n_classes]; labels: [n] per group."""
         targets = torch.stack(self._per_network(labels))  # [K, n]
@@ -164,8 +160,8 @@ class Stack:
     @torch.no_grad()
     def evaluate(self, val: Examples) -> list[Scores]:
         """Re-estimate batch-norm statistics, then score each network."""
-        images = self._join([group.train.images[:BATCH_NORM_IMAGES] for group in self.groups])
-        re_estimate_batch_norm(self.network, Examples(images, self.groups[0].train.labels))
+        images = self._per_network([group.train.images[:BATCH_NORM_IMAGES] for group in self.groups])
+        re_estimate_batch_norm(self.network, Examples(torch.cat(images, dim=1), self.groups[0].train.labels))
         self.network.eval()
         parts = val.images.split(evaluation_batch(self.device))
         logits = torch.cat([self.network(normalise(part).expand(-1, self.k, -1, -1)) for part in parts], dim=1)

@@ -1,5 +1,6 @@
 """Outcome of a task, interface of an engine, and `attempt`, which runs a task."""
 
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ def attempt(
     except Exception as error:  # one failed task must not stop the others
         reason = f"{type(error).__name__}: {error}"
         outcome = Outcome[Any, Any](task, "failed", reason=reason, details=traceback.format_exc())
-    from fmnist_transfer.training.device import free_memory
+    import torch
 
-    free_memory()  # after the except block, so that the error's frames no longer hold tensors
+    gc.collect()  # after the except block, so that the error's frames no longer hold tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return outcome

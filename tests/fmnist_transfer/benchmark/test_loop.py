@@ -12,7 +12,6 @@ from fmnist_transfer.benchmark import loop, tasks
 from fmnist_transfer.benchmark.loop import Contenders, seconds_to_goal
 from fmnist_transfer.benchmark.measurements import Measurements
 from fmnist_transfer.benchmark.tasks import (
-    NotebookEpoch,
     Workload,
     fit_once,
     images_per_s,
@@ -52,7 +51,7 @@ def test_a_round_by_hand(work: Workload, monkeypatch: pytest.MonkeyPatch) -> Non
         factor = 2 if work.precision == "bf16" else 1
         if function is run_notebook:
             speedup = 1.6 if work.precision == "bf16" else 1
-            return [[NotebookEpoch(4.0 / speedup, 1.0, 0.5), NotebookEpoch(1.0 / speedup, 9.0, 0.6)]]
+            return [[epoch(1, 4.0 / speedup, 0.5), epoch(2, 1.0 / speedup, 0.6)]]
         if function is matrix_product:
             return [8.0 * factor for _ in seeds]
         n_images, rate = work.recipe.steps_per_epoch(250) * work.recipe.batch_size, 100.0 * factor
@@ -118,18 +117,18 @@ def test_the_time_to_the_goal_ends_with_the_epoch_that_reaches_it() -> None:
 def test_the_notebooks_time_to_the_goal_is_extrapolated_from_its_last_epoch(
     work: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "GOAL_IMAGES", (25, 10))
+    monkeypatch.setattr(loop, "GOAL_IMAGES", (25, 5))
 
     def results(workers: Any, function: Any, work: Workload, seeds: list[int]) -> list[Any]:
         if function is fit_once:
             return [(epoch(1, 3.0, 0.99),)]
-        assert (len(work.half.train), len(work.half.val), work.recipe.epochs) == (25, 10, 2)
-        return [[NotebookEpoch(100.0, 100.0, 0.5), NotebookEpoch(0.5, 0.2, 0.6)]]
+        assert (len(work.half.train), len(work.half.val), work.recipe.epochs) == (25, 5, 2)
+        return [[epoch(1, 100.0, 0.5), epoch(2, 0.35, 0.6)]]
 
     monkeypatch.setattr(loop, "results", results)
     measured = Measurements()
     Contenders(IDLE, IDLE, measured).measure_goal(work, n_seeds=1)
-    naive = 43 * (0.5 * 250 / 25 + 0.2 * 50 / 10)
+    naive = 43 * 2 * 0.35 * 10
     assert [line["spread"]["median"] for line in measured.lines] == pytest.approx([naive, 6.0, 6.0 / naive])
 
 

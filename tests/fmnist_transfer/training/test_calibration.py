@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from fmnist_transfer.training.calibration import (
-    cross_entropies,
-    cross_fitted_losses,
-    expected_calibration_error,
-    fit_temperature,
-)
+from fmnist_transfer.training.calibration import cross_entropies, cross_fitted_losses, fit_temperature
 
 
 def draw(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -21,25 +16,6 @@ def draw(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(cross_entropies(logits, labels).mean())
-
-
-def test_ece_by_hand() -> None:
-    # Two classes; confidences 0.8 (bin 12 of 15), right in 3 of 5: gap 0.2; 0.6 (bin 9), right in 5 of 5: gap 0.4.
-    logits = np.array([[np.log(4.0), 0.0]] * 5 + [[np.log(1.5), 0.0]] * 5)
-    labels = np.array([0, 0, 0, 1, 1] + [0] * 5)
-    assert expected_calibration_error(logits, labels) == pytest.approx(0.5 * 0.2 + 0.5 * 0.4)
-
-
-def test_ece_of_certainty() -> None:
-    logits = np.array([[1e3, 0.0], [0.0, 1e3]])
-    assert expected_calibration_error(logits, np.array([0, 1])) == 0
-    assert expected_calibration_error(logits, np.array([1, 0])) == 1
-
-
-def test_ece_of_calibrated_logits_is_small_and_of_sharpened_ones_is_not() -> None:
-    logits, labels = draw(20_000, 1.0)
-    assert expected_calibration_error(logits, labels) < 0.015
-    assert expected_calibration_error(3 * logits, labels) > 0.05
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -89,7 +89,7 @@ def test_scores_that_cells_lack_leave_a_gap() -> None:
     old = sweep(table)
     assert "heldout_loss" not in find(old)["differences"]
     assert set(report_figures(old)) == {"answer", "losses"}
-    assert "calibration error |" not in page(old)
+    assert " temperature |" not in page(old)
 
 
 def test_failed_and_open_cells_are_named() -> None:
