@@ -115,8 +115,8 @@ class Grid(NamedTuple):
     def cells(self) -> list[Cell]:
         """List the cells replicate by replicate, judged fractions first and inits together.
 
-        The first replicate runs small fractions first, so that curves show within a minute; the others large ones, so
-        that no worker is left alone with a long cell at the end.
+        The first replicate runs small fractions first, so that curves show early; the others large ones, so that no
+        worker is left alone with a long cell.
         """
         cells = list[Cell]()
         for i in range(self.n_replicates):

@@ -131,11 +131,7 @@ def _judge_val_loss(pair: Comparison) -> Verdict:
 
 
 def crossover(pair: Comparison) -> tuple[int | None, int]:
-    """Gap in which random becomes better, in percent, where claim 2 holds.
-
-    Its ends are the highest fraction at which pretrained is shown to be lower, if any, and the lowest from which on
-    random is.
-    """
+    """Where claim 2 holds, the last percent at which pretrained is shown to be lower and that from which random is."""
     e = pair.difference(pair.loss).estimate
     i = len(e.mean) - int(np.cumprod(e.below()[::-1] < ALPHA).sum())
     ahead = np.flatnonzero(e.above()[:i] < ALPHA)
@@ -145,7 +141,7 @@ def crossover(pair: Comparison) -> tuple[int | None, int]:
 def _judge_overfitting(pair: Comparison) -> Verdict:
     """Judge whether half of a deficit at the largest fraction is gone at the best epoch or after temperature scaling.
 
-    The two contrasts are on test images, because validation chose the epoch and the temperature; each has p < 2.5 %.
+    Both contrasts are on test images, because validation chose epoch and temperature; each has p < 2.5 %.
     """
     d = pair.difference(pair.loss)
     conclude, e, percent = _conclude(pair, d, -1, *LOSSES), d.estimate, pair.percents[-1]
@@ -171,8 +167,7 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
 def _judge_need(pair: Comparison) -> Verdict:
     """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on.
 
-    The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist. Its tests
-    have p < 2.5 % / fractions, so that they agree with its intervals.
+    Its tests have p < 2.5 % / fractions, so that they agree with its intervals.
     """
     d, judged = pair.difference(pair.accuracy), has_multiplier(pair)
     conclude, e = partial(_conclude(pair, d, -1, *ACCURACIES), unit="accuracy"), d.estimate
@@ -201,7 +196,7 @@ def _judge_need(pair: Comparison) -> Verdict:
 
 
 def has_multiplier(pair: Comparison) -> Mask:
-    """Fractions at which the multiplier of effective data is judged, [n_fractions]."""
+    """Fractions at which the multiplier is judged, [n_fractions]; 1.5 times the data must exist."""
     percents = np.array(pair.percents)
     return (percents >= FROM_PERCENT) & (percents * MAX_MULTIPLIER <= percents[-1])
 
@@ -209,15 +204,8 @@ def has_multiplier(pair: Comparison) -> Mask:
 def _conclude(pair: Comparison, d: Difference, i: int, *apart: Score) -> Callable[..., Verdict]:
     """Return a function of verdict and reason. Effect and signs of the scores `apart` are at the i-th fraction."""
     mean, low, high = (float(values[i]) for values in d.estimate.intervals(n_together=1))
-    val_sign, test_sign = [SIGNS.get(float(np.sign(pair.difference(s).mean[i])), "") for s in apart] or ("", "")
-    return partial(
-        Verdict,
-        effect=mean,
-        interval=(low, high),
-        percent=pair.percents[i],
-        val_sign=val_sign,
-        test_sign=test_sign,
-    )
+    val, test = [SIGNS.get(float(np.sign(pair.difference(s).mean[i])), "") for s in apart] or ("", "")
+    return partial(Verdict, effect=mean, interval=(low, high), percent=pair.percents[i], val_sign=val, test_sign=test)
 
 
 def _more(pair: Comparison, *needed: float) -> int | str:

@@ -82,7 +82,6 @@ class Comparison:
 
     @property
     def accuracy(self) -> Score:
-        """Final accuracy on images that selected nothing."""
         return Score.TEST_ACCURACY if self.is_tuned else Score.HELDOUT_ACCURACY
 
     def difference(self, score: Score) -> Difference:

@@ -89,10 +89,9 @@ def estimate(
     """Mean and moderated variance of d [n_replicates, n_fractions]. Raises ValueError below two replicates.
 
     fractions: [n_fractions] for a trend of log variance in log fraction, None for a constant one. image_variance:
-    [n_fractions], squared standard error of the mean from the judged images. prior: by default that of d.
-
-    Few fractions make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom are
-    not Smyth's df + prior df, but what the spread of the moderated log variance amounts to where that is less.
+    [n_fractions], squared standard error of the mean from the judged images. prior: by default that of d. Few fractions
+    make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom are not Smyth's
+    df + prior df, but what the spread of the moderated log variance amounts to where that is less.
     """
     n = d.shape[-2]
     if n < 2:
@@ -148,11 +147,10 @@ def _inverse_trigamma(x: Array) -> Array:
 
 
 def image_variance(random: Array, pretrained: Array, *, is_log: bool, half: tuple[Array, Array] | None = None) -> float:
-    """Squared standard error of a mean difference that is due to the judged images (delta method).
+    """Squared standard error of a mean difference that is due to the judged images (delta method); NaN for a loss of 0.
 
-    random, pretrained: means over replicates for each image, [n_images]: losses in nats if `is_log`, for the difference
-    of logs of their means; else correctness in [0, 1]. half: two more such arrays, half of whose difference is
-    subtracted, as in a contrast of losses. NaN if a mean loss is 0.
+    random, pretrained: means over replicates for each image, [n_images]: losses in nats if `is_log`, as logs of their
+    means; else correctness in [0, 1]. half: two more such arrays, half of whose difference is subtracted.
     """
 
     def influence(a: Array, b: Array) -> Array:
@@ -195,8 +193,7 @@ class DataCurves:
     def excess(self, at: Array) -> Estimate:
         """log loss(random with `at` of the data) - log loss(pretrained), at [..., n_fractions]; NaN outside the range.
 
-        It is above 0 where pretraining is worth more than at / fractions. Priors and image variances are those of the
-        difference at equal data: a little too large, because interpolation averages two cells.
+        Priors and image variances are those at equal data: a little too large, as interpolation averages two cells.
         """
         logs = np.log(self.fractions)
         weights = np.stack([np.interp(np.log(at), logs, unit, np.nan, np.nan) for unit in np.eye(len(logs))], axis=-1)
@@ -208,8 +205,7 @@ class DataCurves:
     def effective_data(self, n_together: int = 1) -> EffectiveData:
         """Effective data with limits, each one-sided at 1 - 0.025 / n_together.
 
-        The limits hold every amount of data at which `excess` is not shown to differ from 0 (Fieller's method): a
-        bootstrap of few replicates would give limits that are too narrow.
+        They hold every amount at which `excess` is not shown to differ from 0 (Fieller); a bootstrap is too narrow.
         """
         fractions, logs = self.fractions, np.log(self.fractions)
         curve, pretrained = self._monotone().mean(axis=0), np.log(self.pretrained).mean(axis=0)

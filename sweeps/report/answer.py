@@ -28,10 +28,9 @@ MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test")}
 
 
 def answer_figure(sweeps: Sequence[LoggedSweep]) -> Figure:
-    """Draw loss differences with simultaneous 95 % intervals above a table of verdicts.
+    """Draw loss differences of sweeps with a replicate or more, with simultaneous 95 % intervals, above their verdicts.
 
-    A single sweep has a panel each for validation and test; of several each has a panel with both. They have a
-    replicate or more.
+    A single sweep has a panel each for validation and test; of several each has a panel with both.
     """
     is_single, panels = len(sweeps) == 1, [(sweep.run_id[:8], sweep.pair, tuple(MARKERS)) for sweep in sweeps]
     if is_single:

@@ -98,8 +98,7 @@ def find_sweep(store: Store, run_id: str) -> str:
         if sweeps:
             return str(sweeps[0].info.run_id)
         raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
-    names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:5])
-    known = f"the latest sweeps are {names}" if names else "there is no sweep yet"
+    known = f"known: {', '.join(f'{run.info.run_id} ({run.info.run_name})' for run in sweeps[:5]) or 'none'}"
     run = store.get(run_id)
     if run is None:
         raise UsageError(f"no run {run_id} in this store; {known}")
@@ -111,10 +110,7 @@ def find_sweep(store: Store, run_id: str) -> str:
 
 
 def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
-    """Read the sweep of this parent run as it is now, finished or not.
-
-    `asked` is the grid to judge if it has the two inits that are compared.
-    """
+    """Read the sweep of this parent run, finished or not. `asked`: the grid to judge if it has both compared inits."""
     parent = store.client.get_run(run_id)
     params, tags = dict(parent.data.params), dict(parent.data.tags)
     children = store.find(TRANSFER, role=Role.CELL, parent=run_id)

@@ -74,9 +74,8 @@ def starting_network(
 
     `draw` makes a fresh network with the target's number of classes from the streams alone, on the CPU:
     `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other. `source` has the
-    weights and buffers of the source network, for `selffer` those of its first training. `classifier` names the module
-    that outputs the logits. Raises ModelError if another layer's name, shape or type differs between source and
-    network; UsageError if there is no such module or init, or the network has too few layers for it.
+    weights and buffers to copy from. `classifier` names the module that outputs the logits. Raises ModelError if
+    another layer differs between source and network; UsageError for an init or module that the network cannot have.
     """
     network = draw(streams)
     find_classifier(network, classifier)
