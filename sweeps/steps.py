@@ -152,8 +152,7 @@ def _rows(context: SweepContext, ledger: Ledger) -> tuple[list[Row], list[Row]]:
 def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     """Return the weights that each replicate starts from: the registered, or those of a source network of its own.
 
-    Networks that a search trained again are used. The rest are trained below the sweep's parent, by the search's seed;
-    a dry run counts them. A replicate whose training fails is left out.
+    Networks that a search trained again are used; the rest are trained. A replicate whose training fails is left out.
     """
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]

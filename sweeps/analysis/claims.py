@@ -165,10 +165,8 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
 
 
 def _judge_need(pair: Comparison) -> Verdict:
-    """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on.
-
-    Its tests have p < 2.5 % / fractions, so that they agree with its intervals.
-    """
+    """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on."""
+    # The multiplier's tests have p < 2.5 % / fractions, so that they agree with its intervals.
     d, judged = pair.difference(pair.accuracy), has_multiplier(pair)
     conclude, e = partial(_conclude(pair, d, -1, *ACCURACIES), unit="accuracy"), d.estimate
     if pair.percents[-1] != 100 or not judged.any():

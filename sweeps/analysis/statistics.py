@@ -181,20 +181,17 @@ class DataCurves:
     """Loss against the amount of data, to compare pretrained with random on more or less data.
 
     Log losses are linear in the log of the fraction between the fractions, and the mean of random's curve is made
-    monotone by averaging neighbours. fractions: [n_fractions], percents or numbers of images, ascending; random,
-    pretrained: losses above 0, [n_replicates, n_fractions]; image_variance: of their difference of logs.
+    monotone by averaging neighbours.
     """
 
-    fractions: Array
-    random: Array
+    fractions: Array  # [n_fractions], percents or numbers of images, ascending
+    random: Array  # losses above 0, [n_replicates, n_fractions]
     pretrained: Array
-    image_variance: Array | None = None
+    image_variance: Array | None = None  # of their difference of logs
 
     def excess(self, at: Array) -> Estimate:
-        """log loss(random with `at` of the data) - log loss(pretrained), at [..., n_fractions]; NaN outside the range.
-
-        Priors and image variances are those at equal data: a little too large, as interpolation averages two cells.
-        """
+        """log loss(random with `at` of the data) - log loss(pretrained), at [..., n_fractions]; NaN out of range."""
+        # Priors and image variances are those at equal data: a little too large, as interpolation averages two cells.
         logs = np.log(self.fractions)
         weights = np.stack([np.interp(np.log(at), logs, unit, np.nan, np.nan) for unit in np.eye(len(logs))], axis=-1)
         pretrained = np.log(self.pretrained)
@@ -203,10 +200,8 @@ class DataCurves:
         return estimate(c, image_variance=self.image_variance, prior=prior)
 
     def effective_data(self, n_together: int = 1) -> EffectiveData:
-        """Effective data with limits, each one-sided at 1 - 0.025 / n_together.
-
-        They hold every amount at which `excess` is not shown to differ from 0 (Fieller); a bootstrap is too narrow.
-        """
+        """Effective data with limits, each one-sided at 1 - 0.025 / n_together."""
+        # They hold every amount at which `excess` is not shown to differ from 0 (Fieller); a bootstrap is too narrow.
         fractions, logs = self.fractions, np.log(self.fractions)
         curve, pretrained = self._monotone().mean(axis=0), np.log(self.pretrained).mean(axis=0)
         effective = np.exp(np.interp(-pretrained, -curve, logs))

@@ -57,8 +57,7 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
 def points(pair: Comparison, score: Score) -> Table:
     """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score.
 
-    `random` and the other init's name: means as logged. `difference`: of these. `mean`: as in `Difference`, with
-    simultaneous 95 % limits `low` and `high`, but not in an incomplete plan.
+    `random` and the other init's name: means as logged. `difference`: of these. `mean`: of `Difference`, with limits.
     """
     d = pair.difference(score)
     if not pair.n or not d.is_known:

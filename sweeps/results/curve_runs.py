@@ -42,8 +42,7 @@ def log_curves(store: Store, sweep: LoggedSweep) -> None:
 def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
     """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three.
 
-    The step is the percent of the target's training images. MLflow draws runs with the same param `curve` as their mean
-    in a band from the lowest to the highest. Without a complete plan there is no interval.
+    Steps are percents. MLflow draws runs with the same param `curve` as their mean in a band from lowest to highest.
     """
     runs, pair = dict[str, CurveRun](), sweep.pair
     n_replicates = 1 + max((row.cell.replicate for row in sweep.rows), default=0)

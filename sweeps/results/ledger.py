@@ -126,8 +126,7 @@ def open_ledger(
 ) -> Ledger:
     """Make the sweep's parent RUNNING, with these tags, and end cells that a dead driver left RUNNING.
 
-    The caller holds the sweep's lock on this machine. Raises BusyError if another machine runs the sweep, unless
-    `take_over`.
+    The caller holds the sweep's lock. Raises BusyError if another machine runs the sweep, unless `take_over`.
     """
     facts, own = work.facts, {"role": Role.SWEEP, "sweep_key": work.key}
     start = partial(store.start, TRANSFER, name, params=facts, tags=own)

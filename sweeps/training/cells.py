@@ -71,17 +71,14 @@ def train_cells(
 
 
 def source_accuracies(plan: CellPlan, cell: Cell, final_state: State) -> dict[str, float]:
-    """Measure forgetting: test accuracies on the source half, with the source's classifier on the cell's start and end.
-
-    Keys `accuracy_before`, `accuracy_after`; empty without source images. Batch norm keeps the target's statistics.
-    """
+    """Measure forgetting: test accuracies on the source half, by the source's classifier, before and after the cell."""
     if plan.source_test is None:
         return {}
     source, test = plan.sources[cell.replicate], plan.source_test.to(plan.device)
     network = CNN2(dataclasses.replace(plan.spec, n_classes=len(source[f"{CLASSIFIER}.bias"]))).to(plan.device)
     network.load_state_dict(source)
     before = evaluate(network, test).accuracy
-    network.load_state_dict({**source, **trunk_of(final_state)})
+    network.load_state_dict({**source, **trunk_of(final_state)})  # batch norm keeps the target's statistics
     return {"accuracy_before": before, "accuracy_after": evaluate(network, test).accuracy}
 
 

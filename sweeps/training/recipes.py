@@ -56,9 +56,9 @@ def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 
 
 def choose_setting(losses: Mapping[RecipeChange, np.ndarray], registered: RecipeChange) -> RecipeChange:
-    """Return the registered setting, or the best of those whose mean is lower by more than one standard error.
+    """Return the registered setting, or the best of those with a mean lower by more than one standard error (paired).
 
-    `losses` are [n_replicates]; the error is that of paired differences. If the registered one has none, the best wins.
+    `losses` are [n_replicates]. If the registered setting has none, the best wins.
     """
     better = {change: own.mean() for change, own in losses.items()}
     if registered in losses:
