@@ -68,8 +68,8 @@ class Row:
     @property
     def facts(self) -> dict[str, Any]:
         """Everything but setting and scores."""
-        own = {"n_train": self.n_train, "status": self.status, "run_id": self.run_id}
-        return {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate} | own
+        facts = {"percent": self.cell.percent, "init": self.cell.init, "replicate": self.cell.replicate}
+        return facts | {"n_train": self.n_train, "status": self.status, "run_id": self.run_id}
 
     def to_dict(self) -> dict[str, Any]:
         """The row as `--json` writes it, with scores grouped by the prefixes in `GROUPS`."""

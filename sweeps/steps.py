@@ -44,8 +44,6 @@ FIRST_STEP = "first_step_seconds"
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Values shared by all steps of one command."""
-
     settings: TransferSettings
     store: Store
     model: TrainedModel

@@ -85,17 +85,14 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
-    """Judge the final training loss by an intersection-union test, with the effect at the fraction nearest to failing.
-
-    One fraction suffices to refute the claim, so refutations have p < 5 % / fractions.
-    """
+    """Judge the final training loss by an intersection-union test; the effect is at the fraction nearest to failing."""
     d, k = pair.difference(Score.TRAIN_LOSS), len(pair.percents)
     e = d.estimate
     above, below, within = e.above(), e.below(), e.within(LOSS_MARGIN)
     conclude = _conclude(pair, d, int(np.argmax(above)))
     if (above < ALPHA).all():
         return conclude("holds", f"it is lower at every fraction (p <= {above.max():.2g} each)")
-    if (lower := below < ALPHA / k).any():
+    if (lower := below < ALPHA / k).any():  # one fraction suffices to refute
         return conclude("does not hold", f"random is lower at {_at(d, lower)}")
     if (equal := (within < ALPHA / k) & (above >= ALPHA) & (below >= ALPHA)).any():
         return conclude("does not hold", f"the two are within 10 % and neither is lower at {_at(d, equal)}")
@@ -139,10 +136,7 @@ def crossover(pair: Comparison) -> tuple[int | None, int]:
 
 
 def _judge_overfitting(pair: Comparison) -> Verdict:
-    """Judge whether half of a deficit at the largest fraction is gone at the best epoch or after temperature scaling.
-
-    Both contrasts are on test images, because validation chose epoch and temperature; each has p < 2.5 %.
-    """
+    """Judge whether half of a deficit at the largest fraction is gone at the best epoch, or by temperature scaling."""
     d = pair.difference(pair.loss)
     conclude, e, percent = _conclude(pair, d, -1, *LOSSES), d.estimate, pair.percents[-1]
     if not e.below()[-1] < ALPHA:
@@ -151,7 +145,7 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
         reason = f"a deficit at {percent} % is neither shown nor excluded"
         more = _more(pair, e.needed(-d.mean)[-1], e.needed(LOSS_MARGIN + d.mean)[-1])
         return conclude("cannot be told", reason, more=more)
-    tests = {
+    tests = {  # on test images, because validation chose the epoch and the temperature
         "at the best epoch": pair.contrast(Score.TEST_BEST_LOSS, Score.TEST_LOSS).estimate,
         "after temperature scaling": pair.contrast(Score.TEST_SCALED_LOSS, Score.TEST_LOSS).estimate,
     }

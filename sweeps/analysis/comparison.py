@@ -41,7 +41,6 @@ class Difference:
 
     @functools.cached_property
     def estimate(self) -> Estimate:
-        """Raises ValueError below two replicates."""
         return estimate(self.d, self.percents, self.image_variance)
 
 

@@ -19,7 +19,7 @@ FLOOR = 4
 # Most degrees of freedom of the prior, per degree of freedom of the replicates. Five fractions tell little about how
 # much variances differ: with 3 instead of 1/2 intervals cover 88 to 92 % at 4 replicates, by the same simulation.
 MOST_PRIOR = 0.5
-POWER = 0.8
+LEVEL, POWER = 0.95, 0.8
 N_GRID = 400  # points at which limits of effective data are searched: 0.8 % apart from 5 to 100 %
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -67,9 +67,9 @@ class Estimate:
         """p of two one-sided tests that the mean lies within +-margin (Schuirmann 1987), [n_fractions]."""
         return np.maximum(self.above(-margin), self.below(margin))
 
-    def intervals(self, level: float = 0.95, n_together: int | None = None) -> Intervals:
-        """Intervals that hold together for `n_together` fractions (default: all of them; Bonferroni)."""
-        half = stdtrit(self.df, 1 - (1 - level) / 2 / (n_together or self.mean.shape[-1])) * self.se
+    def intervals(self, n_together: int | None = None) -> Intervals:
+        """95 % intervals that hold together for `n_together` fractions (default: all of them; Bonferroni)."""
+        half = stdtrit(self.df, 1 - (1 - LEVEL) / 2 / (n_together or self.mean.shape[-1])) * self.se
         return Intervals(self.mean, self.mean - half, self.mean + half)
 
     def needed(self, distance: Array, alpha: float = 0.05) -> Array:
@@ -105,11 +105,9 @@ def estimate(
     return Estimate(d.mean(axis=-2), moderated, images, n, moderated_df)
 
 
-def intervals(
-    d: Array, fractions: Array | None = None, image_variance: Array | None = None, level: float = 0.95
-) -> Intervals:
-    """Simultaneous intervals of the mean of d [n_replicates, n_fractions]; arguments as in `estimate`."""
-    return estimate(d, fractions, image_variance).intervals(level)
+def intervals(d: Array, fractions: Array | None = None, image_variance: Array | None = None) -> Intervals:
+    """Simultaneous 95 % intervals of the mean of d [n_replicates, n_fractions]; arguments as in `estimate`."""
+    return estimate(d, fractions, image_variance).intervals()
 
 
 def _variance(d: Array) -> Array:
@@ -119,14 +117,12 @@ def _variance(d: Array) -> Array:
 
 
 def prior_of(d: Array, fractions: Array | None = None) -> Prior:
-    """Fit the prior of the variances of d by moments (Smyth 2004, section 6.2), with a linear trend in log fraction.
-
-    It has no weight where a variance is 0, or where there are no more fractions than parameters of the trend.
-    """
+    """Fit the prior of the variances of d by moments (Smyth 2004, section 6.2), with a linear trend in log fraction."""
     df, n = d.shape[-2] - 1, d.shape[-1]
     variance, columns = _variance(d), [np.ones(n)]
     if fractions is not None:
         columns.append(np.log(fractions))
+    # The prior has no weight where a variance is 0, or where there are no more fractions than parameters of the trend.
     is_usable = (variance > 0).all(axis=-1, keepdims=True) & (n > len(columns))
     logs = np.log(np.where(is_usable, variance, 1.0)) - digamma(df / 2) + np.log(df / 2)
     basis, _ = np.linalg.qr(np.stack(columns, axis=1))
@@ -163,13 +159,10 @@ def image_variance(random: Array, pretrained: Array, *, is_log: bool, half: tupl
 
 @dataclass(frozen=True)
 class EffectiveData:
-    """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021).
+    """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021)."""
 
-    D_E is the percent of the data at which the random curve reaches the pretrained loss; the multiplier is D_E / D_F.
-    """
-
-    effective: Array
-    multiplier: Array
+    effective: Array  # D_E: the percent of the data at which the random curve reaches the pretrained loss
+    multiplier: Array  # D_E / D_F
     low: Array  # limits of the multiplier; 0 and inf where they lie outside of the range of fractions
     high: Array
     at_least: Mask  # right-censored: pretrained is below the random curve's end, so D_E is the last fraction or more

@@ -55,15 +55,13 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
 
 
 def points(pair: Comparison, score: Score) -> Table:
-    """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score.
-
-    `random` and the other init's name: means as logged. `difference`: of these. `mean`: of `Difference`, with limits.
-    """
+    """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score."""
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
     own, random = (pair.values[init, score].mean(axis=0) for init in (pair.init, "random"))
     mean, low, high = pair.intervals(score) or (d.mean, np.nan, np.nan)
+    # `difference` is of means as logged; `mean` of log ratios or accuracies, with simultaneous limits.
     columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
     columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
     return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")

@@ -40,10 +40,8 @@ def log_curves(store: Store, sweep: LoggedSweep) -> None:
 
 
 def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
-    """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three.
-
-    Steps are percents. MLflow draws runs with the same param `curve` as their mean in a band from lowest to highest.
-    """
+    """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three."""
+    # Steps are percents. MLflow draws runs with the same param `curve` as their mean in a band from lowest to highest.
     runs, pair = dict[str, CurveRun](), sweep.pair
     n_replicates = 1 + max((row.cell.replicate for row in sweep.rows), default=0)
     inits = sorted(sweep.inits, key=REPORTED.__contains__, reverse=True)[: (MOST_RUNS - 3) // n_replicates]

@@ -77,7 +77,7 @@ def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | N
 
 def print_plan(rows: Sequence[Row], to_run: Sequence[Cell]) -> None:
     """Print cell counts by status, one line per fraction."""
-    counts = defaultdict[tuple[int, Init], Counter[str]](Counter)
+    counts: dict[tuple[int, Init], Counter[str]] = defaultdict(Counter)
     for row in rows:
         counts[row.cell.percent, row.cell.init]["to run" if row.cell in to_run else row.status] += 1
     inits, percents = list(dict.fromkeys(row.cell.init for row in rows)), sorted({row.cell.percent for row in rows})

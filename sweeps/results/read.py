@@ -173,7 +173,6 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
     """Read the recipe from a run's params: the inverse of `roles.settings_params`."""
-    fields: dict[str, Any]
     fields = {key.removeprefix("recipe."): text for key, text in params.items() if key.startswith("recipe.")}
     for name, text in fields.items():
         with contextlib.suppress(ValueError, SyntaxError):  # of a bare word

@@ -39,10 +39,7 @@ def train_arm(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     **options: Any,
 ) -> Result:
-    """Make the init's starting network, train it and score it on the half, all on the device of `train`.
-
-    Arguments and errors are those of `starting_network`, `fit_probe` and `fit`.
-    """
+    """Make the init's starting network, train and score it; arguments as of `starting_network`, `fit_probe`, `fit`."""
     start, device = time.perf_counter(), train.images.device
     if init == "selffer":
         own = dataclasses.replace(streams, stage="selffer")

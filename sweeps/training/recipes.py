@@ -56,10 +56,7 @@ def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 
 
 def choose_setting(losses: Mapping[RecipeChange, np.ndarray], registered: RecipeChange) -> RecipeChange:
-    """Return the registered setting, or the best of those with a mean lower by more than one standard error (paired).
-
-    `losses` are [n_replicates]. If the registered setting has none, the best wins.
-    """
+    """Return the registered setting, or the best of those whose mean is lower by over one standard error (paired)."""
     better = {change: own.mean() for change, own in losses.items()}
     if registered in losses:
         gains = {change: losses[registered] - own for change, own in losses.items()}
