@@ -134,7 +134,7 @@ NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
     """Read every plan so far, in order, from the tags of the sweep's parent run."""
     plans = json.loads(tags.get("grids", "[]"))
-    return [Grid(*(tuple(part) if isinstance(part, list) else part for part in plan)) for plan in plans]
+    return [Grid._make(tuple(part) if isinstance(part, list) else part for part in plan) for plan in plans]
 
 
 def grid_tags(tags: Mapping[str, str], new_grid: Grid) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.store import roles
