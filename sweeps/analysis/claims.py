@@ -128,7 +128,7 @@ def _judge_val_loss(pair: Comparison) -> Verdict:
 
 
 def crossover(pair: Comparison) -> tuple[int | None, int]:
-    """Where claim 2 holds, the last percent at which pretrained is shown to be lower and that from which random is."""
+    """Last percent at which pretrained is shown to be lower, and first from which on random is, where claim 2 holds."""
     e = pair.difference(pair.loss).estimate
     i = len(e.mean) - int(np.cumprod(e.below()[::-1] < ALPHA).sum())
     ahead = np.flatnonzero(e.above()[:i] < ALPHA)
