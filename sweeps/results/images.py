@@ -1,4 +1,4 @@
-"""What a comparison owes to the images it was measured on, and to which classes, from the files of its cells."""
+"""Image variances of a comparison, and which class is taken for which, from the files of its cells."""
 
 import contextlib
 import dataclasses
