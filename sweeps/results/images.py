@@ -1,4 +1,4 @@
-"""Image variances of a comparison, and which class is taken for which, from the files of its cells."""
+"""Image variances of a comparison, and results by class, from the per-image scores of its cells."""
 
 import contextlib
 import dataclasses
