@@ -18,10 +18,10 @@ from fmnist_transfer.store.retry import RetryPolicy
 from fmnist_transfer.terminal.command import run_command
 from fmnist_transfer.terminal.output import print_pairs, say
 from fmnist_transfer.workers.stop import StopSignal
+from sweeps.grid import REPORTED, Grid, grid_tags
 
 if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
-    from sweeps.rows import Row
 
 TABLES = PROJECT / "docs" / "results"
 CELLS, IMAGE_VARIANCES = "reference.csv", "reference-images.csv"
@@ -42,58 +42,48 @@ def main(settings: DemoSettings) -> int:
     with StopSignal() as stop:
         from fmnist_transfer.store.opening import open_for_work
         from fmnist_transfer.store.roles import TRANSFER, Role
-        from sweeps.report.write import write_report
-        from sweeps.results.curve_runs import log_curves
-        from sweeps.results.figures import SweepFigures
-        from sweeps.results.images import variances_from_csv
-        from sweeps.results.read import read_sweep
-        from sweeps.rows import from_csv
 
         uri = settings.tracking_uri or str(default_folder() / "demo" / "mlflow.db")
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
         store = open_for_work(uri, TRANSFER, retry, mend_copy=settings.mend_copy)
         if not store.find(TRANSFER, role=Role.SWEEP, status="FINISHED", copy_of=CELLS):
-            rows = from_csv((TABLES / CELLS).read_text())
-            run_id = _start(store, rows)
-            with store.ending(run_id):
-                for row in rows:
-                    stop.raise_if_set("the copy is not complete; delete its folder and start again")
-                    _log_cell(store, run_id, row)
-                SweepFigures(store, run_id, lambda: rows, NAME).draw()
-                variances = variances_from_csv((TABLES / IMAGE_VARIANCES).read_text())
-                sweep = dataclasses.replace(read_sweep(store, run_id), image_variances={"pretrained": variances})
-                log_curves(store, sweep)
-                write_report(store, sweep, stop=stop)
+            _copy(store, stop)
         print_pairs("Look next", {"in a browser": store.show_command})
     return 0
 
 
-def _start(store: "Store", rows: "Sequence[Row]") -> str:
-    """Start the parent run, with the reference as its params and the table's grid as its plan."""
+def _copy(store: "Store", stop: StopSignal) -> None:
+    """Log the table's cells below a parent with the reference as its params, then what a sweep logs at its end."""
     from fmnist_transfer.network.cnn2 import REFERENCE_SPEC
     from fmnist_transfer.store.roles import TRANSFER, Role, settings_params
     from fmnist_transfer.training.recipe import REFERENCE_RECIPE
-    from sweeps.grid import REPORTED, Grid, grid_tags
+    from sweeps.report.write import write_report
+    from sweeps.results.curve_runs import log_curves
+    from sweeps.results.figures import SweepFigures
+    from sweeps.results.images import variances_from_csv
+    from sweeps.results.read import read_sweep
+    from sweeps.rows import finished_percents, from_csv
 
+    rows = from_csv((TABLES / CELLS).read_text())
     params = settings_params(REFERENCE_SPEC, REFERENCE_RECIPE)
     params |= {"split": "01234/56789", "budget": "epochs", "seed": 0, "sources": "one per replicate"}
     run_id = store.start(TRANSFER, NAME, params=params, tags={"role": Role.SWEEP, "copy_of": CELLS})
-    percents = tuple(sorted({row.cell.percent for row in rows}))
-    n = 1 + max(row.cell.replicate for row in rows)
-    store.log(run_id, tags=grid_tags({}, Grid(percents, REPORTED, n, judged=percents, n_curve_replicates=n)))
-    return run_id
-
-
-def _log_cell(store: "Store", parent: str, row: "Row") -> None:
-    from fmnist_transfer.store.roles import TRANSFER, Role
-
-    cell = row.cell
-    labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
-    tags = labels | {"role": Role.CELL, "parent": parent, "cell_key": cell.name}
-    params = labels | {"n_train": row.n_train}
-    run_id = store.start(TRANSFER, cell.name, parent=parent, params=params, tags=tags)
-    store.log(run_id, metrics=[(key, value, 0) for key, value in row.scores.items()])
-    store.end(run_id)
+    with store.ending(run_id):
+        percents, n = tuple(finished_percents(rows)), 1 + max(row.cell.replicate for row in rows)
+        store.log(run_id, tags=grid_tags({}, Grid(percents, REPORTED, n, judged=percents, n_curve_replicates=n)))
+        for row in rows:
+            stop.raise_if_set("the copy is not complete; delete its folder and start again")
+            cell = row.cell
+            labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
+            tags = labels | {"role": Role.CELL, "parent": run_id, "cell_key": cell.name}
+            own = store.start(TRANSFER, cell.name, parent=run_id, params=labels | {"n_train": row.n_train}, tags=tags)
+            store.log(own, metrics=[(key, value, 0) for key, value in row.scores.items()])
+            store.end(own)
+        SweepFigures(store, run_id, lambda: rows, NAME).draw()
+        variances = variances_from_csv((TABLES / IMAGE_VARIANCES).read_text())
+        sweep = dataclasses.replace(read_sweep(store, run_id), image_variances={"pretrained": variances})
+        log_curves(store, sweep)
+        write_report(store, sweep, stop=stop)
 
 
 def command(args: Sequence[str] | None = None) -> int:

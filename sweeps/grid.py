@@ -113,13 +113,10 @@ class Grid(NamedTuple):
         return cell.percent in self.percents and cell.init in self.inits and cell.replicate < n
 
     def cells(self) -> list[Cell]:
-        """List the cells replicate by replicate, judged fractions first and inits together.
-
-        The first replicate runs small fractions first, so that curves show within a minute; the others large ones, so
-        that no worker is left alone with a long cell at the end.
-        """
+        """List the cells replicate by replicate, judged fractions first and inits together."""
         cells = list[Cell]()
         for i in range(self.n_replicates):
+            # The first shows curves early; later ones leave no worker alone with a long cell at the end.
             order = sorted(self.percents, key=lambda p: (p not in self.judged, -p if i else p))
             cells += [Cell(percent, init, i) for percent, init in itertools.product(order, self.inits)]
         return [cell for cell in cells if self.has(cell)]
@@ -136,11 +133,8 @@ NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before 
 
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
     """Read every plan so far, in order, from the tags of the sweep's parent run."""
-    grids = []
-    for percents, inits, n, *more in json.loads(tags.get("grids", "[]")):
-        judged, n_curve_replicates = more or (percents, n)  # earlier versions trained all fractions alike
-        grids.append(Grid(tuple(percents), tuple(inits), n, tuple(judged), n_curve_replicates))
-    return grids
+    plans = json.loads(tags.get("grids", "[]"))
+    return [Grid._make(tuple(part) if isinstance(part, list) else part for part in plan) for plan in plans]
 
 
 def grid_tags(tags: Mapping[str, str], new_grid: Grid) -> dict[str, Any]:

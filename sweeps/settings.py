@@ -54,10 +54,8 @@ class TransferFlags(Flags):
             raise UsageError(f"--judged {' '.join(map(str, others))}: must be among --fractions")
         check_range("--replicates", self.replicates, 1, TUNING_REPLICATE)
         check_range("--curve-replicates", self.curve_replicates, 1)
-        check_range("--pretrain-replicates", self.pretrain_replicates, 0)
-        if 0 < self.pretrain_replicates < self.replicates:
-            need = f"each of the {self.replicates} replicates needs a source network of its own"
-            raise UsageError(f"--pretrain-replicates {self.pretrain_replicates}: {need}")
+        if self.pretrain_replicates:  # each replicate needs a source network of its own
+            check_range("--pretrain-replicates", self.pretrain_replicates, self.replicates)
         if self.stack and self.recipe == "tuned":
             raise UsageError("--stack trains the cells of a fraction by one recipe: leave it out with --recipe tuned")
         if self.stack and apart:

@@ -26,7 +26,7 @@ from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.workers.run import Workers
 from sweeps.grid import Cell, by_fraction, grid_tags
-from sweeps.report.write import begun, place_of, write_report
+from sweeps.report.write import describe, place_of, write_report
 from sweeps.results.curve_runs import log_curves
 from sweeps.results.figures import SweepFigures, print_plan, print_summary
 from sweeps.results.images import with_image_scores
@@ -44,8 +44,6 @@ FIRST_STEP = "first_step_seconds"
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Values shared by all steps of one command."""
-
     settings: TransferSettings
     store: Store
     model: TrainedModel
@@ -56,10 +54,7 @@ class SweepContext:
 
 
 def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: Stopwatch) -> dict[str, Any]:
-    """Run what is not done yet, or print it with `--dry-run`; return what `--json` writes, and `n_failed`.
-
-    Raises BusyError if another process runs the sweep.
-    """
+    """Run what is not done yet, or print it with `--dry-run`; return what `--json` writes, and `n_failed`."""
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     if settings.dry_run:
         store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
@@ -91,10 +86,7 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
 
 
 def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
-    """Load the target half and plan its trainings, but for what they start from.
-
-    Raises UsageError where a fraction, an init or the precision is impossible.
-    """
+    """Load the target half and plan its trainings, but for what they start from. Raises UsageError if one can't run."""
     data_dir = settings.data_dir or default_data_dir()
     half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
     source_test = load_half(data_dir, model.split.source, fetch=not settings.dry_run).test
@@ -119,7 +111,7 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
-    store.describe(run_id, begun(store, context.model.split))
+    describe(store, run_id, str(context.model.split))
     store.log(run_id, tags=grid_tags(store.client.get_run(run_id).data.tags, settings.grid))
     figures = SweepFigures(store, run_id, lambda: [*read_sweep(store, run_id).rows], context.name)
     ledger.on_report, ledger.on_end = partial(stopwatch.mark, FIRST_STEP), figures.refresh
@@ -138,9 +130,8 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
 def _rows(context: SweepContext, ledger: Ledger) -> tuple[list[Row], list[Row]]:
     """Train what is not done, or count it in a dry run. Return the rows of the grid, and of cells to choose recipes."""
     settings, grid, recipe = context.settings, context.settings.grid, context.plan.recipe
-    say(
-        f"Sweep of {context.name} on {context.plan.device}: {', '.join(grid.inits)}; run {ledger.run_id or 'not begun'}"
-    )
+    inits, run_id = ", ".join(grid.inits), ledger.run_id or "not begun"
+    say(f"Sweep of {context.name} on {context.plan.device}: {inits}; run {run_id}")
     context = replace(context, plan=replace(context.plan, sources=_sources(context, ledger.run_id)))
     cells, tried = grid.cells(), list[Row]()
     if settings.recipe == "tuned":
@@ -159,9 +150,7 @@ def _rows(context: SweepContext, ledger: Ledger) -> tuple[list[Row], list[Row]]:
 def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     """Return the weights that each replicate starts from: the registered, or those of a source network of its own.
 
-    The networks that a search trained again are used. The rest are trained as runs below the sweep's parent, by the
-    search's seed; a dry run counts them. A replicate whose training fails is left out. Replicates that choose recipes
-    have source networks of their own.
+    Networks that a search trained again are used; the rest are trained. A replicate whose training fails is left out.
     """
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
@@ -172,12 +161,12 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     seed = int(model.facts.get("seed", settings.seed))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed, source_test=None)
     facts = {"seed": seed, "split": str(model.split), "data_sha256": half.data_sha256, "precision": plan.precision}
-    trainings = {  # a search counts its re-trainings from 1
-        i: Training.of(f"source r{i}", plan.spec, plan.recipe, plan.device, facts | {"replicate": i + 1})
-        for i in replicates
-    }
+
+    def training(i: int) -> Training:  # a search counts its re-trainings from 1
+        return Training.of(f"source r{i}", plan.spec, plan.recipe, plan.device, facts | {"replicate": i + 1})
+
     parent = "" if settings.dry_run else run_id  # which would end its open runs
-    log = TrainedNetworks[int](store, TRANSFER, parent, Role.SOURCE, half=half, training=trainings.__getitem__)
+    log = TrainedNetworks[int](store, TRANSFER, parent, Role.SOURCE, half=half, training=training)
     own = store.find(TRANSFER, role=Role.SOURCE, parent=run_id)
     log.use([*own, *store.find(TUNING, role=Role.RETRAINED, status="FINISHED")])
     todo = log.todo(replicates, "source networks")
@@ -220,9 +209,6 @@ def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
     n_replicates = usual if settings.replicates < usual else settings.replicates + 4
     n_sources = n_replicates if settings.pretrain_replicates else 0
     changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_replicates, "pretrain_replicates": n_sources}
-    look_next = {
-        "in a browser": f"{context.store.show_command}  # curves, report, every run",
-        "on paper": place_of(run_id),
-        "go on": f"{command_line('sweeps.transfer', settings, **changes)}  # extends this sweep",
-    }
-    print_pairs("Look next", look_next)
+    look = f"{context.store.show_command}  # curves, report, every run"
+    go_on = f"{command_line('sweeps.transfer', settings, **changes)}  # extends this sweep"
+    print_pairs("Look next", {"in a browser": look, "on paper": place_of(run_id), "go on": go_on})

@@ -85,17 +85,14 @@ def judge(pair: Comparison) -> dict[str, Verdict]:
 
 
 def _judge_train_loss(pair: Comparison) -> Verdict:
-    """Judge the final training loss by an intersection-union test, with the effect at the fraction nearest to failing.
-
-    One fraction suffices to refute the claim, so refutations have p < 5 % / fractions.
-    """
+    """Judge the final training loss by an intersection-union test; the effect is at the fraction nearest to failing."""
     d, k = pair.difference(Score.TRAIN_LOSS), len(pair.percents)
     e = d.estimate
     above, below, within = e.above(), e.below(), e.within(LOSS_MARGIN)
     conclude = _conclude(pair, d, int(np.argmax(above)))
     if (above < ALPHA).all():
         return conclude("holds", f"it is lower at every fraction (p <= {above.max():.2g} each)")
-    if (lower := below < ALPHA / k).any():
+    if (lower := below < ALPHA / k).any():  # one fraction suffices to refute
         return conclude("does not hold", f"random is lower at {_at(d, lower)}")
     if (equal := (within < ALPHA / k) & (above >= ALPHA) & (below >= ALPHA)).any():
         return conclude("does not hold", f"the two are within 10 % and neither is lower at {_at(d, equal)}")
@@ -131,11 +128,7 @@ def _judge_val_loss(pair: Comparison) -> Verdict:
 
 
 def crossover(pair: Comparison) -> tuple[int | None, int]:
-    """Gap in which random becomes better, in percent, where claim 2 holds.
-
-    Its ends are the highest fraction at which pretrained is shown to be lower, if any, and the lowest from which on
-    random is.
-    """
+    """Last percent at which pretrained is shown to be lower, and first from which on random is, where claim 2 holds."""
     e = pair.difference(pair.loss).estimate
     i = len(e.mean) - int(np.cumprod(e.below()[::-1] < ALPHA).sum())
     ahead = np.flatnonzero(e.above()[:i] < ALPHA)
@@ -143,10 +136,7 @@ def crossover(pair: Comparison) -> tuple[int | None, int]:
 
 
 def _judge_overfitting(pair: Comparison) -> Verdict:
-    """Judge whether half of a deficit at the largest fraction is gone at the best epoch or after temperature scaling.
-
-    The two contrasts are on test images, because validation chose the epoch and the temperature; each has p < 2.5 %.
-    """
+    """Judge whether half of a deficit at the largest fraction is gone at the best epoch, or by temperature scaling."""
     d = pair.difference(pair.loss)
     conclude, e, percent = _conclude(pair, d, -1, *LOSSES), d.estimate, pair.percents[-1]
     if not e.below()[-1] < ALPHA:
@@ -155,7 +145,7 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
         reason = f"a deficit at {percent} % is neither shown nor excluded"
         more = _more(pair, e.needed(-d.mean)[-1], e.needed(LOSS_MARGIN + d.mean)[-1])
         return conclude("cannot be told", reason, more=more)
-    tests = {
+    tests = {  # on test images, because validation chose the epoch and the temperature
         "at the best epoch": pair.contrast(Score.TEST_BEST_LOSS, Score.TEST_LOSS).estimate,
         "after temperature scaling": pair.contrast(Score.TEST_SCALED_LOSS, Score.TEST_LOSS).estimate,
     }
@@ -169,11 +159,8 @@ def _judge_overfitting(pair: Comparison) -> Verdict:
 
 
 def _judge_need(pair: Comparison) -> Verdict:
-    """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on.
-
-    The multiplier is not judged above 2/3 of the largest fraction, where 1.5 times the data does not exist. Its tests
-    have p < 2.5 % / fractions, so that they agree with its intervals.
-    """
+    """Judge whether accuracies are equal at 100 %, and the multiplier of effective data is at most 1.5 from 25 % on."""
+    # The multiplier's tests have p < 2.5 % / fractions, so that they agree with its intervals.
     d, judged = pair.difference(pair.accuracy), has_multiplier(pair)
     conclude, e = partial(_conclude(pair, d, -1, *ACCURACIES), unit="accuracy"), d.estimate
     if pair.percents[-1] != 100 or not judged.any():
@@ -201,7 +188,7 @@ def _judge_need(pair: Comparison) -> Verdict:
 
 
 def has_multiplier(pair: Comparison) -> Mask:
-    """Fractions at which the multiplier of effective data is judged, [n_fractions]."""
+    """Fractions at which the multiplier is judged, [n_fractions]; 1.5 times the data must exist."""
     percents = np.array(pair.percents)
     return (percents >= FROM_PERCENT) & (percents * MAX_MULTIPLIER <= percents[-1])
 
@@ -209,15 +196,8 @@ def has_multiplier(pair: Comparison) -> Mask:
 def _conclude(pair: Comparison, d: Difference, i: int, *apart: Score) -> Callable[..., Verdict]:
     """Return a function of verdict and reason. Effect and signs of the scores `apart` are at the i-th fraction."""
     mean, low, high = (float(values[i]) for values in d.estimate.intervals(n_together=1))
-    val_sign, test_sign = [SIGNS.get(float(np.sign(pair.difference(s).mean[i])), "") for s in apart] or ("", "")
-    return partial(
-        Verdict,
-        effect=mean,
-        interval=(low, high),
-        percent=pair.percents[i],
-        val_sign=val_sign,
-        test_sign=test_sign,
-    )
+    val, test = [SIGNS.get(float(np.sign(pair.difference(s).mean[i])), "") for s in apart] or ("", "")
+    return partial(Verdict, effect=mean, interval=(low, high), percent=pair.percents[i], val_sign=val, test_sign=test)
 
 
 def _more(pair: Comparison, *needed: float) -> int | str:

@@ -41,7 +41,6 @@ class Difference:
 
     @functools.cached_property
     def estimate(self) -> Estimate:
-        """Raises ValueError below two replicates."""
         return estimate(self.d, self.percents, self.image_variance)
 
 
@@ -82,7 +81,6 @@ class Comparison:
 
     @property
     def accuracy(self) -> Score:
-        """Final accuracy on images that selected nothing."""
         return Score.TEST_ACCURACY if self.is_tuned else Score.HELDOUT_ACCURACY
 
     def difference(self, score: Score) -> Difference:

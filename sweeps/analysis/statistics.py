@@ -19,7 +19,7 @@ FLOOR = 4
 # Most degrees of freedom of the prior, per degree of freedom of the replicates. Five fractions tell little about how
 # much variances differ: with 3 instead of 1/2 intervals cover 88 to 92 % at 4 replicates, by the same simulation.
 MOST_PRIOR = 0.5
-POWER = 0.8
+LEVEL, POWER = 0.95, 0.8
 N_GRID = 400  # points at which limits of effective data are searched: 0.8 % apart from 5 to 100 %
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -67,9 +67,9 @@ class Estimate:
         """p of two one-sided tests that the mean lies within +-margin (Schuirmann 1987), [n_fractions]."""
         return np.maximum(self.above(-margin), self.below(margin))
 
-    def intervals(self, level: float = 0.95, n_together: int | None = None) -> Intervals:
-        """Intervals that hold together for `n_together` fractions (default: all of them; Bonferroni)."""
-        half = stdtrit(self.df, 1 - (1 - level) / 2 / (n_together or self.mean.shape[-1])) * self.se
+    def intervals(self, n_together: int | None = None) -> Intervals:
+        """95 % intervals that hold together for `n_together` fractions (default: all of them; Bonferroni)."""
+        half = stdtrit(self.df, 1 - (1 - LEVEL) / 2 / (n_together or self.mean.shape[-1])) * self.se
         return Intervals(self.mean, self.mean - half, self.mean + half)
 
     def needed(self, distance: Array, alpha: float = 0.05) -> Array:
@@ -89,10 +89,9 @@ def estimate(
     """Mean and moderated variance of d [n_replicates, n_fractions]. Raises ValueError below two replicates.
 
     fractions: [n_fractions] for a trend of log variance in log fraction, None for a constant one. image_variance:
-    [n_fractions], squared standard error of the mean from the judged images. prior: by default that of d.
-
-    Few fractions make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom are
-    not Smyth's df + prior df, but what the spread of the moderated log variance amounts to where that is less.
+    [n_fractions], squared standard error of the mean from the judged images. prior: by default that of d. Few fractions
+    make the trend noisy, and each fraction's own variance is part of it. So the degrees of freedom are not Smyth's
+    df + prior df, but what the spread of the moderated log variance amounts to where that is less.
     """
     n = d.shape[-2]
     if n < 2:
@@ -106,11 +105,9 @@ def estimate(
     return Estimate(d.mean(axis=-2), moderated, images, n, moderated_df)
 
 
-def intervals(
-    d: Array, fractions: Array | None = None, image_variance: Array | None = None, level: float = 0.95
-) -> Intervals:
-    """Simultaneous intervals of the mean of d [n_replicates, n_fractions]; arguments as in `estimate`."""
-    return estimate(d, fractions, image_variance).intervals(level)
+def intervals(d: Array, fractions: Array | None = None, image_variance: Array | None = None) -> Intervals:
+    """Simultaneous 95 % intervals of the mean of d [n_replicates, n_fractions]; arguments as in `estimate`."""
+    return estimate(d, fractions, image_variance).intervals()
 
 
 def _variance(d: Array) -> Array:
@@ -120,14 +117,12 @@ def _variance(d: Array) -> Array:
 
 
 def prior_of(d: Array, fractions: Array | None = None) -> Prior:
-    """Fit the prior of the variances of d by moments (Smyth 2004, section 6.2), with a linear trend in log fraction.
-
-    It has no weight where a variance is 0, or where there are no more fractions than parameters of the trend.
-    """
+    """Fit the prior of the variances of d by moments (Smyth 2004, section 6.2), with a linear trend in log fraction."""
     df, n = d.shape[-2] - 1, d.shape[-1]
     variance, columns = _variance(d), [np.ones(n)]
     if fractions is not None:
         columns.append(np.log(fractions))
+    # The prior has no weight where a variance is 0, or where there are no more fractions than parameters of the trend.
     is_usable = (variance > 0).all(axis=-1, keepdims=True) & (n > len(columns))
     logs = np.log(np.where(is_usable, variance, 1.0)) - digamma(df / 2) + np.log(df / 2)
     basis, _ = np.linalg.qr(np.stack(columns, axis=1))
@@ -148,11 +143,10 @@ def _inverse_trigamma(x: Array) -> Array:
 
 
 def image_variance(random: Array, pretrained: Array, *, is_log: bool, half: tuple[Array, Array] | None = None) -> float:
-    """Squared standard error of a mean difference that is due to the judged images (delta method).
+    """Squared standard error of a mean difference that is due to the judged images (delta method); NaN for a loss of 0.
 
-    random, pretrained: means over replicates for each image, [n_images]: losses in nats if `is_log`, for the difference
-    of logs of their means; else correctness in [0, 1]. half: two more such arrays, half of whose difference is
-    subtracted, as in a contrast of losses. NaN if a mean loss is 0.
+    random, pretrained: means over replicates for each image, [n_images]: losses in nats if `is_log`, as logs of their
+    means; else correctness in [0, 1]. half: two more such arrays, half of whose difference is subtracted.
     """
 
     def influence(a: Array, b: Array) -> Array:
@@ -165,13 +159,10 @@ def image_variance(random: Array, pretrained: Array, *, is_log: bool, half: tupl
 
 @dataclass(frozen=True)
 class EffectiveData:
-    """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021).
+    """Target data that pretraining is worth at each fraction D_F, each [n_fractions] (Hernandez et al. 2021)."""
 
-    D_E is the percent of the data at which the random curve reaches the pretrained loss; the multiplier is D_E / D_F.
-    """
-
-    effective: Array
-    multiplier: Array
+    effective: Array  # D_E: the percent of the data at which the random curve reaches the pretrained loss
+    multiplier: Array  # D_E / D_F
     low: Array  # limits of the multiplier; 0 and inf where they lie outside of the range of fractions
     high: Array
     at_least: Mask  # right-censored: pretrained is below the random curve's end, so D_E is the last fraction or more
@@ -183,21 +174,17 @@ class DataCurves:
     """Loss against the amount of data, to compare pretrained with random on more or less data.
 
     Log losses are linear in the log of the fraction between the fractions, and the mean of random's curve is made
-    monotone by averaging neighbours. fractions: [n_fractions], percents or numbers of images, ascending; random,
-    pretrained: losses above 0, [n_replicates, n_fractions]; image_variance: of their difference of logs.
+    monotone by averaging neighbours.
     """
 
-    fractions: Array
-    random: Array
+    fractions: Array  # [n_fractions], percents or numbers of images, ascending
+    random: Array  # losses above 0, [n_replicates, n_fractions]
     pretrained: Array
-    image_variance: Array | None = None
+    image_variance: Array | None = None  # of their difference of logs
 
     def excess(self, at: Array) -> Estimate:
-        """log loss(random with `at` of the data) - log loss(pretrained), at [..., n_fractions]; NaN outside the range.
-
-        It is above 0 where pretraining is worth more than at / fractions. Priors and image variances are those of the
-        difference at equal data: a little too large, because interpolation averages two cells.
-        """
+        """log loss(random with `at` of the data) - log loss(pretrained), at [..., n_fractions]; NaN out of range."""
+        # Priors and image variances are those at equal data: a little too large, as interpolation averages two cells.
         logs = np.log(self.fractions)
         weights = np.stack([np.interp(np.log(at), logs, unit, np.nan, np.nan) for unit in np.eye(len(logs))], axis=-1)
         pretrained = np.log(self.pretrained)
@@ -206,11 +193,8 @@ class DataCurves:
         return estimate(c, image_variance=self.image_variance, prior=prior)
 
     def effective_data(self, n_together: int = 1) -> EffectiveData:
-        """Effective data with limits, each one-sided at 1 - 0.025 / n_together.
-
-        The limits hold every amount of data at which `excess` is not shown to differ from 0 (Fieller's method): a
-        bootstrap of few replicates would give limits that are too narrow.
-        """
+        """Effective data with limits, each one-sided at 1 - 0.025 / n_together."""
+        # They hold every amount at which `excess` is not shown to differ from 0 (Fieller); a bootstrap is too narrow.
         fractions, logs = self.fractions, np.log(self.fractions)
         curve, pretrained = self._monotone().mean(axis=0), np.log(self.pretrained).mean(axis=0)
         effective = np.exp(np.interp(-pretrained, -curve, logs))

@@ -49,7 +49,6 @@ def main(settings: ReportSettings) -> int:
 
 
 def command(args: Sequence[str] | None = None) -> int:
-    """Run the command with `args` (default: `sys.argv`); return its exit status."""
     return run_command(ReportSettings, main, "sweeps.report", args)
 
 

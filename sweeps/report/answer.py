@@ -28,13 +28,9 @@ MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test")}
 
 
 def answer_figure(sweeps: Sequence[LoggedSweep]) -> Figure:
-    """Draw loss differences with simultaneous 95 % intervals above a table of verdicts.
-
-    A single sweep has a panel each for validation and test; of several each has a panel with both. They have a
-    replicate or more.
-    """
+    """Draw loss differences of sweeps with replicates, with simultaneous 95 % intervals, above their verdicts."""
     is_single, panels = len(sweeps) == 1, [(sweep.run_id[:8], sweep.pair, tuple(MARKERS)) for sweep in sweeps]
-    if is_single:
+    if is_single:  # a panel each for validation and test
         panels = [(f"{label} images", sweeps[0].pair, (score,)) for score, (_, label) in MARKERS.items()]
     n_columns = min(PER_ROW, len(panels))
     heights = [2.9] * -(-len(panels) // n_columns) + [0.27 * (len(CLAIMS) + (not is_single))]

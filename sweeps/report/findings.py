@@ -55,27 +55,20 @@ def find(sweep: LoggedSweep, others: Sequence[LoggedSweep] = ()) -> Findings:
 
 
 def points(pair: Comparison, score: Score) -> Table:
-    """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score.
-
-    `random` and the other init's name: means as logged. `difference`: of these. `mean`: random - init of log losses or
-    of accuracies, with simultaneous 95 % limits `low` and `high`. `image_variance`: squared standard error of `mean`
-    that is due to the judged images. While the plan is incomplete there are no limits.
-    """
+    """One score at each judged fraction; empty if nothing can be compared or a cell lacks the score."""
     d = pair.difference(score)
     if not pair.n or not d.is_known:
         return []
     own, random = (pair.values[init, score].mean(axis=0) for init in (pair.init, "random"))
     mean, low, high = pair.intervals(score) or (d.mean, np.nan, np.nan)
+    # `difference` is of means as logged; `mean` of log ratios or accuracies, with simultaneous limits.
     columns = {pair.init: own, "random": random, "difference": random - own, "mean": mean, "low": low, "high": high}
     columns["image_variance"] = np.nan if d.image_variance is None else d.image_variance
     return pd.DataFrame({"percent": pair.percents} | columns).to_dict("records")
 
 
 def effective_data(pair: Comparison) -> Table:
-    """Effective data at each judged fraction, with limits `low` and `high` of the multiplier; empty if unknown.
-
-    The limits hold together at the fractions that a claim looks at.
-    """
+    """Effective data at each judged fraction; empty if unknown. Limits hold together where a claim looks at them."""
     if len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
         return []
     data = pair.curves.effective_data(n_together=max(1, has_multiplier(pair).sum()))
@@ -97,11 +90,11 @@ def classes_csv(sweep: LoggedSweep) -> str:
     """Held-out images by class: one line per percent, init, class and predicted class, with the share of the class."""
     names = [CLASS_NAMES[int(digit)] for digit in sweep.params["split"].partition("/")[2]]
     lines = [
-        (percent, init, names[i], names[j], round(float(share), 6))
+        {"percent": percent, "init": init, "class": names[i], "predicted": names[j], "share": round(float(share), 6)}
         for (percent, init), shares in sorted(sweep.confusions.items())
         for (i, j), share in np.ndenumerate(shares)
     ]
-    return pd.DataFrame(lines, columns=["percent", "init", "class", "predicted", "share"]).to_csv(index=False)
+    return pd.DataFrame(lines).to_csv(index=False)
 
 
 def summary(findings: Findings) -> list[tuple[str, float, int]]:

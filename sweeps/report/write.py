@@ -11,7 +11,6 @@ import jinja2
 import markdown
 from matplotlib.figure import Figure
 
-from fmnist_transfer.data.split import Split
 from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.store import links
 from fmnist_transfer.store.roles import TRANSFER, VIEW_TAG
@@ -54,13 +53,13 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     store.log_figures(sweep.run_id, draw, (f"{FOLDER}/answer.png", INLINE_COPY))
     page = markdown_of(sweep, findings, images)
     texts = {"report.md": page, "report.html": html_of(page, images), "report.csv": csv_of(findings)}
-    texts |= (
-        {"classes.csv": classes_csv(sweep), "image_variances.csv": variances_csv(sweep)} if sweep.confusions else {}
-    )
-    for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
+    texts["cells.csv"] = to_csv([*sweep.rows, *sweep.tuning_rows])
+    if sweep.confusions:
+        texts |= {"classes.csv": classes_csv(sweep), "image_variances.csv": variances_csv(sweep)}
+    for name, text in texts.items():
         check_stop()
         store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
-    store.describe(sweep.run_id, judged(store, sweep, findings))
+    describe(store, sweep.run_id, sweep.params["split"], sweep)
     verdicts = {f"verdict.{name}": verdict.verdict for name, verdict in sweep.verdicts.items()}
     store.log(sweep.run_id, metrics=summary(findings), tags=verdicts)
     if sweep.is_complete and not sweep.pair.no_verdict:
@@ -118,15 +117,9 @@ def place_of(run_id: str) -> str:
     return f"{PAGE} among the artifacts of run {run_id}"
 
 
-def begun(store: Store, split: Split) -> str:
-    """Describe, in the MLflow UI, a sweep that is running or was stopped."""
-    return _render("run.md.j2", sweep=None, split=str(split), links=links, experiment_id=store.experiment(TRANSFER))
-
-
-def judged(store: Store, sweep: LoggedSweep, findings: Findings) -> str:
-    """Describe, in the MLflow UI, a sweep with a report. The UI folds long texts, so the answer comes first."""
-    values = {"sweep": sweep, "split": sweep.params["split"], "n_missing": len(findings["missing"])}
+def describe(store: Store, run_id: str, split: str, sweep: LoggedSweep | None = None) -> None:
+    """Describe a sweep in the MLflow UI, with its report if there is one. The UI folds long texts: answer first."""
     experiment_id = store.experiment(TRANSFER)
-    has_curves = f"{VIEW_TAG}{sweep.run_id}" in store.client.get_experiment(experiment_id).tags  # since its end
+    has_curves = f"{VIEW_TAG}{run_id}" in store.client.get_experiment(experiment_id).tags  # since its end
     places = {"links": links, "experiment_id": experiment_id, "PAGE": PAGE, "INLINE_COPY": INLINE_COPY}
-    return _render("run.md.j2", **values, **places, has_curves=has_curves)
+    store.describe(run_id, _render("run.md.j2", split=split, sweep=sweep, has_curves=has_curves, **places))

@@ -24,10 +24,7 @@ CurveRun = tuple[dict[str, Any], list[MetricRow]]  # params, metrics
 
 
 def log_curves(store: Store, sweep: LoggedSweep) -> None:
-    """Log the sweep's curve runs and their view. Runs that show the same as before stay, all others are deleted.
-
-    A run whose numbers changed is logged anew, because a logged step cannot be replaced.
-    """
+    """Log the sweep's curve runs and their view; delete earlier runs that differ: a logged step cannot be replaced."""
     runs = curve_runs(sweep)
     missing = {hashlib.sha256(json.dumps([name, run]).encode()).hexdigest(): name for name, run in runs.items()}
     for old in store.find(TRANSFER, role=Role.CURVE, parent=sweep.run_id):
@@ -44,11 +41,8 @@ def log_curves(store: Store, sweep: LoggedSweep) -> None:
 
 
 def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
-    """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three.
-
-    The step is the percent of the target's training images. MLflow draws runs with the same param `curve` as their mean
-    in a band from the lowest to the highest. Without a complete plan there is no interval.
-    """
+    """Return name -> run: one per init and replicate, and the simultaneous interval of the difference as three."""
+    # Steps are percents. MLflow draws runs with the same param `curve` as their mean in a band from lowest to highest.
     runs, pair = dict[str, CurveRun](), sweep.pair
     n_replicates = 1 + max((row.cell.replicate for row in sweep.rows), default=0)
     inits = sorted(sweep.inits, key=REPORTED.__contains__, reverse=True)[: (MOST_RUNS - 3) // n_replicates]
@@ -76,13 +70,9 @@ def curve_runs(sweep: LoggedSweep) -> dict[str, CurveRun]:
 def _view(sweep: LoggedSweep) -> str:
     loss, accuracy = sweep.pair.loss, sweep.pair.accuracy
     lowest = min((row.scores.get(accuracy.key, 1.0) for row in sweep.rows if row.scores), default=0.0)
-    charts = [
-        line_chart(Score.TRAIN_LOSS.label),
-        line_chart(loss.label),
-        line_chart(accuracy.label, bottom=math.floor(20 * lowest) / 20),
-        line_chart(_difference(loss)),
-        line_chart(loss.label, by=IMAGES),
-    ]
+    charts = [line_chart(Score.TRAIN_LOSS.label), line_chart(loss.label)]
+    charts.append(line_chart(accuracy.label, bottom=math.floor(20 * lowest) / 20))
+    charts += [line_chart(_difference(loss)), line_chart(loss.label, by=IMAGES)]
     title = f"Curves of {sweep.name}, sweep {sweep.run_id[:8]}"
     return curves_view(title, sweep.run_id, charts, int(time.time() * 1_000))
 

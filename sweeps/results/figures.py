@@ -28,9 +28,8 @@ class SweepFigures:
 
     def refresh(self) -> None:
         """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
-        if (now := time.monotonic()) < self._next_draw:
-            return
-        if sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
+        is_due = (now := time.monotonic()) >= self._next_draw
+        if is_due and sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
             self.draw()
             if not self._next_draw:
                 say(f"The first graph is ready after {duration(now - self._start)}: figures/ of the sweep's run")

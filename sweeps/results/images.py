@@ -33,14 +33,15 @@ ARRAYS = {  # judged score -> its arrays of images; held-out images are those of
 }
 # Contrasts d(first) - d(second) / 2 of the differences d.
 CONTRASTS = (Score.TEST_BEST_LOSS, Score.TEST_LOSS), (Score.TEST_SCALED_LOSS, Score.TEST_LOSS)
+NAMES: dict[Score | tuple[Score, Score], str] = {score: score.name.lower() for score in ARRAYS}  # in tables
+NAMES |= {(first, of): f"{NAMES[first]} - {NAMES[of]}/2" for first, of in CONTRASTS}
 Files = dict[tuple[int, Init], list[ImageScores]]  # by percent and init: a file per replicate
 
 
 def with_image_scores(store: Store, sweep: LoggedSweep) -> LoggedSweep:
     """Read the files of all compared cells, some 60 kB each; an init that lacks a file is left out."""
     read = functools.cache(functools.partial(_read, store))
-    variances: dict[Init, ImageVariances] = {}
-    confusions: dict[tuple[int, Init], Array] = {}
+    variances, confusions = dict[Init, ImageVariances](), dict[tuple[int, Init], Array]()
     for init in sweep.inits:
         if init != "random":
             with contextlib.suppress(ModelError):
@@ -80,12 +81,11 @@ def _variances(files: Files, init: Init) -> ImageVariances:
 
 def _means(files: Sequence[ImageScores]) -> dict[Score, Array]:
     """Mean over cells of each image's loss in nats, or of its correctness."""
-
-    def mean(names: Sequence[str]) -> Array:
+    means = {}
+    for score, names in ARRAYS.items():
         arrays = [np.concatenate([file[name] for name in names]).astype(np.float32) for file in files]
-        return np.mean(arrays, axis=0, dtype=float)
-
-    return {score: mean(names) for score, names in ARRAYS.items()}
+        means[score] = np.mean(arrays, axis=0, dtype=float)
+    return means
 
 
 def _read(store: Store, run_id: str) -> ImageScores:
@@ -96,19 +96,16 @@ def _read(store: Store, run_id: str) -> ImageScores:
 
 
 def variances_csv(sweep: LoggedSweep) -> str:
-    """The image variances of pretrained as a table; a contrast of two scores is written `first - second/2`."""
-    lines = []
-    for key, variances in sweep.image_variances.get("pretrained", {}).items():
-        name = key.name.lower() if isinstance(key, Score) else f"{key[0].name.lower()} - {key[1].name.lower()}/2"
-        lines += [
-            (name, percent, variance) for percent, variance in zip(sweep.judged_grid.judged, variances, strict=True)
-        ]
+    """The image variances of pretrained as a table."""
+    lines = [
+        (NAMES[key], percent, variance)
+        for key, variances in sweep.image_variances.get("pretrained", {}).items()
+        for percent, variance in zip(sweep.judged_grid.judged, variances, strict=True)
+    ]
     return pd.DataFrame(lines, columns=["score", "percent", "variance"]).to_csv(index=False)
 
 
 def variances_from_csv(text: str) -> ImageVariances:
     """Read what `variances_csv` wrote."""
     columns = {name: np.array(own["variance"]) for name, own in pd.read_csv(io.StringIO(text)).groupby("score")}
-    keys: dict[str, Score | tuple[Score, Score]] = {score.name.lower(): score for score in ARRAYS}
-    keys |= {f"{first.name.lower()} - {of.name.lower()}/2": (first, of) for first, of in CONTRASTS}
-    return {key: columns[name] for name, key in keys.items() if name in columns}
+    return {key: columns[name] for key, name in NAMES.items() if name in columns}

@@ -38,11 +38,7 @@ def identify_sweep(model: TrainedModel, plan: CellPlan, settings: TransferSettin
 
 
 class Ledger:
-    """The cells of one sweep and their runs in the store; a `TaskLog` for cells whose results are `CellResult`s.
-
-    Without `parent`, the earliest parent run is looked up. `work` is the identity from `identify_sweep`, whose facts
-    are the runs' params; `half` is the target half.
-    """
+    """The cells of one sweep on its target half, and their runs; a `TaskLog`. `work` is from `identify_sweep`."""
 
     def __init__(self, store: Store, work: Identity, half: Half, parent: Run | None = None):
         self._store, self._facts, self._key = store, work.facts, work.key
@@ -51,7 +47,7 @@ class Ledger:
         self.on_report: Callable[[], object] = lambda: None
         self.on_end: Callable[[], object] = lambda: None
         parents = [parent] if parent else store.find(TRANSFER, role=Role.SWEEP, sweep_key=work.key)
-        self.run_id = str(parents[-1].info.run_id) if parents else ""  # the earliest parent's; empty if there is none
+        self.run_id = str(parents[-1].info.run_id) if parents else ""  # the earliest parent's, if there is one
         children = store.find(TRANSFER, role=Role.CELL, parent=self.run_id) if parents else []
         self._runs = counting_runs(children)
         self.open_runs = OpenRuns[Cell](store, TRANSFER, self.run_id, Role.CELL, half=half, half_role="target")
@@ -99,9 +95,9 @@ class Ledger:
         if outcome.status == "interrupted":
             self.open_runs.kill(cell, outcome.reason)
             return None
+        note = ""
         if trained is None:
             self.fail(cell, outcome.reason, outcome.details)
-            note = ""
         else:
             tags, metrics = {"weights_digest": trained.weights_digest} | trained.numerics, result_rows(trained.result)
             metrics += [(f"source/{name}", value, 0) for name, value in trained.source_accuracies.items()]
@@ -128,14 +124,13 @@ class Ledger:
 def open_ledger(
     store: Store, work: Identity, half: Half, name: str, tags: Mapping[str, Any], *, take_over: bool = False
 ) -> Ledger:
-    """Make the sweep's parent RUNNING, creating it if there is none, and end cells that a dead driver left RUNNING.
+    """Make the sweep's parent RUNNING, with these tags, and end cells that a dead driver left RUNNING.
 
-    The caller holds the sweep's lock on this machine. Raises BusyError if another machine runs the sweep, unless
-    `take_over`. `tags` of the parent are overwritten each time.
+    The caller holds the sweep's lock. Raises BusyError if another machine runs the sweep, unless `take_over`.
     """
-    own = {"role": Role.SWEEP, "sweep_key": work.key}
-    start = partial(store.start, TRANSFER, name, params=work.facts, tags=own)
+    facts, own = work.facts, {"role": Role.SWEEP, "sweep_key": work.key}
+    start = partial(store.start, TRANSFER, name, params=facts, tags=own)
     find = partial(store.find, TRANSFER, **own)
-    parent = open_parent(store, "sweep", find=find, start=start, params=work.facts, take_over=take_over)
+    parent = open_parent(store, "sweep", find=find, start=start, params=facts, take_over=take_over)
     store.log(parent.info.run_id, tags=tags)
     return Ledger(store, work, half, parent)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.store import roles
@@ -98,23 +97,17 @@ def find_sweep(store: Store, run_id: str) -> str:
         if sweeps:
             return str(sweeps[0].info.run_id)
         raise UserError("there is no sweep in this store; run python -m sweeps.transfer first")
-    names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:5])
-    known = f"the latest sweeps are {names}" if names else "there is no sweep yet"
+    known = f"known: {', '.join(f'{run.info.run_id} ({run.info.run_name})' for run in sweeps[:5]) or 'none'}"
     run = store.get(run_id)
-    if run is None:
-        raise UsageError(f"no run {run_id} in this store; {known}")
-    if run.info.lifecycle_stage != "active":
+    if run and run.info.lifecycle_stage != "active":
         raise DataError(f"run {run_id} was deleted; restore it in MLflow's UI or use another; {known}")
-    if run.data.tags.get("role") != Role.SWEEP:
-        raise UsageError(f"run {run_id} ({run.info.run_name}) is no sweep; {known}")
+    if run is None or run.data.tags.get("role") != Role.SWEEP:
+        raise UsageError(f"run {run_id} is no sweep of this store; {known}")
     return run_id
 
 
 def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSweep:
-    """Read the sweep of this parent run as it is now, finished or not.
-
-    `asked` is the grid to judge if it has the two inits that are compared.
-    """
+    """Read the sweep of this parent run, finished or not. `asked`: the grid to judge if it has both compared inits."""
     parent = store.client.get_run(run_id)
     params, tags = dict(parent.data.params), dict(parent.data.tags)
     children = store.find(TRANSFER, role=Role.CELL, parent=run_id)
@@ -179,11 +172,8 @@ def row_of(cell: Cell, n_train: int, run: Run | None) -> Row:
 
 def _recipe_of(params: Mapping[str, str]) -> Recipe:
     """Read the recipe from a run's params: the inverse of `roles.settings_params`."""
-    fields: dict[str, Any] = {}
-    for key, text in params.items():
-        if key.startswith("recipe."):
-            try:
-                fields[key.removeprefix("recipe.")] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                fields[key.removeprefix("recipe.")] = text  # a bare word
+    fields = {key.removeprefix("recipe."): text for key, text in params.items() if key.startswith("recipe.")}
+    for name, text in fields.items():
+        with contextlib.suppress(ValueError, SyntaxError):  # of a bare word
+            fields[name] = ast.literal_eval(text)
     return Recipe(**still_known(fields))

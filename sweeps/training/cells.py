@@ -48,10 +48,8 @@ class CellResult(NamedTuple):
 def pretrain(
     plan: CellPlan, replicates: tuple[int, ...], report: Report, should_stop: Callable[[], bool]
 ) -> list[Result | Diverged]:
-    """Train a replicate's source network on the whole half, or with `stack` several, and report as `fit` does.
-
-    They are the networks that a search with this seed trains again, counting from 1.
-    """
+    """Train a replicate's source network on the whole half, or with `stack` several, and report as `fit` does."""
+    # They are the networks that a search with this seed trains again, counting from 1.
     cells = tuple(Cell(100, "random", replicate + 1) for replicate in replicates)
     return _train(plan, cells, "source", report, should_stop)
 
@@ -61,31 +59,26 @@ def train_cells(
 ) -> list[CellResult | Diverged]:
     """Train a cell, or with `stack` several of one fraction. Reports 0 at the start, then as `fit` does."""
     report(0)
-    results = _train(plan, cells, "target", report, should_stop)
-    return [
-        result if isinstance(result, Diverged) else _cell_result(plan, cell, result)
-        for cell, result in zip(cells, results, strict=True)
-    ]
-
-
-def _cell_result(plan: CellPlan, cell: Cell, result: Result) -> CellResult:
-    forgetting = source_accuracies(plan, cell, result.final_state) if cell.init == "pretrained" else {}
-    digest = weights_digest(result.final_state)
-    return CellResult(dataclasses.replace(result, final_state={}), digest, numerics(), forgetting)
+    results = list[CellResult | Diverged]()
+    for cell, trained in zip(cells, _train(plan, cells, "target", report, should_stop), strict=True):
+        if isinstance(trained, Result):
+            forgetting = source_accuracies(plan, cell, trained.final_state) if cell.init == "pretrained" else {}
+            digest, result = weights_digest(trained.final_state), dataclasses.replace(trained, final_state={})
+            results.append(CellResult(result, digest, numerics(), forgetting))
+        else:
+            results.append(trained)
+    return results
 
 
 def source_accuracies(plan: CellPlan, cell: Cell, final_state: State) -> dict[str, float]:
-    """Measure forgetting: test accuracies on the source half, with the source's classifier on the cell's start and end.
-
-    Keys `accuracy_before`, `accuracy_after`; empty without source images. Batch norm keeps the target's statistics.
-    """
+    """Measure forgetting: test accuracies on the source half, by the source's classifier, before and after the cell."""
     if plan.source_test is None:
         return {}
     source, test = plan.sources[cell.replicate], plan.source_test.to(plan.device)
     network = CNN2(dataclasses.replace(plan.spec, n_classes=len(source[f"{CLASSIFIER}.bias"]))).to(plan.device)
     network.load_state_dict(source)
     before = evaluate(network, test).accuracy
-    network.load_state_dict({**source, **trunk_of(final_state)})
+    network.load_state_dict({**source, **trunk_of(final_state)})  # batch norm keeps the target's statistics
     return {"accuracy_before": before, "accuracy_after": evaluate(network, test).accuracy}
 
 

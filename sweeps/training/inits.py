@@ -39,10 +39,7 @@ def train_arm(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     **options: Any,
 ) -> Result:
-    """Make the init's starting network, train it and score it on the half, all on the device of `train`.
-
-    Arguments and errors are those of `starting_network`, `fit_probe` and `fit`.
-    """
+    """Make the init's starting network, train and score it; arguments as of `starting_network`, `fit_probe`, `fit`."""
     start, device = time.perf_counter(), train.images.device
     if init == "selffer":
         own = dataclasses.replace(streams, stage="selffer")
@@ -74,9 +71,8 @@ def starting_network(
 
     `draw` makes a fresh network with the target's number of classes from the streams alone, on the CPU:
     `partial(fresh_network, spec)` for CNN2, `partial(fresh, build, classifier="fc")` for any other. `source` has the
-    weights and buffers of the source network, for `selffer` those of its first training. `classifier` names the module
-    that outputs the logits. Raises ModelError if another layer's name, shape or type differs between source and
-    network; UsageError if there is no such module or init, or the network has too few layers for it.
+    weights and buffers to copy from. `classifier` names the module that outputs the logits. Raises ModelError if
+    another layer differs between source and network; UsageError for an init or module that the network cannot have.
     """
     network = draw(streams)
     find_classifier(network, classifier)

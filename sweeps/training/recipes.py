@@ -1,8 +1,7 @@
 """Recipes tuned per init with equal effort, because the registered one was tuned from random weights.
 
 Each init tries the same eight settings at 5, 25 and 100 % of the target, with four replicates that are not compared
-later. The registered setting stays unless another has a clearly lower final validation loss: two replicates once made
-a near-tie look 0.0052 nats better than it was.
+later: two once made a near-tie look 0.0052 nats better than it was.
 """
 
 import dataclasses
@@ -57,10 +56,7 @@ def choose(rows: Iterable[Row], inits: Iterable[Init], recipe: Recipe) -> Chosen
 
 
 def choose_setting(losses: Mapping[RecipeChange, np.ndarray], registered: RecipeChange) -> RecipeChange:
-    """Return the registered setting, or the best of those whose mean is lower by more than one standard error.
-
-    `losses` are [n_replicates]; the error is that of paired differences. If the registered one has none, the best wins.
-    """
+    """Return the registered setting, or the best of those whose mean is lower by over one standard error (paired)."""
     better = {change: own.mean() for change, own in losses.items()}
     if registered in losses:
         gains = {change: losses[registered] - own for change, own in losses.items()}

@@ -36,7 +36,9 @@ def ledger(store: Store, half: Half) -> Ledger:
 def scores_of_images() -> dict[str, np.ndarray]:
     names = sorted(IMAGE_SCORES)
     losses = {name: RNG.uniform(0.1, 1, N_IMAGES).astype(np.float16) for name in names if name.endswith("loss")}
-    return {name: RNG.integers(0, 5, N_IMAGES).astype(np.uint8) for name in names} | losses
+    classes = {name: RNG.integers(0, 5, N_IMAGES).astype(np.uint8) for name in names}
+    labels = {name: np.arange(N_IMAGES, dtype=np.uint8) % 5 for name in names if name.endswith("label")}  # each class
+    return classes | labels | losses
 
 
 def add_grid(store: Store, run_id: str, grid: Grid) -> None:
@@ -113,10 +115,6 @@ def test_a_plan_of_controls_is_not_judged(ledger: Ledger, store: Store) -> None:
     assert grids_of(read_sweep(store, run_id).tags) == [SMALL, controls]
     add_grid(store, run_id, SMALL)
     assert grids_of(read_sweep(store, run_id).tags) == [controls, SMALL]  # what was asked for last comes last
-
-
-def test_a_plan_of_earlier_versions_judges_all_its_fractions() -> None:
-    assert grids_of({"grids": '[[[5, 100], ["random"], 3]]'}) == [Grid((5, 100), ("random",), 3, (5, 100), 3)]
 
 
 def test_a_quick_look_gives_no_verdict_and_is_no_first_one(ledger: Ledger, store: Store) -> None:
