@@ -59,7 +59,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
     )
     for name, text in (texts | {"cells.csv": to_csv([*sweep.rows, *sweep.tuning_rows])}).items():
         check_stop()
-        store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
+        store.client.log_text(sweep.run_id, text, f"{FOLDER}/{name}")
     store.describe(sweep.run_id, judged(store, sweep, findings))
     verdicts = {f"verdict.{name}": verdict.verdict for name, verdict in sweep.verdicts.items()}
     store.log(sweep.run_id, metrics=summary(findings), tags=verdicts)

@@ -41,7 +41,7 @@ class SweepFigures:
         rows = self._read_rows()
         if finished_percents(rows):
             self._store.log_figures(self._run_id, lambda: sweep_figures(rows, self._title))
-        self._store.log_text(self._run_id, "results.csv", to_csv(rows))
+        self._store.client.log_text(self._run_id, to_csv(rows), "results.csv")
         return rows
 
 

@@ -97,7 +97,7 @@ class Ledger:
         """Log all results in one batch and end the run as FINISHED; or log the failure, or the interruption."""
         cell, trained = outcome.task, outcome.result
         if outcome.status == "interrupted":
-            self.open_runs.kill(cell, outcome.reason)
+            self.open_runs.end(cell, "KILLED", tags={"reason": outcome.reason})
             return None
         if trained is None:
             self.fail(cell, outcome.reason, outcome.details)
