@@ -40,9 +40,9 @@ class SavedView(NamedTuple):
     columns: str
     order: str = "attributes.start_time"
     is_ascending: bool = False
-    groups: tuple[str, ...] = ()
+    groups: str = ""
     charts: Sequence[Mapping[str, Any]] = ()
-    head: str = ""  # of the charts; the UI cuts long ones
+    head: str = ""  # of the charts, by default the title; the UI cuts long ones
     parent: str = ""  # only this run's children
 
     @property
@@ -55,11 +55,11 @@ class SavedView(NamedTuple):
         state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": f"tags.role = '{self.role}'{of_parent}"}
         state |= {"orderByKey": order, "orderByAsc": self.is_ascending}
         if self.charts:
-            section = {"uuid": SECTION, "name": self.head, "display": True, "isReordered": True}
+            section = {"uuid": SECTION, "name": self.head or self.title, "display": True, "isReordered": True}
             state |= {"compareRunCharts": self.charts, "compareRunSections": [section], "isAccordionReordered": True}
             state["runsHiddenMode"] = "SHOW_ALL"
         if self.groups:
-            keys = [{"mode": "param", "groupByData": name} for name in self.groups]
+            keys = [{"mode": "param", "groupByData": name} for name in self.groups.split()]
             state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
         return state
 
@@ -94,17 +94,13 @@ RETRAINED = "params.replicate metrics.final/val_accuracy metrics.test/accuracy m
 SWEEPS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
 VIEWS: dict[str, dict[str, SavedView]] = {
     TUNING: {
-        View.TRIALS: SavedView(
-            "Trials, the best first", Role.TRIAL, TRIALS, "metrics.val_accuracy", charts=[SPACE], head="Search space"
-        ),
+        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIALS, "metrics.val_accuracy", charts=[SPACE]),
         View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED, "metrics.final/val_accuracy"),
     },
     TRANSFER: {
         View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEPS),
         View.CELLS: SavedView("Cells by percent", Role.CELL, CELLS, "params.percent", True),
-        View.MEANS: SavedView(
-            "Means by init and percent", Role.CELL, CELLS, "params.percent", True, ("init", "percent")
-        ),
+        View.MEANS: SavedView("Means by init and percent", Role.CELL, CELLS, "params.percent", True, "init percent"),
     },
 }
 NOTES = {
@@ -140,7 +136,7 @@ def curves_view(title: str, sweep_run_id: str, charts: Sequence[Mapping[str, Any
     """Tag of a sweep's saved view: charts whose lines are means of curve runs with the same param `curve`, in bands."""
     head, columns = "By percent of images: mean and range", "params.curve params.replicate"
     order = "params.curve"  # sorted by date, runs would be listed below their parent
-    return SavedView(title, Role.CURVE, columns, order, True, ("curve",), charts, head, sweep_run_id).tag(time_ms)
+    return SavedView(title, Role.CURVE, columns, order, True, "curve", charts, head, sweep_run_id).tag(time_ms)
 
 
 def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:

@@ -46,7 +46,6 @@ class TrainedModel:
 class PinnedModel:
     """The model that a URI named when it was resolved; later moves of an alias do not change it."""
 
-    asked: str
     name: str
     version: str
     location: str  # URI of its artifacts

@@ -157,7 +157,7 @@ def resolve(store: Store, uri: str) -> PinnedModel:
     except MlflowException as error:
         text = f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}"
         raise ModelError(f"{text}; if it was deleted, rerun the search that registered it") from error
-    return PinnedModel(uri, name, number, location, model_id)
+    return PinnedModel(name, number, location, model_id)
 
 
 def _known(store: Store) -> str:
