@@ -186,6 +186,7 @@ def test_the_public_names_are_imported_when_asked_for() -> None:
         ("tuning.search", ["--help"]),
         ("sweeps.transfer", ["--help"]),
         ("sweeps.report.__main__", ["--help"]),
+        ("sweeps.demo", ["--help"]),
         ("fmnist_transfer.show", ["--help"]),
         ("fmnist_transfer.show", ["--port", "0"]),
         ("fmnist_transfer.show", ["--tracking-uri", "no such folder/mlflow.db"]),

@@ -298,7 +298,7 @@ def test_every_column_of_a_view_is_filled(project: Project) -> None:
 ANY_INIT = f"({'|'.join(INITS)})"
 RUN_NAMES = {
     TUNING: r"study [\w.-]+|trial \d{3}|(trial \d{3}|reference|like \w+/\d+) seed \d+",
-    TRANSFER: rf"cnn2/\d+ on classes \d+|source r\d+|{ANY_INIT}|{ANY_INIT} \d{{3}}% r\d+( lr .+)?",
+    TRANSFER: rf"cnn2/\d+ on classes \d+|source r\d+|{ANY_INIT}( \d{{3}}%)? r\d+( lr .+)?|random - pretrained \w+",
 }
 
 
@@ -538,7 +538,7 @@ def test_source_networks_are_trained_together_with_stack(project: Project, monke
         }
         for one in (run_id, alone)
     ]
-    assert accuracies[0] == pytest.approx(accuracies[1], rel=1e-2)  # the same networks, whatever the sweep's seed
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=3e-2)  # the same networks, whatever the sweep's seed
 
 
 def test_a_source_network_that_diverges_fails_its_replicate_alone(

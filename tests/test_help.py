@@ -17,6 +17,7 @@ COMMANDS = {
     "tuning.search": "SearchSettings",
     "sweeps.transfer": "TransferSettings",
     "sweeps.report": "ReportSettings",
+    "sweeps.demo": "DemoSettings",
     "fmnist_transfer.show": "ShowSettings",
     "fmnist_transfer.benchmark": "BenchmarkSettings",
 }

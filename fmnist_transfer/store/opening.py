@@ -86,7 +86,7 @@ def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy,
     probing = RetryPolicy(min(PROBE_SECONDS, retry.timeout_seconds), retry.should_stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.txt"
-        file.touch()
+        file.write_text(probe)  # an empty upload is chunked, which not every proxy passes on
         try:
             repository = get_artifact_repository(location, store.uri)
             probing.call(repository.log_artifact, str(file), probe)
