@@ -104,8 +104,7 @@ def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]
 @contextlib.contextmanager
 def served(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a web server in its own process group, which ends with the block."""
-    env = os.environ | environment
-    server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(command, env=os.environ | environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield server
     finally:

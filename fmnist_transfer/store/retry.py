@@ -35,6 +35,9 @@ class RetryPolicy:
         while True:
             try:
                 result = function(*args, **kwargs)
+                if has_failed:
+                    warn(f"the store answers again, after {duration(time.monotonic() - start)}")
+                return result
             except Exception as error:
                 if (kind := trouble(error)) is None:
                     raise
@@ -45,18 +48,15 @@ class RetryPolicy:
                 if self.gave_up or time.monotonic() >= deadline:
                     self.gave_up = True
                     away = f"{duration(time.monotonic() - start)} ({reason(error)})"
-                    text = f"the store did not answer for {away}. Finished work is kept; {SAME_COMMAND}"
-                    raise StoreError(text) from error
+                    raise StoreError(
+                        f"no answer from the store for {away}. Finished work is kept; {SAME_COMMAND}"
+                    ) from error
                 if not has_failed:
                     remedy = f"trying again for up to {duration(self.timeout_seconds)}"
                     warn(f"the store does not answer ({reason(error)}); {remedy}")
                 has_failed = True
                 time.sleep(random.uniform(0, longest_wait))
                 longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
-            else:
-                if has_failed:
-                    warn(f"the store answers again, after {duration(time.monotonic() - start)}")
-                return result
 
 
 class RetryingClient:
