@@ -76,10 +76,7 @@ def open_store(
 
 
 def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy, *, mend_copy: bool = False) -> Store:
-    """Open the store as `open_store` does, and write, read and delete one small artifact of the experiment.
-
-    Raises StoreError, which names the location.
-    """
+    """Open the store as `open_store` does; write, read and delete one small artifact of the experiment as a check."""
     store = open_store(tracking_uri, retry, mend_copy=mend_copy)
     location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
     probe = f"probe-{secrets.token_hex(4)}"

@@ -48,12 +48,11 @@ class RetryPolicy:
                 if self.gave_up or time.monotonic() >= deadline:
                     self.gave_up = True
                     away = f"{duration(time.monotonic() - start)} ({reason(error)})"
-                    raise StoreError(
-                        f"no answer from the store for {away}. Finished work is kept; {SAME_COMMAND}"
-                    ) from error
+                    text = f"the store did not answer for {away}. Finished work is kept; {SAME_COMMAND}"
+                    raise StoreError(text) from error
                 if not has_failed:
-                    remedy = f"trying again for up to {duration(self.timeout_seconds)}"
-                    warn(f"the store does not answer ({reason(error)}); {remedy}")
+                    most = duration(self.timeout_seconds)
+                    warn(f"the store does not answer ({reason(error)}); trying again for up to {most}")
                 has_failed = True
                 time.sleep(random.uniform(0, longest_wait))
                 longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
