@@ -27,11 +27,6 @@ def model_page(name: str, version: str | int = "") -> str:
     return f"#/models/{quote(name)}" + (f"/versions/{version}" if version else "")
 
 
-def picture(run_id: str, artifact: str, caption: str) -> str:
-    """Markdown that shows an image artifact of the run."""
-    return f"![{caption}](get-artifact?path={quote(artifact)}&run_uuid={run_id})"
-
-
 class SavedView(NamedTuple):
     """A table of the runs of one role: its columns, the one that sorts it, and the params by which means are shown."""
 

@@ -4,9 +4,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -31,8 +30,7 @@ WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "ext
 MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20, IMAGE_SCORES_FILE: 2**20}
 
 
-@dataclass(frozen=True)
-class TrainedModel:
+class TrainedModel(NamedTuple):
     """A network trained on `split.source`, as a search hands it to a sweep."""
 
     spec: CNN2Spec
@@ -42,8 +40,7 @@ class TrainedModel:
     facts: dict[str, Any]  # origin and quality (study, scores, seed, data sha256) as plain JSON
 
 
-@dataclass(frozen=True)
-class PinnedModel:
+class PinnedModel(NamedTuple):
     """The model that a URI named when it was resolved; later moves of an alias do not change it."""
 
     name: str
