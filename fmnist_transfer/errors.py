@@ -3,6 +3,7 @@
 import errno
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,6 +17,13 @@ def write_problem(path: Path, error: OSError) -> str:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         reason = f"disk full ({shutil.disk_usage(existing).free // 10**6} MB free)"
     return f"cannot write {path}: {reason}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error, its cause or context, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class UserError(Exception):

@@ -186,7 +186,7 @@ class TrainedNetworks(Generic[Key]):
         """Log the result with its weights (for `load_weights`), or the failure, or the interruption."""
         task, result = outcome.task, outcome.result
         if outcome.status == "interrupted":
-            self._runs.kill(task, outcome.reason)
+            self._runs.end(task, "KILLED", tags={"reason": outcome.reason})
             return None
         if result is None:
             self._runs.fail(task, outcome.reason, outcome.details)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fmnist_transfer.store.runs import Store
 
 HOST = "127.0.0.1"
-Server = tuple[list[str], dict[str, str]]  # command, environment: the list of processes must not show a URI's password
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def main(settings: ShowSettings) -> int:
         return 0
     is_desktop = sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
     is_opened = not (settings.browser and is_desktop and sys.stdout.isatty())
-    with EndSignal() as end, served(*mlflow_server(store, port)) as server:
+    with StopSignal(may_quit=False) as end, served(*mlflow_server(store, port)) as server:
         say("Ctrl-C ends it.")
         while not end.is_set():
             if (status := server.poll()) is not None:
@@ -71,13 +70,6 @@ def main(settings: ShowSettings) -> int:
                 is_opened = webbrowser.open(first) or True
             time.sleep(0.2)
     return 0
-
-
-class EndSignal(StopSignal):
-    """A StopSignal whose second signal does not cut short the end of the servers."""
-
-    def handle(self, number: int, frame: object) -> None:
-        self.number = number
 
 
 def pages(store: "Store", sweep: str) -> dict[str, str]:
@@ -100,8 +92,8 @@ def pages(store: "Store", sweep: str) -> dict[str, str]:
     return addresses or {"an empty store": ""}
 
 
-def mlflow_server(store: "Store", port: int) -> Server:
-    """Return MLflow's UI on the store, for this machine only."""
+def mlflow_server(store: "Store", port: int) -> tuple[list[str], dict[str, str]]:
+    """Return command and environment of MLflow's UI. The list of processes must not show a URI's password."""
     hosts = ",".join(f"{name}:{port}" for name in ("localhost", HOST))  # the default accepts other names, too
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(store.folder / ARTIFACTS), "--allowed-hosts", hosts]
@@ -112,8 +104,7 @@ def mlflow_server(store: "Store", port: int) -> Server:
 @contextlib.contextmanager
 def served(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a web server in its own process group, which ends with the block."""
-    env = os.environ | environment
-    server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(command, env=os.environ | environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield server
     finally:

@@ -75,7 +75,7 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
         print_plan(rows, todo)
         cells = [row.to_dict() for row in rows]
         return {"sweep_run_id": ledger.run_id or None, "cells": cells, "n_to_run": len(todo), "n_failed": 0}
-    tags = {"model_uri": source.asked, "model_uri_pinned": source.pinned}
+    tags = {"model_uri": settings.model_uri, "model_uri_pinned": source.pinned}
     with locked(store.uri, "sweep", f"sweep-{work.key}"):
         ledger = open_ledger(store, work, plan.half, name, tags, take_over=settings.take_over)
         with store.ending(ledger.run_id):

@@ -71,7 +71,7 @@ class Measurements:
             metrics = [(name.replace("%", "percent").replace(",", ""), median, 0) for name, median in medians.items()]
             store.log(run_id, metrics=metrics)
             table = pd.DataFrame(self.rows(), columns=COLUMNS)
-            store.log_text(run_id, "benchmark.csv", table.to_csv(index=False, lineterminator="\n"))
+            store.client.log_text(run_id, table.to_csv(index=False, lineterminator="\n"), "benchmark.csv")
         say(f"Logged as run {run_id} of experiment {BENCHMARK}")
 
 

@@ -9,11 +9,9 @@ from fmnist_transfer.store.roles import BENCHMARK, KIND, NOTE, TRANSFER, TUNING,
 
 
 def experiment_page(experiment_id: str, view: str = "") -> str:
-    """The experiment's runs, in one of its saved views."""
     share = f"viewStateShareKey={view}&" if view else ""
-    return (
-        f"#/experiments/{experiment_id}/runs?{share}workflowType=machine_learning"  # the other is for language models
-    )
+    # The UI's other type of workflow is for language models.
+    return f"#/experiments/{experiment_id}/runs?{share}workflowType=machine_learning"
 
 
 def run_page(experiment_id: str, run_id: str, artifact: str = "") -> str:
@@ -29,11 +27,6 @@ def model_page(name: str, version: str | int = "") -> str:
     return f"#/models/{quote(name)}" + (f"/versions/{version}" if version else "")
 
 
-def picture(run_id: str, artifact: str, caption: str) -> str:
-    """Markdown that shows an image artifact of the run."""
-    return f"![{caption}](get-artifact?path={quote(artifact)}&run_uuid={run_id})"
-
-
 class SavedView(NamedTuple):
     """A table of the runs of one role: its columns, the one that sorts it, and the params by which means are shown."""
 
@@ -42,24 +35,36 @@ class SavedView(NamedTuple):
     columns: str
     order: str = "attributes.start_time"
     is_ascending: bool = False
-    groups: tuple[str, ...] = ()
-    charts: dict[str, Any] | None = None  # the part of the view's state that the chart page reads
+    groups: str = ""
+    charts: Sequence[Mapping[str, Any]] = ()
+    head: str = ""  # of the charts, by default the title; the UI cuts long ones
+    parent: str = ""  # only this run's children
 
     @property
     def state(self) -> dict[str, Any]:
-        columns, condition = [_quoted(column) for column in self.columns.split()], f"tags.role = '{self.role}'"
-        state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": condition}
-        state |= {"orderByKey": _quoted(self.order), "orderByAsc": self.is_ascending}
-        return state | (self.charts or {}) | _grouped(*self.groups)
+        of_parent = f" and tags.parent = '{self.parent}'" if self.parent else ""
+        *columns, order = (
+            column if column.startswith("attributes") else "{}.`{}`".format(*column.split(".", 1))
+            for column in (*self.columns.split(), self.order)
+        )
+        state: dict[str, Any] = {"selectedColumns": columns, "searchFilter": f"tags.role = '{self.role}'{of_parent}"}
+        state |= {"orderByKey": order, "orderByAsc": self.is_ascending}
+        if self.charts:
+            section = {"uuid": SECTION, "name": self.head or self.title, "display": True, "isReordered": True}
+            state |= {"compareRunCharts": self.charts, "compareRunSections": [section], "isAccordionReordered": True}
+            state["runsHiddenMode"] = "SHOW_ALL"
+        if self.groups:
+            keys = [{"mode": "param", "groupByData": name} for name in self.groups.split()]
+            state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
+        return state
+
+    def tag(self, time_ms: int) -> str:
+        """The view in the format of MLflow 3.17; other versions ignore what they cannot read."""
+        times = {"createdAt": time_ms, "updatedAt": time_ms}
+        return json.dumps({"name": self.title, **times, "state": json.dumps(self.state)})
 
 
-def _quoted(column: str) -> str:
-    """The column as the UI writes it: params.`init`."""
-    kind, _, name = column.partition(".")
-    return column if kind == "attributes" else f"{kind}.`{name}`"
-
-
-CURVES_HEAD = "By percent of images: mean and range"  # of the section of charts; the UI cuts longer ones
+SECTION = "curves"  # id of a view's only section of charts
 # Columns of the views.
 CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
@@ -70,41 +75,27 @@ SEARCHED = (
     "params.recipe.learning_rate params.recipe.weight_decay params.recipe.batch_size params.recipe.shift"
 )
 TRIALS = f"metrics.val_accuracy metrics.seconds {SEARCHED}"
-SEARCH_CHARTS: dict[str, Any] = {  # trials as lines through the searched values, coloured by their score
-    "compareRunCharts": [
-        {
-            "type": "PARALLEL",
-            "uuid": "space",
-            "metricSectionId": "search",
-            "displayName": "Search space",
-            "selectedParams": [name.removeprefix("params.") for name in SEARCHED.split()],
-            "selectedMetrics": ["val_accuracy"],
-            "showAllRuns": True,
-            "runsCountToCompare": 100,
-        }
-    ],
-    "compareRunSections": [{"uuid": "search", "name": "Search space", "display": True, "isReordered": True}],
-    "isAccordionReordered": True,
+SPACE = {  # a chart: trials as lines through the searched values, coloured by their score
+    "type": "PARALLEL",
+    "uuid": "space",
+    "metricSectionId": SECTION,
+    "displayName": "Search space",
+    "selectedParams": [name.removeprefix("params.") for name in SEARCHED.split()],
+    "selectedMetrics": ["val_accuracy"],
+    "showAllRuns": True,
+    "runsCountToCompare": 100,
 }
 RETRAINED = "params.replicate metrics.final/val_accuracy metrics.test/accuracy metrics.cost/seconds"
 SWEEPS = "tags.model_uri_pinned tags.fractions tags.inits tags.replicates"
 VIEWS: dict[str, dict[str, SavedView]] = {
     TUNING: {
-        View.TRIALS: SavedView(
-            "Trials, the best first",
-            Role.TRIAL,
-            f"metrics.val_accuracy metrics.seconds {SEARCHED}",
-            "metrics.val_accuracy",
-            charts=SEARCH_CHARTS,
-        ),
+        View.TRIALS: SavedView("Trials, the best first", Role.TRIAL, TRIALS, "metrics.val_accuracy", charts=[SPACE]),
         View.RETRAINED: SavedView("The best, trained again", Role.RETRAINED, RETRAINED, "metrics.final/val_accuracy"),
     },
     TRANSFER: {
         View.SWEEPS: SavedView("Sweeps", Role.SWEEP, SWEEPS),
         View.CELLS: SavedView("Cells by percent", Role.CELL, CELLS, "params.percent", True),
-        View.MEANS: SavedView(
-            "Means by init and percent", Role.CELL, CELLS, "params.percent", True, ("init", "percent")
-        ),
+        View.MEANS: SavedView("Means by init and percent", Role.CELL, CELLS, "params.percent", True, "init percent"),
     },
 }
 NOTES = {
@@ -129,7 +120,7 @@ def line_chart(metric: str, *, by: str = "", bottom: float | None = None) -> dic
     """
     key = by or metric  # MLflow adds a chart of its own for a metric that is no chart's key
     chart: dict[str, Any] = {"type": "LINE", "uuid": key, "metricKey": key, "selectedMetricKeys": [metric]}
-    chart |= {"metricSectionId": "curves", "lineSmoothness": 0}
+    chart |= {"metricSectionId": SECTION, "lineSmoothness": 0}
     if bottom is not None:
         chart["range"] = {"yMin": bottom, "yMax": 1}
     axis = {"xAxisKey": "metric", "selectedXAxisMetricKey": by} if by else {"xAxisKey": "step", "xAxisScaleType": "log"}
@@ -138,27 +129,9 @@ def line_chart(metric: str, *, by: str = "", bottom: float | None = None) -> dic
 
 def curves_view(title: str, sweep_run_id: str, charts: Sequence[Mapping[str, Any]], time_ms: int) -> str:
     """Tag of a sweep's saved view: charts whose lines are means of curve runs with the same param `curve`, in bands."""
-    section = {"uuid": "curves", "name": CURVES_HEAD, "display": True, "isReordered": True}
-    state = {
-        "searchFilter": f"tags.role = '{Role.CURVE}' and tags.parent = '{sweep_run_id}'",
-        "orderByKey": "params.`curve`",  # sorted by date, runs would be listed below their parent
-        "orderByAsc": True,
-        "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": charts,
-        "compareRunSections": [section],
-        "isAccordionReordered": True,
-    }
-    return _saved(title, state | _grouped("curve"), time_ms)
-
-
-def _grouped(*params: str) -> dict[str, Any]:
-    keys = [{"mode": "param", "groupByData": name} for name in params]
-    return {"groupBy": {"aggregateFunction": "average", "groupByKeys": keys}} if keys else {}
-
-
-def _saved(title: str, state: Mapping[str, Any], time_ms: int) -> str:
-    """A saved view in the format of MLflow 3.17; other versions ignore what they cannot read."""
-    return json.dumps({"name": title, "createdAt": time_ms, "updatedAt": time_ms, "state": json.dumps(state)})
+    head, columns = "By percent of images: mean and range", "params.curve params.replicate"
+    order = "params.curve"  # sorted by date, runs would be listed below their parent
+    return SavedView(title, Role.CURVE, columns, order, True, "curve", charts, head, sweep_run_id).tag(time_ms)
 
 
 def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, str]:
@@ -169,7 +142,7 @@ def experiment_tags(name: str, experiment_id: str, time_ms: int) -> dict[str, st
         links.append(f"[{view.title}]({page})")
         if view.charts:
             links.append(f"[the same as lines]({page}&compareRunsMode=CHART)")
-        tags[f"{VIEW_TAG}{key}"] = _saved(view.title, view.state, time_ms)
+        tags[f"{VIEW_TAG}{key}"] = view.tag(time_ms)
     if links:
         tags[NOTE] += f"\n\nLook at: {' · '.join(links)}"
     return tags

@@ -4,9 +4,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -26,13 +25,12 @@ from fmnist_transfer.store.runs import Store
 from fmnist_transfer.terminal.output import masked
 from fmnist_transfer.training.recipe import Recipe, still_known
 
-FORMAT = 1
+FORMAT, FOREIGN = 1, "is not a CNN2 model as this package writes it"
 WEIGHTS_FILE, SPEC_FILE, FILES_FOLDER = "weights.safetensors", "cnn2.json", "extra_files"
 MAX_BYTES = {WEIGHTS_FILE: 64 * 2**20, SPEC_FILE: 2**20, IMAGE_SCORES_FILE: 2**20}
 
 
-@dataclass(frozen=True)
-class TrainedModel:
+class TrainedModel(NamedTuple):
     """A network trained on `split.source`, as a search hands it to a sweep."""
 
     spec: CNN2Spec
@@ -42,11 +40,9 @@ class TrainedModel:
     facts: dict[str, Any]  # origin and quality (study, scores, seed, data sha256) as plain JSON
 
 
-@dataclass(frozen=True)
-class PinnedModel:
+class PinnedModel(NamedTuple):
     """The model that a URI named when it was resolved; later moves of an alias do not change it."""
 
-    asked: str
     name: str
     version: str
     location: str  # URI of its artifacts
@@ -86,7 +82,7 @@ def unpack_weights(content: bytes, spec: CNN2Spec, name: str) -> dict[str, torch
     try:
         state = safetensors.torch.load(content)
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _foreign(name, error) from error
+        raise ModelError(f"{name} {FOREIGN}: {error!r}") from error
     check_state(state, spec, name)
     return state
 
@@ -110,20 +106,15 @@ def load(store: Store, model: PinnedModel) -> TrainedModel:
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise ModelError(f"{name} has format {content['format']!r}; this version reads {FORMAT}")
-        sha256 = hashlib.sha256(weights).hexdigest()
-        if sha256 != content["weights_sha256"]:
+        if (sha256 := hashlib.sha256(weights).hexdigest()) != content["weights_sha256"]:
             raise ModelError(f"{name}: {WEIGHTS_FILE} has sha256 {sha256}, expected {content['weights_sha256']}")
         spec, recipe = CNN2Spec(**still_known(content["spec"])), Recipe(**still_known(content["recipe"]))
         split, facts = Split(tuple(content["source_classes"])), dict(content["facts"])
         if 4 * n_parameters(spec) > MAX_BYTES[WEIGHTS_FILE]:
             raise ModelError(f"{name}: its network would not fit into the size limit of {WEIGHTS_FILE}")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UsageError) as error:
-        raise _foreign(name, error) from error
+        raise ModelError(f"{name} {FOREIGN}: {error!r}") from error
     return TrainedModel(spec, recipe, split, unpack_weights(weights, spec, name), facts)
-
-
-def _foreign(name: str, error: Exception) -> ModelError:
-    return ModelError(f"{name} is not a CNN2 model as this package writes it: {error!r}")
 
 
 def read_artifact(store: Store, location: str, path: str, name: str) -> bytes:

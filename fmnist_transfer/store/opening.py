@@ -76,9 +76,23 @@ def open_store(
 
 
 def open_for_work(tracking_uri: str | None, experiment: str, retry: RetryPolicy, *, mend_copy: bool = False) -> Store:
-    """Open the store as `open_store` does, and check that the experiment's artifacts can be written."""
+    """Open the store as `open_store` does; write, read and delete one small artifact of the experiment as a check."""
     store = open_store(tracking_uri, retry, mend_copy=mend_copy)
-    check_artifacts(store, experiment)
+    location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
+    probe = f"probe-{secrets.token_hex(4)}"
+    probing = RetryPolicy(min(PROBE_SECONDS, retry.timeout_seconds), retry.should_stop)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "probe.txt"
+        file.write_text(probe)  # an empty upload is chunked, which not every proxy passes on
+        try:
+            repository = get_artifact_repository(location, store.uri)
+            probing.call(repository.log_artifact, str(file), probe)
+            probing.call(repository.download_artifacts, f"{probe}/probe.txt", folder)
+            with contextlib.suppress(Exception):  # not every kind of place can
+                repository.delete_artifacts(probe)
+        except Exception as error:  # of any storage's client library, or for want of one
+            remedy = "Install that storage's client library, or give access to it to this user or the server"
+            raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
     return store
 
 
@@ -101,25 +115,6 @@ def _check_server(uri: str) -> None:
     if version.ok and major and int(major[1]) < OLDEST_SERVER:
         text = f"runs MLflow {version.text.strip()}; it must run {OLDEST_SERVER} or newer"
         raise StoreError(f"the server at {masked(uri)} {text}")
-
-
-def check_artifacts(store: Store, experiment: str) -> None:
-    """Write, read and delete one small artifact of the experiment. Raises StoreError, which names the location."""
-    location = str(store.client.get_experiment(store.experiment(experiment)).artifact_location)
-    probe = f"probe-{secrets.token_hex(4)}"
-    retry = RetryPolicy(min(PROBE_SECONDS, store.retry.timeout_seconds), store.retry.should_stop)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "probe.txt"
-        file.write_text(probe)  # an empty upload is chunked, which not every proxy passes on
-        try:
-            repository = get_artifact_repository(location, store.uri)
-            retry.call(repository.log_artifact, str(file), probe)
-            retry.call(repository.download_artifacts, f"{probe}/probe.txt", folder)
-            with contextlib.suppress(Exception):  # not every kind of place can
-                repository.delete_artifacts(probe)
-        except Exception as error:  # of any storage's client library, or for want of one
-            remedy = "Install that storage's client library, or give access to it to this user or the server"
-            raise StoreError(f"cannot write artifacts to {masked(location)} ({reason(error)}). {remedy}") from error
 
 
 def open_parent(

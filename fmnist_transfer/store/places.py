@@ -68,8 +68,7 @@ def store_uri(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or str(default_folder() / "mlflow.db")
     if "://" not in uri and uri.endswith(".db"):
         uri = f"{SQLITE}{uri}"
-    database = sqlite_path(uri)
-    return uri if database is None else sqlite_uri(database)
+    return sqlite_uri(database) if (database := sqlite_path(uri)) else uri
 
 
 def open_database(uri: str, product: str, create: Callable[[str], None], *, may_write: bool = True) -> None:

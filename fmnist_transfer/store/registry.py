@@ -68,17 +68,21 @@ def register(
         return model_id
 
     def create_version() -> ModelVersion:
-        for version in versions_of(store, name):
-            if model_id_of(version) == model_id:  # only the response was lost
-                return version
+        if lost := [version for version in versions_of(store, name) if model_id_of(version) == model_id]:
+            return lost[0]  # only the response was
         source = f"models:/{model_id}"
         return store.once.create_model_version(name, source, run_id, tags, None, description, model_id=model_id)
 
+    about = (
+        f"CNN2, trained on Fashion-MNIST classes {digits(model.split.source)}. Alias `{BEST}` points to the version "
+        "whose configuration has the highest validation accuracy when it is trained again with fresh seeds. Transfer "
+        f"it to classes {digits(model.split.target)}: `python -m sweeps.transfer --model-uri models:/{name}/{BEST}`."
+    )
     with tempfile.TemporaryDirectory() as folder, as_default(store.uri):
         files, content = write_files(model, Path(folder))
         model_id = store.retry.call(log_model)
         with already_there():
-            store.client.create_registered_model(name, description=_description(name, model))
+            store.client.create_registered_model(name, description=about)
         version = store.retry.call(create_version)
     scores = {key: value for key, value in model.facts.items() if isinstance(value, float)}
     data = {"dataset_name": data_name(model.split.source), "dataset_digest": model.facts.get("data_sha256", "")[:16]}
@@ -97,14 +101,6 @@ def as_default(uri: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
-
-
-def _description(name: str, model: TrainedModel) -> str:
-    return (
-        f"CNN2, trained on Fashion-MNIST classes {digits(model.split.source)}. Alias `{BEST}` points to the version "
-        "whose configuration has the highest validation accuracy when it is trained again with fresh seeds. Transfer "
-        f"it to classes {digits(model.split.target)}: `python -m sweeps.transfer --model-uri models:/{name}/{BEST}`."
-    )
 
 
 def model_id_of(version: ModelVersion) -> str:
@@ -131,16 +127,14 @@ def is_gone(store: Store, version: ModelVersion) -> bool:
         return False
     try:
         location = str(store.client.get_logged_model(model_id_of(version)).artifact_location)
-        folder = file_path(location)
         files = store.retry.call(get_artifact_repository(location, store.uri).list_artifacts, FILES_FOLDER)
     except MlflowException as error:
         return error.error_code == "RESOURCE_DOES_NOT_EXIST"
     except OSError:
         return False
-    if f"{FILES_FOLDER}/{WEIGHTS_FILE}" in [file.path for file in files]:
-        return False
+    is_there, folder = f"{FILES_FOLDER}/{WEIGHTS_FILE}" in [file.path for file in files], file_path(location)
     # A folder EXPERIMENT/models/MODEL/artifacts of another machine cannot be seen here.
-    return folder is None or folder.parents[2].exists()
+    return not is_there and (folder is None or folder.parents[2].exists())
 
 
 def resolve(store: Store, uri: str) -> PinnedModel:
@@ -163,11 +157,10 @@ def resolve(store: Store, uri: str) -> PinnedModel:
     except MlflowException as error:
         text = f"cannot find {uri} in {masked(store.uri)}: {error.message}. {_known(store)}"
         raise ModelError(f"{text}; if it was deleted, rerun the search that registered it") from error
-    return PinnedModel(uri, name, number, location, model_id)
+    return PinnedModel(name, number, location, model_id)
 
 
 def _known(store: Store) -> str:
-    """List every registered model with its versions and aliases."""
     models = []
     for model in store.client.search_registered_models():
         versions = ", ".join(sorted((str(version.version) for version in versions_of(store, model.name)), key=int))

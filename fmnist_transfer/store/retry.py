@@ -5,11 +5,11 @@ import functools
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from fmnist_transfer.errors import FULL, SAME_COMMAND, StoreError, UserError
+from fmnist_transfer.errors import FULL, SAME_COMMAND, StoreError, UserError, causes
 from fmnist_transfer.terminal.output import duration, masked, warn
 
 T = TypeVar("T")
@@ -35,6 +35,9 @@ class RetryPolicy:
         while True:
             try:
                 result = function(*args, **kwargs)
+                if has_failed:
+                    warn(f"the store answers again, after {duration(time.monotonic() - start)}")
+                return result
             except Exception as error:
                 if (kind := trouble(error)) is None:
                     raise
@@ -53,10 +56,6 @@ class RetryPolicy:
                 has_failed = True
                 time.sleep(random.uniform(0, longest_wait))
                 longest_wait = min(2 * longest_wait, LONGEST_WAIT_SECONDS)
-            else:
-                if has_failed:
-                    warn(f"the store answers again, after {duration(time.monotonic() - start)}")
-                return result
 
 
 class RetryingClient:
@@ -77,7 +76,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
         return None
     from_server = http.ConnectionError | http.Timeout | http.RetryError | http.ChunkedEncodingError | ConnectionError
     from_database = sql.OperationalError | sql.InterfaceError | sqlite3.OperationalError
-    for link in _chain(error):
+    for link in causes(error):
         if isinstance(link, from_server | from_database):
             return "lasting" if any(words in str(link) for words in LASTING) else "passing"
         if isinstance(link, OSError) and link.errno in FULL:
@@ -90,7 +89,7 @@ def trouble(error: BaseException) -> Literal["passing", "lasting"] | None:
 def reason(error: BaseException) -> str:
     """The innermost error in one line: `Connection refused`, `database is locked`, `Permission denied: /mlruns`."""
     # A LookupError in the chain, such as a miss in a library's cache, is no reason.
-    *_, innermost = (link for link in _chain(error) if link is error or not isinstance(link, LookupError))
+    *_, innermost = (link for link in causes(error) if link is error or not isinstance(link, LookupError))
     while innermost.args and isinstance(innermost.args[-1], BaseException):
         innermost = innermost.args[-1]
     text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
@@ -98,9 +97,3 @@ def reason(error: BaseException) -> str:
         text = "disk full"
     file = getattr(innermost, "filename", None)
     return masked(str(text).strip().splitlines()[0]) + (f": {file}" if file else "")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -131,9 +131,6 @@ class Store:
         if not present or hashlib.sha256(present.encode()).hexdigest() == tags.get(OUR_NOTE):
             self.log(run_id, tags={NOTE: text, OUR_NOTE: hashlib.sha256(text[:TAG_LENGTH].encode()).hexdigest()})
 
-    def log_text(self, run_id: str, path: str, text: str) -> None:
-        self.client.log_text(run_id, text, path)
-
     def log_figures(
         self, run_id: str, draw: "Callable[[], Mapping[str, Figure]]", small: tuple[str, str] = ("", "")
     ) -> None:
@@ -192,7 +189,6 @@ class Store:
 
 
 def data_name(classes: tuple[int, ...]) -> str:
-    """Name of a half as a data set in MLflow."""
     return f"Fashion-MNIST classes {digits(classes)}"
 
 
@@ -251,11 +247,8 @@ class OpenRuns(Generic[Key]):
         files = {"traceback.txt": details.encode()} if details else {}
         return self.end(key, "FAILED", tags={"reason": reason}, files=files)
 
-    def kill(self, key: Key, reason: str) -> None:
-        self.end(key, "KILLED", tags={"reason": reason})
-
     def kill_rest(self) -> None:
         """End all open runs as KILLED; errors are suppressed so as not to hide an earlier one."""
         for key in list(self._open):
             with contextlib.suppress(Exception):
-                self.kill(key, "the command ended before it")
+                self.end(key, "KILLED", tags={"reason": "the command ended before it"})

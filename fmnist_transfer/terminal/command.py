@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError
+from fmnist_transfer.errors import SAME_COMMAND, Interrupted, StoreError, UsageError, UserError, causes
 from fmnist_transfer.terminal.output import RED, masked, styled
 from fmnist_transfer.terminal.process import prepare_command, set_environment
 
-STORE_LIBRARIES = ("mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3")
+STORE_LIBRARIES = {"mlflow", "optuna", "sqlalchemy", "sqlite3", "psycopg", "requests", "urllib3"}
 S = TypeVar("S")
 
 
@@ -34,16 +34,9 @@ def run_command(flags: type[S], main: Callable[[S], int], module: str, args: Seq
     except KeyboardInterrupt:  # outside a StopSignal
         return _report(Interrupted("stopped; finished work is kept"), command)
     except Exception as error:  # reported in one line, too
-        kind = StoreError if _is_of_a_store(error) else UserError
+        libraries = {type(cause).__module__.partition(".")[0] for cause in causes(error)}
+        kind = StoreError if libraries & STORE_LIBRARIES else UserError
         return _report(kind(f"{type(error).__name__}: {error}. Finished work is kept; --debug shows where."), command)
-
-
-def _is_of_a_store(error: BaseException | None) -> bool:
-    while error is not None:
-        if type(error).__module__.partition(".")[0] in STORE_LIBRARIES:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _report(error: UserError, command: Sequence[str]) -> int:

@@ -45,17 +45,9 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
         say(f"  {key.ljust(width)}  {value}")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], groups: Mapping[str, int] | None = None) -> None:
-    """Print aligned columns, the first to the left. `groups`: title above the others -> number of columns it spans."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, the first to the left."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    if groups:
-        line, column = " " * widths[0], 1
-        for title, n in groups.items():
-            room = sum(widths[column : column + n]) + 2 * (n - 1)
-            widths[column] += max(0, len(title) - room)
-            line += "  " + title.rjust(max(room, len(title)))
-            column += n
-        print(styled(line, BOLD, sys.stdout))
     for i, (first, *rest) in enumerate([columns, *rows]):
         line = masked("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip())
         print(line if i else styled(line, BOLD, sys.stdout), flush=True)

@@ -70,8 +70,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def _draw(self) -> Any:
-        """Return rich's bar with a text at its right. Rich respects NO_COLOR."""
-        from rich import console, progress, table
+        from rich import console, progress, table  # respects NO_COLOR
 
         cut = table.Column(no_wrap=True, ratio=1)  # a narrow terminal cuts the text, not the bar
         bar = progress.Progress(
@@ -87,8 +86,6 @@ class Progress:
 
 
 class Stopwatch:
-    """Wall time since its creation."""
-
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}  # seconds of each
         self.marks: dict[str, float] = {}  # event -> seconds until it first happened

@@ -52,8 +52,6 @@ class ProcessPool(Pool):
 
 
 class _Process(Worker):
-    """A worker process and the parent's end of its pipe."""
-
     def __init__(self, prepare: bool):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()

@@ -161,7 +161,6 @@ class RayActor:
 
     @ray.method(concurrency_group="mail")
     def message(self) -> tuple[str, Any]:
-        """Wait for the next message and return it."""
         return self._messages.get()
 
     @ray.method(concurrency_group="mail")

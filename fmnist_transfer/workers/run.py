@@ -105,8 +105,7 @@ class Workers:
                     yield Outcome(task, "interrupted", reason="its worker died")
                 job.lost, has_more, is_stopping = [], False, True
             elif (job.lost or has_more) and (idle := pool.idle()):
-                task = job.lost.pop() if job.lost else next(tasks, None)
-                if task is None:
+                if (task := job.lost.pop() if job.lost else next(tasks, None)) is None:
                     has_more = False
                 else:
                     worker = idle[0]

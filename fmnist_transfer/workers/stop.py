@@ -12,9 +12,10 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag. A second signal ends the process at once."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag. If it `may_quit`, a second signal ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_quit: bool = True) -> None:
+        self._may_quit = may_quit
         self.number: int | None = None
         self.outage: StoreError | None = None  # the first one that `held` suppressed
         self._before: dict[int, Any] = {}
@@ -22,7 +23,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # ignored, for example under nohup
-                self._before[number] = signal.signal(number, self.handle)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
@@ -31,10 +32,12 @@ class StopSignal:
         if isinstance(error, StoreError):  # a stop takes precedence over a lost store
             self.raise_if_set(str(error))
 
-    def handle(self, number: int, frame: object) -> None:
-        if self.number is not None:
+    def _handle(self, number: int, frame: object) -> None:
+        is_second, self.number = self.number is not None, number
+        if not self._may_quit:
+            return
+        if is_second:
             os._exit(Interrupted("", number).exit_status)
-        self.number = number
         with contextlib.suppress(OSError):
             os.write(2, b"\nstopping after the current batches; repeat to quit at once\n")
 

@@ -58,7 +58,7 @@ def write_report(store: Store, sweep: LoggedSweep, others: Sequence[LoggedSweep]
         texts |= {"classes.csv": classes_csv(sweep), "image_variances.csv": variances_csv(sweep)}
     for name, text in texts.items():
         check_stop()
-        store.log_text(sweep.run_id, f"{FOLDER}/{name}", text)
+        store.client.log_text(sweep.run_id, text, f"{FOLDER}/{name}")
     describe(store, sweep.run_id, sweep.params["split"], sweep)
     verdicts = {f"verdict.{name}": verdict.verdict for name, verdict in sweep.verdicts.items()}
     store.log(sweep.run_id, metrics=summary(findings), tags=verdicts)

@@ -1,6 +1,5 @@
 """Figures and table of a sweep's parent run, refreshed as cells finish; its tables in the terminal."""
 
-import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -40,7 +39,7 @@ class SweepFigures:
         rows = self._read_rows()
         if finished_percents(rows):
             self._store.log_figures(self._run_id, lambda: sweep_figures(rows, self._title))
-        self._store.log_text(self._run_id, "results.csv", to_csv(rows))
+        self._store.client.log_text(self._run_id, to_csv(rows), "results.csv")
         return rows
 
 
@@ -90,11 +89,11 @@ def print_summary(rows: Sequence[Row]) -> None:
     inits, percents = list(dict.fromkeys(row.cell.init for row in rows)), finished_percents(rows)
     done = Counter((row.cell.percent, row.cell.init) for row in rows if row.status == "finished")
     fewest = [str(min(n for (at, _), n in done.items() if at == percent)) for percent in percents]
-    say_heading("Means over the finished replicates, final epoch")
     for scores in [PANELS] if len(inits) <= 3 else [(score,) for score in PANELS]:  # three inits fit side by side
+        say_heading(f"Means over the finished replicates, final epoch: {' | '.join(score.axis for score in scores)}")
         columns = [[*map(str, percents)], fewest]
-        for score, init in itertools.product(scores, inits):
-            means = pd.DataFrame(score.scale * by_replicate(rows, init, score, percents)).mean()
-            columns.append([f"{mean:.{score.digits}f}".replace("nan", "-") for mean in means])
-        groups = {"": 1} | {score.axis: len(inits) for score in scores}
-        print_table(["percent", "replicates", *inits * len(scores)], list(zip(*columns, strict=True)), groups)
+        for score in scores:
+            means = [pd.DataFrame(score.scale * by_replicate(rows, init, score, percents)).mean() for init in inits]
+            texts = [[f"{mean:.{score.digits}f}".replace("nan", "-") for mean in of_init] for of_init in means]
+            columns += [["|"] * len(percents), *texts]
+        print_table(["percent", "replicates", *["|", *inits] * len(scores)], list(zip(*columns, strict=True)))

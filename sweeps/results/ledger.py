@@ -93,7 +93,7 @@ class Ledger:
         """Log all results in one batch and end the run as FINISHED; or log the failure, or the interruption."""
         cell, trained = outcome.task, outcome.result
         if outcome.status == "interrupted":
-            self.open_runs.kill(cell, outcome.reason)
+            self.open_runs.end(cell, "KILLED", tags={"reason": outcome.reason})
             return None
         note = ""
         if trained is None:

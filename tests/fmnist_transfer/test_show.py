@@ -195,7 +195,7 @@ def test_a_store_is_shown_until_a_signal(number: signal.Signals, store: Store, t
     """SIGINT with a study, whose dashboard is named, and with the port taken."""
     is_whole = number == signal.SIGINT
     run_id = sweep(store)
-    store.log_text(run_id, "report/report.md", "The answer")
+    store.client.log_text(run_id, "The answer", "report/report.md")
     arguments = ["--no-browser", "--tracking-uri", store.uri, "--port", str(port := free_port())]
     if is_whole:
         (store.folder / "optuna.db").touch()

@@ -9,7 +9,6 @@ from fmnist_transfer.store.links import (
     experiment_page,
     line_chart,
     model_page,
-    picture,
     run_page,
 )
 from fmnist_transfer.store.roles import TRANSFER
@@ -24,9 +23,6 @@ def test_addresses() -> None:
     assert run_page("2", "abc", "report/report.html") == "#/experiments/2/runs/abc/artifacts/report/report.html"
     assert model_page("cnn2") == "#/models/cnn2"
     assert model_page("my net", 3) == "#/models/my%20net/versions/3"
-    assert picture("abc", "figures/a b.png", "losses") == (
-        "![losses](get-artifact?path=figures/a%20b.png&run_uuid=abc)"
-    )
 
 
 def test_a_sweeps_view_finds_its_curves(store: Store) -> None:

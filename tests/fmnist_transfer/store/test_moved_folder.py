@@ -31,7 +31,7 @@ def test_a_link_to_the_store_is_no_other_place(store: Store, tmp_path: Path) -> 
 
 
 def test_a_database_that_was_copied_alone_is_not_mended(store: Store, tmp_path: Path) -> None:
-    store.log_text(store.start(TRANSFER, "a run"), "note.md", "hello")
+    store.client.log_text(store.start(TRANSFER, "a run"), "hello", "note.md")
     copied = synthetic.copy_database(store.folder / "mlflow.db", tmp_path / "elsewhere é" / "mlflow.db")
     before = copied.read_bytes()
     with pytest.raises(StoreError, match=re.escape(str(copied.parent))):

@@ -28,7 +28,7 @@ def test_each_run_ends_in_its_own_way_and_the_rest_is_killed(store: Store, paren
     assert {run.info.status for run in found(store, parent).values()} == {"RUNNING"}
     finished = runs.end(0, "FINISHED", metrics=[("final/val_loss", 0.25, 0)], files={"a.txt": b"hello"})
     failed = runs.fail(1, "ValueError: no", "Traceback ...")
-    runs.kill(2, "stopped")
+    runs.end(2, "KILLED", tags={"reason": "stopped"})
     runs.kill_rest()
     runs.kill_rest()
     assert runs.end(0, "FINISHED") == ""  # it has ended

@@ -22,7 +22,7 @@ def test_artifacts_lie_beside_a_users_own_database(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_id = store.start(TRANSFER, "a run")
-    store.log_text(run_id, "note.md", "hello")
+    store.client.log_text(run_id, "hello", "note.md")
     assert [file.read_text() for file in (store.folder / "artifacts").rglob("note.md")] == ["hello"]
     assert not (tmp_path / "mlruns").exists()
 

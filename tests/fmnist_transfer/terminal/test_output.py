@@ -42,17 +42,6 @@ def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "name        x\na           1\nlong name  10\n"
 
 
-def test_groups_of_columns_have_titles(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [["5", "1.25", "1.5", "90.0"], ["100", "0.5", "0.75", "95.5"]]
-    print_table(["percent", "own", "random", "own"], rows, {"loss": 2, "accuracy, %": 1})
-    assert capsys.readouterr().out.splitlines() == [
-        "                 loss  accuracy, %",
-        "percent   own  random          own",
-        "5        1.25     1.5         90.0",
-        "100       0.5    0.75         95.5",
-    ]
-
-
 def test_pairs_are_aligned_below_their_heading(capsys: pytest.CaptureFixture[str]) -> None:
     print_pairs("Look next", {"a": "one", "longer": "postgresql://me:secret@host/db"})
     assert capsys.readouterr().out == "\nLook next\n  a       one\n  longer  postgresql://***@host/db\n"
@@ -78,7 +67,7 @@ def test_a_terminal_is_styled_unless_it_is_not_to_be(
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     say_heading("Result")
-    print_table(["x"], [["1"]], {})
+    print_table(["x"], [["1"]])
     warn("slow")
     if is_styled:
         assert out.getvalue() == "\n\x1b[1mResult\x1b[0m\n\x1b[1mx\x1b[0m\n1\n"

@@ -44,7 +44,7 @@ def test_looking_makes_nothing(store: Store, half: Half) -> None:
 def test_a_cell_is_open_until_it_has_a_finished_run(ledger: Ledger, store: Store, reopen: Callable[[], Ledger]) -> None:
     ledger.begin(CELL)
     assert reopen().to_run([CELL]) == [CELL]
-    ledger.open_runs.kill(CELL, "stopped")
+    ledger.open_runs.end(CELL, "KILLED", tags={"reason": "stopped"})
     assert reopen().to_run([CELL]) == [CELL]
     assert reopen().rows([CELL])[0].status == "open"
     finished = log_run(ledger, store, "FINISHED")
