@@ -45,6 +45,7 @@ CHARTS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(chart =>
         group: trace.uuid ?? '', metric: trace.metricKey ?? '', fill: trace.fill ?? '', x: trace.x, y: trace.y
     }))
 }))"""
+AXES = "[...document.querySelectorAll('.parcoords .dimension .label')].map(axis => axis.textContent)"
 Points = list[tuple[float, float]]
 
 
@@ -210,6 +211,9 @@ def the_search(visit: Visit, store: Store) -> None:
     expect(column.first).to_be_visible(timeout=WAIT_MS)
     scores = [float(text) for text in column.all_inner_texts() if text.strip(" -\n")]  # pruned ones have none
     assert scores == sorted(scores, reverse=True)
+    page = visit.open(experiment_page(experiment_id, View.TRIALS) + "&compareRunsMode=CHART")
+    page.wait_for_function(f"{AXES}.length == 10", timeout=WAIT_MS)  # nine searched values and the score
+    assert page.evaluate(AXES)[-1] == "val_accuracy"
 
 
 def main() -> int:
