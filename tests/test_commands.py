@@ -450,7 +450,7 @@ def test_report_recomputes_everything_from_the_store(
     assert {"report/report.html", "report/report.md", "report/report.csv", "report/answer.png"} <= files
     folder = Path(project.store.client.download_artifacts(swept["sweep_run_id"], "report", str(tmp_path)))
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7  # answer, sweeps, losses, epochs, effective data, half-widths, classes
+    assert page.count("data:image/png;base64,") == 7  # the report has seven figures
     assert [one["run_id"] for one in result["compared_with"]] == [other["sweep_run_id"]]
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert swept["sweep_run_id"] in page
