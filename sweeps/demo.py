@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fmnist_transfer.errors import DataError
+from fmnist_transfer.errors import SAME_COMMAND, DataError
 from fmnist_transfer.flags import CommandFlags, StoreFlags
 from fmnist_transfer.store.places import PROJECT, default_folder
 from fmnist_transfer.store.retry import RetryPolicy
@@ -46,7 +46,11 @@ def main(settings: DemoSettings) -> int:
         uri = settings.tracking_uri or str(default_folder() / "demo" / "mlflow.db")
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
         store = open_for_work(uri, TRANSFER, retry, mend_copy=settings.mend_copy)
-        if not store.find(TRANSFER, role=Role.SWEEP, status="FINISHED", copy_of=CELLS):
+        copies = store.find(TRANSFER, role=Role.SWEEP, copy_of=CELLS)
+        for unfinished in [run for run in copies if run.info.status != "FINISHED"]:
+            store.client.delete_run(unfinished.info.run_id)
+            copies.remove(unfinished)
+        if not copies:
             _copy(store, stop)
         print_pairs("Look next", {"in a browser": store.show_command})
     return 0
@@ -72,7 +76,7 @@ def _copy(store: "Store", stop: StopSignal) -> None:
         percents, n = tuple(finished_percents(rows)), 1 + max(row.cell.replicate for row in rows)
         store.log(run_id, tags=grid_tags({}, Grid(percents, REPORTED, n, judged=percents, n_curve_replicates=n)))
         for row in rows:
-            stop.raise_if_set("the copy is not complete; delete its folder and start again")
+            stop.raise_if_set(f"the copy is not complete; {SAME_COMMAND}")
             cell = row.cell
             labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
             tags = labels | {"role": Role.CELL, "parent": run_id, "cell_key": cell.name}

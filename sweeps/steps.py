@@ -111,7 +111,6 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
-    describe(store, run_id, str(context.model.split))
     store.log(run_id, tags=grid_tags(store.client.get_run(run_id).data.tags, settings.grid))
     figures = SweepFigures(store, run_id, lambda: [*read_sweep(store, run_id).rows], context.name)
     ledger.on_report, ledger.on_end = partial(stopwatch.mark, FIRST_STEP), figures.refresh
@@ -165,7 +164,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     def training(i: int) -> Training:  # a search counts its re-trainings from 1
         return Training.of(f"source r{i}", plan.spec, plan.recipe, plan.device, facts | {"replicate": i + 1})
 
-    parent = "" if settings.dry_run else run_id  # which would end its open runs
+    parent = "" if settings.dry_run else run_id  # passing the run's id would end its open runs
     log = TrainedNetworks[int](store, TRANSFER, parent, Role.SOURCE, half=half, training=training)
     own = store.find(TRANSFER, role=Role.SOURCE, parent=run_id)
     log.use([*own, *store.find(TUNING, role=Role.RETRAINED, status="FINISHED")])
@@ -173,7 +172,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     if settings.dry_run:
         say(f"{counted(len(todo), 'source network')} would be trained")
         return {}
-    tasks = [tuple(todo)][: len(todo)] if plan.stack else [(replicate,) for replicate in todo]
+    tasks = ([tuple(todo)] if todo else []) if plan.stack else [(replicate,) for replicate in todo]
     with Progress("source networks", len(tasks)) as progress:
         run_logged(workers, pretrain, plan, tasks, log=Together(log), progress=progress, debug=settings.debug)
     trained = log.collect(replicates, "source networks", workers.stop)
@@ -192,6 +191,8 @@ def _train(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: s
         ledger.begin(cell)
         ledger.fail(cell, "the training of its source network failed")
     todo = [cell for cell in todo if cell.replicate in plan.sources]
+    if todo:
+        describe(context.store, ledger.run_id, str(context.model.split))
     context.stopwatch.lap("resume check")
     tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
     sizes = {task: sum(cell.work(plan.budget) for cell in task) for task in tasks}
@@ -211,4 +212,4 @@ def _print_next(context: SweepContext, run_id: str, model_uri: str) -> None:
     changes = ONE_TIME | {"model_uri": model_uri, "replicates": n_replicates, "pretrain_replicates": n_sources}
     look = f"{context.store.show_command}  # curves, report, every run"
     go_on = f"{command_line('sweeps.transfer', settings, **changes)}  # extends this sweep"
-    print_pairs("Look next", {"in a browser": look, "on paper": place_of(run_id), "go on": go_on})
+    print_pairs("Look next", {"in a browser": look, "report": place_of(run_id), "go on": go_on})

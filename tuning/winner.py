@@ -33,7 +33,7 @@ class Retrained(NamedTuple):
 
     @property
     def overall_mean(self) -> float:
-        """Mean accuracy with the search's score: one seed moves it by 0.2 points, as much as good ones differ."""
+        """Mean of the search's score and the re-trainings: one varies by 0.2 points, as much as good ones differ."""
         return statistics.mean([self.candidate.search_score or self.val_accuracies[0], *self.val_accuracies])
 
     def scores(self) -> dict[str, float | None]:
@@ -156,7 +156,7 @@ def _move_best(store: Store, version: ModelVersion, *, force: bool) -> bool:
         if old and str(old.version) != number and not force and not is_gone(store, old):
             mean, old_mean = (float(each.get("retrained_mean", "nan")) for each in (tags, old.tags))
             if not mean > old_mean or any(tags.get(key) != old.tags.get(key) for key in ("split", "data_sha256")):
-                why = f"version {number} scores no higher on the same split and data; --promote moves it anyway"
+                why = f"version {number} does not beat it on the same split and data; --promote moves it anyway"
                 say(f"best stays at {name} version {old.version}: {why}")
                 return False
         set_best(store, version)

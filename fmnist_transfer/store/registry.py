@@ -81,15 +81,14 @@ def register(
     with tempfile.TemporaryDirectory() as folder, as_default(store.uri):
         files, content = write_files(model, Path(folder))
         model_id = store.retry.call(log_model)
+        own = {"model_id": model_id, "run_id": run_id, "dataset_name": data_name(model.split.source)}
+        own["dataset_digest"] = model.facts.get("data_sha256", "")[:16]
+        scores = {key: value for key, value in model.facts.items() if isinstance(value, float)}
+        now = int(time.time() * 1_000)
+        store.client.log_batch(run_id, [Metric(key, value, now, 0, **own) for key, value in scores.items()])
         with already_there():
             store.client.create_registered_model(name, description=about)
-        version = store.retry.call(create_version)
-    scores = {key: value for key, value in model.facts.items() if isinstance(value, float)}
-    data = {"dataset_name": data_name(model.split.source), "dataset_digest": model.facts.get("data_sha256", "")[:16]}
-    now = int(time.time() * 1_000)
-    of_model = [Metric(key, value, now, 0, model_id=model_id, run_id=run_id, **data) for key, value in scores.items()]
-    store.client.log_batch(run_id, of_model)
-    return version
+        return store.retry.call(create_version)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def main(settings: ReportSettings) -> int:
         sweep, *others = (with_image_scores(store, each) for each in logged)
         check_distinct("--vs", [each.run_id for each in logged])
         findings = write_report(store, sweep, others, stop=stop)
-        print_pairs("Look next", {"in a browser": store.show_command, "on paper": place_of(sweep.run_id)})
+        print_pairs("Look next", {"in a browser": store.show_command, "report": place_of(sweep.run_id)})
         if settings.json:
             write_json(settings.json, findings)
     return 0

@@ -49,7 +49,7 @@ def report_figures(
         figures["effective_data"] = effective_figure(pair, table)
     if pair.n > 1 and pair.difference(pair.loss).is_known:
         figures["half_widths"] = half_widths_figure(pair)
-    if sweep.confusions:
+    if pair.n and all((percent, init) in sweep.confusions for percent in pair.percents for init in REPORTED):
         figures["classes"] = classes_figure(sweep)
     if len(reported) < len(finished):
         figures["inits"] = scores_figure(finished, PANELS)

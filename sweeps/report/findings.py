@@ -69,7 +69,7 @@ def points(pair: Comparison, score: Score) -> Table:
 
 def effective_data(pair: Comparison) -> Table:
     """Effective data at each judged fraction; empty if unknown. Limits hold together where a claim looks at them."""
-    if len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
+    if not pair.is_complete or len(pair.percents) < 2 or pair.n < 2 or not pair.difference(pair.loss).is_known:
         return []
     data = pair.curves.effective_data(n_together=max(1, has_multiplier(pair).sum()))
     table = pd.DataFrame({"percent": pair.percents} | vars(data)).rename(columns={"effective": "effective_percent"})
@@ -100,10 +100,12 @@ def classes_csv(sweep: LoggedSweep) -> str:
 def summary(findings: Findings) -> list[tuple[str, float, int]]:
     """Metrics of the sweep's parent run: random against pretrained with limits, and the multiplier, at both ends."""
     rows, effective = findings["differences"].get("heldout_loss", []), findings["effective_data"]
-    ends = [(at, "loss_log_ratio", ("mean", "low", "high")) for at in (*rows[:1], *rows[1:][-1:])]
-    ends += [(at, "multiplier", ("multiplier", "low", "high")) for at in (*effective[:1], *effective[1:][-1:])]
-    values = [(f"answer/{name}_{key}_at_{at['percent']}", at[key], 0) for at, name, keys in ends for key in keys]
-    return [row for row in values if not np.isnan(row[1])]
+    metrics = []
+    for name, mean, table in (("loss_log_ratio", "mean", rows), ("multiplier", "multiplier", effective)):
+        for at in (*table[:1], *table[1:][-1:]):
+            keys = {name: mean, f"{name}_low": "low", f"{name}_high": "high"}
+            metrics += [(f"answer/{own}_at_{at['percent']}", at[key], 0) for own, key in keys.items()]
+    return [metric for metric in metrics if not np.isnan(metric[1])]
 
 
 def beside(sweep: LoggedSweep) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def with_image_scores(store: Store, sweep: LoggedSweep) -> LoggedSweep:
             with contextlib.suppress(ModelError):
                 files = _files(sweep.comparison(init), read)
                 variances[init] = _variances(files, init)
-                confusions |= {key: confusion(own) for key, own in files.items()}
+                own = {key: each for key, each in files.items() if key[1] == init or init == "pretrained"}
+                confusions |= {key: confusion(of_cells) for key, of_cells in own.items()}  # random as pretrained has it
     return dataclasses.replace(sweep, image_variances=variances, confusions=confusions)
 
 

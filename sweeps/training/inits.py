@@ -1,4 +1,4 @@
-"""Start and train each init, for CNN2 or any network with a named classifier. README.md has a table of the inits.
+"""Start and train each init, for CNN2 or any network with a named classifier. README.md lists the inits.
 
 A source's buffers are copied with its layers. The classifier is always drawn anew, within a replicate the same one.
 """
