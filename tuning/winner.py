@@ -66,7 +66,8 @@ def register_best(context: SearchContext, best: list[Candidate], run_id: str, st
     metrics = [(key, value, 0) for key, value in scores.items() if value is not None]
     store.log(run_id, metrics=metrics, tags={"registered": uri})
     trials = f"[Trials, the best first]({experiment_page(store.experiment(TUNING), View.TRIALS)})"
-    store.describe(run_id, f"Registered: [{name} {version.version}]({model_page(name, version.version)}). {trials}")
+    winner_page = f"[{name} version {version.version}]({model_page(name, version.version)})"
+    store.describe(run_id, f"The best network of this search, trained again, is {winner_page}. {trials}")
     return outcome | {"model_uri": uri, "version": int(version.version), "promoted": promoted, "n_failed": n_failed}
 
 
