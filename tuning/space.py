@@ -75,3 +75,18 @@ def affordable(max_cost: float | None) -> list[CNN2Spec]:
     lowest = 0.0 if max_cost is None else LEAST * max(map(training_cost, networks))
     networks = [spec for spec in networks if training_cost(spec) >= lowest]
     return sorted(networks, key=lambda spec: (training_cost(spec), spec.channels))
+
+
+def on_edge(trial: optuna.trial.FrozenTrial) -> list[str]:
+    """Numeric parameters of the trial in the outer 2 % of their range, each with value and range.
+
+    Excluded are the number of the network, which the cost limit bounds, and lower ends at zero.
+    """
+    edges = []
+    for name, value in trial.params.items():
+        if isinstance(end := trial.distributions[name], optuna.distributions.FloatDistribution):
+            scale = math.log if end.log else float
+            share = (scale(value) - scale(end.low)) / (scale(end.high) - scale(end.low))
+            if (share < 0.02 and end.low > 0) or share > 0.98:
+                edges.append(f"{name} = {value:.3g} (range {end.low:g} to {end.high:g})")
+    return edges

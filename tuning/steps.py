@@ -31,7 +31,7 @@ from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
 from fmnist_transfer.workers.run import Workers
 from tuning.settings import SearchSettings
-from tuning.space import SPACE_VERSION, affordable, starts
+from tuning.space import SPACE_VERSION, affordable, on_edge, starts
 from tuning.study import SETTINGS, counting, open_storage, open_study, requeue
 from tuning.trainings import Candidate, Plan, train_trial
 from tuning.trials import SearchContext, Trials, candidate, expected_best, study_run
@@ -91,6 +91,8 @@ def _run_study(context: SearchContext, log: Trials, run_id: str) -> dict[str, An
     if not completed:
         remedy = "Continue it with more --trials or a longer --timeout"
         raise UserError(f"no trial of study {settings.study!r} completed; its runs in MLflow say why. {remedy}")
+    for edge in on_edge(completed[0]):
+        say(f"note: the best trial lies on the edge of its range: {edge}")
     curve = enumerate(expected_best([trial.value or 0.0 for trial in completed]), 1)
     context.store.log(run_id, metrics=[(f"expected_best/of_{len(completed)}", value, step) for step, value in curve])
     by_hand = [trial for trial in completed if trial.params == starts(settings.cost_limit)[0]][:1]

@@ -1,5 +1,6 @@
 """Every shape and both ends of every range build, are affordable, and take a step."""
 
+import re
 from typing import Any
 
 import optuna
@@ -13,7 +14,7 @@ from fmnist_transfer.network.cost import training_cost
 from fmnist_transfer.seeding import Streams
 from fmnist_transfer.training.fit import fit
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE
-from tuning.space import LEARNING_RATE, WEIGHT_DECAY, affordable, starts, suggest
+from tuning.space import LEARNING_RATE, WEIGHT_DECAY, affordable, on_edge, starts, suggest
 
 
 def corners(max_cost: float | None) -> list[dict[str, Any]]:
@@ -71,3 +72,12 @@ def test_the_hand_made_configuration_is_as_wide_as_the_limit_allows(
 def test_the_first_trials_differ_and_lie_in_the_space(limit: float | None) -> None:
     first = [suggest(optuna.trial.FixedTrial(params), epochs=6, max_cost=limit) for params in starts(limit)]
     assert len(set(first)) == len(first) > 1
+
+
+def test_a_best_point_on_the_edge_is_told() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial(corners(1.0)[1] | {"fc_dropout": 0.0})
+    study.optimize(lambda trial: float(len(suggest(trial, epochs=1, max_cost=1.0))), n_trials=1)
+    edges = on_edge(study.best_trial)
+    assert any(re.search(r"learning_rate\b.*\b0\.01\b.*\b0\.001\b.*\b0\.01\b", edge) for edge in edges)
+    assert not any(edge.startswith(("network", "fc_dropout = 0 ")) for edge in edges)
