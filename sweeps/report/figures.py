@@ -67,7 +67,7 @@ def classes_figure(sweep: LoggedSweep) -> Figure:
     axes.axhline(0, color="black", linewidth=1)
     log_percents(axes, percents)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
 
@@ -126,7 +126,7 @@ def effective_figure(pair: Comparison, table: Table) -> Figure:
     axes.set_xlim(left=pair.percents[0] / 2)
     axes.margins(y=0.12)
     log_losses(axes, f"{pair.loss.label} (nats)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
 
@@ -155,5 +155,5 @@ def half_widths_figure(pair: Comparison) -> Figure:
     axes.axhline(margin, color="black", linestyle="--", linewidth=1, label="margin")
     axes.axvline(pair.n, color=NEITHER, linestyle=":", label="this sweep")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure

@@ -70,7 +70,7 @@ def scores_figure(rows: Sequence[Row], scores: Sequence[Score], width: float | N
         images = axes.secondary_xaxis("top", functions=(lambda x, n=whole: n * x, lambda x, n=whole: x / n))
         images.set_xlabel("training images")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc="upper right" if score.is_loss else "lower right", frameon=False, fontsize=8)
     return figure
 
 
