@@ -24,7 +24,8 @@ def prepare_command() -> None:
 def set_environment() -> None:
     """Set what libraries read from the environment. Call this before they are imported; the user's settings stay."""
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is inherited, but may not be installed here
-    os.environ.pop("MLFLOW_RUN_ID", None)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH"):  # of another program's runs and paths
+        os.environ.pop(name, None)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else four minutes of retries, and second runs
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
