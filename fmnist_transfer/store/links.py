@@ -68,7 +68,7 @@ SECTION = "curves"  # id of a view's only section of charts
 # Columns of the views.
 CELLS = (
     "params.init params.percent params.replicate metrics.final/train_loss metrics.final/val_loss "
-    "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy metrics.source/accuracy_after"
+    "metrics.final/val_accuracy metrics.best/val_loss metrics.test/accuracy"
 )
 SEARCHED = (
     "params.spec.channels params.spec.convs_per_block params.spec.kernel_size params.spec.fc1 params.spec.fc_dropout "
