@@ -78,12 +78,13 @@ def _copy(store: "Store", stop: StopSignal) -> None:
         for row in rows:
             stop.raise_if_set(f"the copy is not complete; {SAME_COMMAND}")
             cell = row.cell
-            labels = {"percent": f"{cell.percent:03d}", "init": cell.init, "replicate": cell.replicate}
-            tags = labels | {"role": Role.CELL, "parent": run_id, "cell_key": cell.name}
-            own = store.start(TRANSFER, cell.name, parent=run_id, params=labels | {"n_train": row.n_train}, tags=tags)
+            tags = cell.labels | {"role": Role.CELL, "parent": run_id, "cell_key": cell.name}
+            own = store.start(
+                TRANSFER, cell.name, parent=run_id, params=cell.labels | {"n_train": row.n_train}, tags=tags
+            )
             store.log(own, metrics=[(key, value, 0) for key, value in row.scores.items()])
             store.end(own)
-        SweepFigures(store, run_id, lambda: rows, NAME).draw()
+        SweepFigures(store, run_id, lambda: rows, NAME).draw(rows)
         variances = variances_from_csv((TABLES / IMAGE_VARIANCES).read_text())
         sweep = dataclasses.replace(read_sweep(store, run_id), image_variances={"pretrained": variances})
         log_curves(store, sweep)

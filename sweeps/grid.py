@@ -85,6 +85,11 @@ class Cell:
         return f"{self.init} {self.percent:03d}% r{self.replicate}{change}"
 
     @property
+    def labels(self) -> dict[str, Any]:
+        """Params and tags by which its run is found; a padded percent sorts as a number."""
+        return {"percent": f"{self.percent:03d}", "init": self.init, "replicate": self.replicate}
+
+    @property
     def setting(self) -> dict[str, Any]:
         """Changed values of the recipe, by name."""
         return dataclasses.asdict(self.change) if self.change else {}

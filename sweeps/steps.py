@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fmnist_transfer.data.examples import load_half, n_train
+from fmnist_transfer.data.examples import Half, load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND
@@ -47,6 +47,7 @@ class SweepContext:
     settings: TransferSettings
     store: Store
     model: TrainedModel
+    source: Half  # what the model was trained on
     plan: CellPlan
     name: str
     workers: Workers
@@ -61,11 +62,15 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
     else:
         store = open_for_work(settings.tracking_uri, TRANSFER, retry, mend_copy=settings.mend_copy)
         store.end_orphans(TRANSFER)
-    source = resolve(store, settings.model_uri)
-    model = load(store, source)
-    plan = _plan(settings, model, workers, device)
-    name = f"{source.pinned.removeprefix('models:/')} on classes {digits(plan.half.classes)}"
-    context = SweepContext(settings, store, model, plan, name, workers, stopwatch)
+    version = resolve(store, settings.model_uri)
+    model = load(store, version)
+    data_dir = settings.data_dir or default_data_dir()
+    source, target = (
+        load_half(data_dir, own, fetch=not settings.dry_run) for own in (model.split.source, model.split.target)
+    )
+    plan = replace(_plan(settings, model, workers.share(target), device), source_test=source.test)
+    name = f"{version.pinned.removeprefix('models:/')} on classes {digits(plan.half.classes)}"
+    context = SweepContext(settings, store, model, source, plan, name, workers, stopwatch)
     work = identify_sweep(model, plan, settings)
     stopwatch.lap("start")
     if settings.dry_run:
@@ -75,21 +80,18 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
         print_plan(rows, todo)
         cells = [row.to_dict() for row in rows]
         return {"sweep_run_id": ledger.run_id or None, "cells": cells, "n_to_run": len(todo), "n_failed": 0}
-    tags = {"model_uri": settings.model_uri, "model_uri_pinned": source.pinned}
+    tags = {"model_uri": settings.model_uri, "model_uri_pinned": version.pinned}
     with locked(store.uri, "sweep", f"sweep-{work.key}"):
         ledger = open_ledger(store, work, plan.half, name, tags, take_over=settings.take_over)
         with store.ending(ledger.run_id):
-            note_sweep(store, source, ledger.run_id, name)
+            note_sweep(store, version, ledger.run_id, name)
             result = _sweep(context, ledger)
-    _print_next(context, ledger.run_id, source.pinned)
-    return result | {"model_uri": source.pinned, "split": str(model.split)}
+    _print_next(context, ledger.run_id, version.pinned)
+    return result | {"model_uri": version.pinned, "split": str(model.split)}
 
 
-def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, device: str) -> CellPlan:
-    """Load the target half and plan its trainings, but for what they start from. Raises UsageError if one can't run."""
-    data_dir = settings.data_dir or default_data_dir()
-    half = workers.share(load_half(data_dir, model.split.target, fetch=not settings.dry_run))
-    source_test = load_half(data_dir, model.split.source, fetch=not settings.dry_run).test
+def _plan(settings: TransferSettings, model: TrainedModel, half: Half, device: str) -> CellPlan:
+    """Plan the trainings on the target half, but for what they start from. Raises UsageError if one can't run."""
     for percent in settings.fractions:
         n_train(half.train, percent)  # raises UsageError if a class gets no image
     spec = replace(model.spec, n_classes=len(half.classes))
@@ -105,20 +107,21 @@ def _plan(settings: TransferSettings, model: TrainedModel, workers: Workers, dev
         network.load_state_dict(model.state)
         check_precision(network, half.val.images, precision, device)
     budget, seed = settings.budget, settings.seed
-    return CellPlan(half, spec, recipe, {}, budget, seed, device, precision, settings.stack, source_test)
+    return CellPlan(half, spec, recipe, {}, budget, seed, device, precision, settings.stack)
 
 
 def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
     store.log(run_id, tags=grid_tags(store.client.get_run(run_id).data.tags, settings.grid))
-    figures = SweepFigures(store, run_id, lambda: [*read_sweep(store, run_id).rows], context.name)
+    figures = SweepFigures(store, run_id, lambda: read_sweep(store, run_id).rows, context.name)
     ledger.on_report, ledger.on_end = partial(stopwatch.mark, FIRST_STEP), figures.refresh
     rows, tried = _rows(context, ledger)
-    figure_rows = figures.draw()  # those of all commands of this sweep
+    logged = read_sweep(store, run_id, settings.grid)  # with the rows of all commands of this sweep
+    figures.draw(logged.rows)
     store.log_hosts(run_id, ledger.hosts(), "cells")
-    print_summary(figure_rows)
-    logged = with_image_scores(store, read_sweep(store, run_id, settings.grid))
+    print_summary(logged.rows)
+    logged = with_image_scores(store, logged)
     log_curves(store, logged)
     findings = write_report(store, logged, stop=context.workers.stop)
     stopwatch.lap("figures and curves")
@@ -155,8 +158,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
     if not settings.pretrain_replicates:
         return dict.fromkeys(replicates, model.state)
-    data_dir = settings.data_dir or default_data_dir()
-    half = workers.share(load_half(data_dir, model.split.source, fetch=not settings.dry_run))
+    half = workers.share(context.source)
     seed = int(model.facts.get("seed", settings.seed))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed, source_test=None)
     facts = {"seed": seed, "split": str(model.split), "data_sha256": half.data_sha256, "precision": plan.precision}

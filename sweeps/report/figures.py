@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from fmnist_transfer.data.split import CLASS_NAMES
 from fmnist_transfer.store.runs import Store
 from sweeps.analysis.comparison import LOSS_MARGIN, Comparison, in_percent
 from sweeps.grid import REPORTED, TRAITS, Init
@@ -58,12 +57,12 @@ def report_figures(
 
 def classes_figure(sweep: LoggedSweep) -> Figure:
     """Draw pretrained minus random held-out accuracy against the fraction, a line per class."""
-    percents, target = sweep.pair.percents, sweep.params["split"].partition("/")[2]
+    percents = sweep.pair.percents
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.add_subplot(ylabel="pretrained minus random\n(points of held-out accuracy)")
     own, random = (np.array([sweep.confusions[p, init].diagonal() for p in percents]) for init in REPORTED)
-    for digit, gains in zip(target, 100 * (own - random).T, strict=True):
-        axes.plot(percents, gains, "o-", label=CLASS_NAMES[int(digit)])
+    for name, gains in zip(sweep.target_names, 100 * (own - random).T, strict=True):
+        axes.plot(percents, gains, "o-", label=name)
     axes.axhline(0, color="black", linewidth=1)
     log_percents(axes, percents)
     axes.grid(alpha=0.3)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fmnist_transfer.data.split import CLASS_NAMES
 from fmnist_transfer.store import roles
 from sweeps.analysis.claims import crossover, has_multiplier
 from sweeps.analysis.comparison import Comparison
@@ -88,7 +87,7 @@ def _means(sweep: LoggedSweep) -> Iterator[dict[str, Any]]:
 
 def classes_csv(sweep: LoggedSweep) -> str:
     """Held-out images by class: one line per percent, init, class and predicted class, with the share of the class."""
-    names = [CLASS_NAMES[int(digit)] for digit in sweep.params["split"].partition("/")[2]]
+    names = sweep.target_names
     lines = [
         {"percent": percent, "init": init, "class": names[i], "predicted": names[j], "share": round(float(share), 6)}
         for (percent, init), shares in sorted(sweep.confusions.items())

@@ -21,26 +21,26 @@ PANELS = (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)  # their labels 
 class SweepFigures:
     """Draws the parent run's figures and writes its `results.csv`, from the rows that `read_rows` returns."""
 
-    def __init__(self, store: Store, run_id: str, read_rows: Callable[[], list[Row]], title: str):
+    def __init__(self, store: Store, run_id: str, read_rows: Callable[[], Sequence[Row]], title: str):
         self._store, self._run_id, self._read_rows, self._title = store, run_id, read_rows, title
         self._start, self._next_draw = time.monotonic(), 0.0
 
     def refresh(self) -> None:
         """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
-        is_due = (now := time.monotonic()) >= self._next_draw
-        if is_due and sum(row.status == "finished" for row in self._read_rows()) >= FEWEST_CELLS:
-            self.draw()
+        if (now := time.monotonic()) < self._next_draw:
+            return
+        rows = self._read_rows()
+        if sum(row.status == "finished" for row in rows) >= FEWEST_CELLS:
+            self.draw(rows)
             if not self._next_draw:
                 say(f"The first graph is ready after {duration(now - self._start)}: figures/ of the sweep's run")
             self._next_draw = time.monotonic() + REFRESH_SECONDS
 
-    def draw(self) -> list[Row]:
-        """Draw now: one figure per score, and `overview.png` with all three. Return the rows drawn."""
-        rows = self._read_rows()
+    def draw(self, rows: Sequence[Row]) -> None:
+        """Draw now: one figure per score, and `overview.png` with all three."""
         if finished_percents(rows):
             self._store.log_figures(self._run_id, lambda: sweep_figures(rows, self._title))
         self._store.client.log_text(self._run_id, to_csv(rows), "results.csv")
-        return rows
 
 
 def sweep_figures(rows: Sequence[Row], title: str) -> dict[str, Figure]:

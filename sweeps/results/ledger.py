@@ -78,10 +78,9 @@ class Ledger:
         return task.name
 
     def begin(self, task: Cell) -> None:
-        labels = {"percent": f"{task.percent:03d}", "init": task.init, "replicate": task.replicate}
-        params = self._facts | labels | {"n_train": self.n_train(task.percent)}
+        params = self._facts | task.labels | {"n_train": self.n_train(task.percent)}
         params |= {f"recipe.{name}": value for name, value in task.setting.items()}
-        self.open_runs.begin(task, task.name, params, labels | {"cell_key": self.cell_key(task)})
+        self.open_runs.begin(task, task.name, params, task.labels | {"cell_key": self.cell_key(task)})
 
     def report(self, task: Cell, news: Epoch | int) -> tuple[float, str]:
         self.on_report()

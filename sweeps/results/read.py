@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from fmnist_transfer.data.split import CLASS_NAMES
 from fmnist_transfer.errors import DataError, UsageError, UserError
 from fmnist_transfer.store import roles
 from fmnist_transfer.store.roles import TRANSFER, Role
@@ -40,6 +41,11 @@ class LoggedSweep:
     is_extended: bool  # a verdict was given at fewer replicates
     image_variances: Mapping[Init, ImageVariances] = field(default_factory=dict)
     confusions: Mapping[tuple[int, Init], Array] = field(default_factory=dict)  # by percent: see `images.confusion`
+
+    @property
+    def target_names(self) -> list[str]:
+        """Names of the target's classes, in the order of their labels."""
+        return [CLASS_NAMES[int(digit)] for digit in self.params["split"].partition("/")[2]]
 
     @cached_property
     def pair(self) -> Comparison:
