@@ -152,7 +152,8 @@ def _rows(context: SweepContext, ledger: Ledger) -> tuple[list[Row], list[Row]]:
 def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     """Return the weights that each replicate starts from: the registered, or those of a source network of its own.
 
-    Networks that a search trained again are used; the rest are trained. A replicate whose training fails is left out.
+    Networks that a search or another sweep trained are used; the rest are trained. A replicate whose training fails is
+    left out.
     """
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
@@ -162,14 +163,14 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     seed = int(model.facts.get("seed", settings.seed))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed, source_test=None)
     facts = {"seed": seed, "split": str(model.split), "data_sha256": half.data_sha256, "precision": plan.precision}
+    facts |= {"stacked": True} if plan.stack else {}  # rounds differently, so no network of a search counts
 
     def training(i: int) -> Training:  # a search counts its re-trainings from 1
         return Training.of(f"source r{i}", plan.spec, plan.recipe, plan.device, facts | {"replicate": i + 1})
 
     parent = "" if settings.dry_run else run_id  # passing the run's id would end its open runs
     log = TrainedNetworks[int](store, TRANSFER, parent, Role.SOURCE, half=half, training=training)
-    own = store.find(TRANSFER, role=Role.SOURCE, parent=run_id)
-    log.use([*own, *store.find(TUNING, role=Role.RETRAINED, status="FINISHED")])
+    log.use([*store.find(TRANSFER, role=Role.SOURCE), *store.find(TUNING, role=Role.RETRAINED)])
     todo = log.todo(replicates, "source networks")
     if settings.dry_run:
         say(f"{counted(len(todo), 'source network')} would be trained")

@@ -490,6 +490,14 @@ def test_report_says_what_there_is(
     Project(store_path, data_dir).report(status=1)
 
 
+@pytest.fixture
+def no_sources(project: Project) -> None:
+    """Delete the source networks of other tests' sweeps, which would be used."""
+    for run in project.runs(TRANSFER, role="source"):
+        project.store.client.delete_run(run.info.run_id)
+
+
+@pytest.mark.usefixtures("no_sources")
 def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> None:
     arguments = ["--fractions", "20", "--replicates", "2", "--seed", "11"]
     own = [*arguments, "--pretrain-replicates", "2"]
@@ -508,13 +516,17 @@ def test_each_replicate_from_a_source_network_of_its_own(project: Project) -> No
         assert digests["random", replicate, "own"] == digests["random", replicate, "shared"]
         own_digest, shared_digest = (digests["pretrained", replicate, name] for name in ("own", "shared"))
         assert (own_digest == shared_digest) == (replicate == 0)  # the search's first re-training is registered
-    longer = project.sweep(*arguments[:2], "--replicates", "3", "--seed", "11", "--pretrain-replicates", "3")
+    three = ["--replicates", "3", "--pretrain-replicates", "3"]
+    longer = project.sweep("--fractions", "20", "--seed", "11", *three)
     assert longer["sweep_run_id"] == result["sweep_run_id"]
     (source,) = project.runs(TRANSFER, role="source", parent=result["sweep_run_id"])
     assert source.data.params["replicate"] == "3"  # of the re-trainings, which count from 1
     assert len(longer["cells"]) == 6
+    other = project.sweep("--fractions", "20", "--seed", "19", *three)
+    assert project.runs(TRANSFER, role="source", parent=other["sweep_run_id"]) == []  # the first sweep's are used
 
 
+@pytest.mark.usefixtures("no_sources")
 def test_source_networks_are_trained_together_with_stack(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--fractions", "20", "--replicates", "4", "--seed", "16", "--stack", "--pretrain-replicates"]
     groups: list[int] = []
@@ -526,21 +538,20 @@ def test_source_networks_are_trained_together_with_stack(project: Project, monke
 
     monkeypatch.setattr(sweep_cells, "fit_stacked", spy)
     run_id = project.sweep(*arguments, "4")["sweep_run_id"]
-    assert groups == [2, 4]  # two source networks beside the search's; then four replicates of both inits
+    assert groups == [4, 4]  # the source networks, since the search's are not stacked; then the replicates
     sources = project.runs(TRANSFER, role="source", parent=run_id)
-    assert {run.info.run_name for run in sources} == {"source r2", "source r3"}
+    assert {run.info.run_name for run in sources} == {f"source r{i}" for i in range(4)}
     assert {run.info.status for run in sources} == {"FINISHED"}
     alone = project.sweep(*arguments[:4], "--seed", "17", "--pretrain-replicates", "4")["sweep_run_id"]
-    accuracies = [
-        {
-            run.info.run_name: run.data.metrics["final/val_loss"]
-            for run in project.runs(TRANSFER, role="source", parent=one)
-        }
-        for one in (run_id, alone)
-    ]
-    assert accuracies[0] == pytest.approx(accuracies[1], rel=3e-2)  # the same networks, whatever the sweep's seed
+    stacked, single = (
+        {run.info.run_name: run.data.metrics["final/val_loss"] for run in runs}
+        for runs in (sources, project.runs(TRANSFER, role="source", parent=alone))
+    )
+    assert single.keys() == {"source r2", "source r3"}  # beside the search's
+    assert single == pytest.approx({name: stacked[name] for name in single}, rel=3e-2)  # whatever the sweep's seed
 
 
+@pytest.mark.usefixtures("no_sources")
 def test_a_source_network_that_diverges_fails_its_replicate_alone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
