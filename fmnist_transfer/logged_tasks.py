@@ -194,7 +194,7 @@ class TrainedNetworks(Generic[Key]):
         tags = {"weights_digest": weights_digest(result.final_state)} | numerics()
         files = {WEIGHTS_FILE: pack_weights(result.final_state)}
         if run_id := self._runs.end(task, "FINISHED", metrics=result_rows(result), tags=tags, files=files):
-            accuracies = result.final.val.accuracy, result.test.accuracy
+            accuracies = result.val.accuracy, result.test.accuracy
             self._trained[self._training(task).key] = Trained(run_id, *accuracies, result.seconds)
         return ""
 

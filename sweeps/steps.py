@@ -97,13 +97,13 @@ def _plan(settings: TransferSettings, model: TrainedModel, half: Half, device: s
     spec = replace(model.spec, n_classes=len(half.classes))
     epochs, rate = settings.epochs or model.recipe.epochs, settings.learning_rate or model.recipe.learning_rate
     recipe = replace(model.recipe, epochs=epochs, learning_rate=rate)
+    network = CNN2(model.spec)
     for init in settings.inits:
-        copied_tensors(init, trunk_of(model.state))  # raises UsageError for more layers than there are
+        copied_tensors(init, trunk_of(network.state_dict()))  # raises UsageError for more layers than there are
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
     precision = precision_of_tasks(settings, device)
     if not settings.dry_run:
-        network = CNN2(model.spec)
         network.load_state_dict(model.state)
         check_precision(network, half.val.images, precision, device)
     budget, seed = settings.budget, settings.seed
@@ -119,7 +119,6 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     rows, tried = _rows(context, ledger)
     logged = read_sweep(store, run_id, settings.grid)  # with the rows of all commands of this sweep
     figures.draw(logged.rows)
-    store.log_hosts(run_id, ledger.hosts(), "cells")
     print_summary(logged.rows)
     logged = with_image_scores(store, logged)
     log_curves(store, logged)

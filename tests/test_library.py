@@ -105,7 +105,7 @@ def test_another_data_set_and_another_network(
     printed = capsys.readouterr().out.splitlines()
     assert [line.partition(" %")[0].strip() for line in printed[:3]] == ["5", "25", "100"]
     again = names["arm"]("random", 25, 3)
-    assert again.final.val.loss == names["random"][3, 1]
+    assert again.val.loss == names["random"][3, 1]
 
 
 class DigitsNet(nn.Module):

@@ -8,7 +8,6 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +117,6 @@ class Store:
             self.client.log_inputs(run_id, inputs)
         except MlflowException:  # another command logged the same data at the same moment
             self.client.log_inputs(run_id, inputs)
-
-    def log_hosts(self, run_id: str, hosts: Iterable[str], noun: str) -> None:
-        """Tag a parent run with the number of children per host; `hosts` has one name per child."""
-        counts = sorted(Counter(hosts).items())
-        self.log(run_id, tags={"hosts": ", ".join(f"{host}: {n} {noun}" for host, n in counts)})
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the run's description (Markdown) unless the user has changed it."""

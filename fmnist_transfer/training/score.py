@@ -62,22 +62,15 @@ class History:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """Scores of the final weights; `train` is the training subset in evaluation mode."""
-
-    train: Scores
-    val: Scores
-
-
-@dataclass(frozen=True)
 class Result:
     """A finished training: its epochs, and the scores of the final and the best epoch's weights."""
 
     epochs: tuple[Epoch, ...]
     best_epoch: int
-    final: Diagnosis
-    test: Scores  # of the final weights
-    heldout: Scores  # of the final weights on validation and test images together
+    train: Scores  # of the final weights on the training subset, in evaluation mode
+    val: Scores  # of the final weights, as all but `best`
+    test: Scores
+    heldout: Scores  # validation and test images together
     best: Scores  # of the best epoch's weights on validation images
     best_test_loss: float
     scaled_test_loss: float  # of the final weights, with the temperature fitted to validation
@@ -93,7 +86,7 @@ class Result:
         return {"seconds": self.seconds, "train_seconds": train, "val_seconds": epochs - train}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        train, val, best = self.final.train, self.final.val, self.best
+        train, val, best = self.train, self.val, self.best
         final = {"train_loss": train.loss, "train_accuracy": train.accuracy, "gap": val.loss - train.loss}
         final |= {"val_loss": val.loss, "val_accuracy": val.accuracy, "epoch": self.epochs[-1].epoch}
         return {
@@ -135,7 +128,8 @@ def score(network: nn.Module, history: History, train: Examples, half: Half, ini
     return Result(
         epochs=history.epochs,
         best_epoch=history.best_epoch,
-        final=Diagnosis(train_scores, scores("final", val)),
+        train=train_scores,
+        val=scores("final", val),
         test=scores("final", test),
         heldout=scores("final", slice(None)),
         best=scores("best", val),

@@ -1,6 +1,5 @@
 """Figures of a report: the answer first, then what explains it."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from math import isnan, log
@@ -8,21 +7,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from fmnist_transfer.store.runs import Store
-from sweeps.analysis.comparison import LOSS_MARGIN, Comparison, in_percent
+from sweeps.analysis.comparison import Comparison
 from sweeps.grid import REPORTED, TRAITS, Init
-from sweeps.report.answer import NEITHER, PRETRAINED, RANDOM, WIDTH, answer_figure, log_percents
+from sweeps.report.answer import PRETRAINED, RANDOM, WIDTH, answer_figure, log_percents
 from sweeps.report.findings import Table, effective_data
 from sweeps.results.figures import PANELS, scores_figure
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
-MOST_REPLICATES = 24  # up to which half-widths are drawn, or twice those of the sweep
 WANTED_PERCENTS = (5, 25, 100)  # the nearest judged fractions have curves over epochs
 STYLES = {"train/loss": (":", "training, running mean"), "val/loss": ("-", "validation")}  # metric -> line
 Curves = Mapping[tuple[int, Init, str], "pd.Series[float]"]  # percent, init, metric -> mean over replicates by epoch
@@ -46,8 +43,6 @@ def report_figures(
         figures["epochs"] = curves_figure(curves)
     if table := effective_data(pair):
         figures["effective_data"] = effective_figure(pair, table)
-    if pair.n > 1 and pair.difference(pair.loss).is_known:
-        figures["half_widths"] = half_widths_figure(pair)
     if pair.n and all((percent, init) in sweep.confusions for percent in pair.percents for init in REPORTED):
         figures["classes"] = classes_figure(sweep)
     if len(reported) < len(finished):
@@ -138,21 +133,3 @@ def multiplier_text(line: Mapping[str, Any]) -> str:
 def bound(line: Mapping[str, Any]) -> str:
     """Sign of a censored line of effective data."""
     return "≥ " if line["at_least"] else "≤ " if line["at_most"] else ""
-
-
-def half_widths_figure(pair: Comparison) -> Figure:
-    """Draw the half-width of the simultaneous interval against N at the observed variances, a line per fraction."""
-    e, margin = pair.difference(pair.loss).estimate, in_percent(LOSS_MARGIN)
-    n = range(2, max(MOST_REPLICATES, 2 * pair.n) + 1)
-    estimates = [dataclasses.replace(e, n=k, df=e.df / (e.n - 1) * (k - 1)) for k in n]
-    halves = in_percent(np.array([estimate.intervals().high - e.mean for estimate in estimates]))  # [n, fractions]
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    axes = figure.add_subplot(xlabel="replicates", ylabel="half-width (% of the loss)", ylim=(0, 3 * margin))
-    shades = colormaps["viridis"](np.linspace(0.8, 0, len(pair.percents)))  # legible to the colour-blind
-    for percent, half, shade in zip(pair.percents, halves.T, shades, strict=True):
-        axes.plot(n, half, color=shade, label=f"{percent} %")
-    axes.axhline(margin, color="black", linestyle="--", linewidth=1, label="margin")
-    axes.axvline(pair.n, color=NEITHER, linestyle=":", label="this sweep")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
-    return figure

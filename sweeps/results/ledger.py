@@ -69,11 +69,6 @@ class Ledger:
         diverged = {run_id for run_id, reason in reasons.items() if reason.startswith("Diverged") and not retry_failed}
         return [row.cell for row in self.rows(cells) if row.status != "finished" and row.run_id not in diverged]
 
-    def hosts(self) -> list[str]:
-        """Hosts that trained the sweep's finished cells, one entry per cell."""
-        finished = [run.data.tags for run in self._runs.values() if run.info.status == "FINISHED"]
-        return [tags.get("trained_on", tags.get("host", "unknown")) for tags in finished]
-
     def name(self, task: Cell) -> str:
         return task.name
 
@@ -102,7 +97,7 @@ class Ledger:
             metrics += [(f"source/{name}", value, 0) for name, value in trained.source_accuracies.items()]
             files = {IMAGE_SCORES_FILE: pack_image_scores(trained.result)}
             self._remember(cell, self.open_runs.end(cell, "FINISHED", metrics=metrics, tags=tags, files=files))
-            val = trained.result.final.val
+            val = trained.result.val
             note = f"{cell.name}: validation loss {val.loss:.4f}, accuracy {val.accuracy:.2%}"
         if cell.replicate < TUNING_REPLICATE:
             self.on_end()

@@ -146,12 +146,12 @@ def test_final_and_best_scores_belong_to_their_weights(half: Half) -> None:
     losses = [epoch.val_loss for epoch in result.epochs]
     assert result.best_epoch == 1 + losses.index(min(losses))
     assert result.best.loss == pytest.approx(min(losses), rel=1e-5)
-    assert result.final.val.loss == pytest.approx(losses[-1], rel=1e-5)
-    assert evaluate(network, half.train) == result.final.train
+    assert result.val.loss == pytest.approx(losses[-1], rel=1e-5)
+    assert evaluate(network, half.train) == result.train
     assert weights_digest(network.state_dict()) == weights_digest(result.final_state)
     numbers = result.to_dict()
     assert (numbers["test"]["loss"], numbers["test"]["accuracy"]) == (result.test.loss, result.test.accuracy)
-    assert numbers["final"]["gap"] == pytest.approx(result.final.val.loss - result.final.train.loss)
+    assert numbers["final"]["gap"] == pytest.approx(result.val.loss - result.train.loss)
     # After 28 steps on easy images it is not confident enough.
-    assert result.calibration["val_scaled_loss"] < result.final.val.loss
+    assert result.calibration["val_scaled_loss"] < result.val.loss
     assert result.calibration["val_temperature"] < 1

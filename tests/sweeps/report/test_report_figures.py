@@ -14,7 +14,7 @@ from sweeps.analysis.claims import CLAIMS
 from sweeps.analysis.comparison import Comparison
 from sweeps.grid import Cell
 from sweeps.report.answer import VERDICT_COLOURS, answer_figure
-from sweeps.report.figures import curves_figure, effective_figure, half_widths_figure, read_curves
+from sweeps.report.figures import curves_figure, effective_figure, read_curves
 from sweeps.report.findings import effective_data
 from sweeps.rows import Row, Score, from_csv, to_csv
 
@@ -59,16 +59,6 @@ def test_an_arrow_leads_to_the_random_curve(pair: Comparison) -> None:
     ends = {text.xyann[0]: text.xy[0] for text in arrows}
     assert ends[10] == pytest.approx(table[1]["effective_percent"])
     assert ends[10] > 10
-
-
-def test_half_widths_fall_to_what_the_images_leave(pair: Comparison) -> None:
-    observed = pair.intervals(Score.HELDOUT_LOSS)
-    assert observed is not None
-    lines = half_widths_figure(pair).axes[0].lines[: len(PERCENTS)]
-    for i, line in enumerate(lines):
-        halves = dict(zip(*line.get_data(), strict=True))
-        assert halves[6] == pytest.approx(100 * np.expm1(observed.high[i] - observed.mean[i]))
-        assert halves[24] < halves[6]
 
 
 def test_curves_are_means_over_replicates(store: Store, tmp_path: Path) -> None:
