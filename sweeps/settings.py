@@ -30,7 +30,7 @@ class TransferFlags(Flags):
     recipe: Literal["model", "tuned"] = "model"
     """Training recipe. model: the network's own; tuned: the best of eight for each init, by 96 trainings per init."""
     pretrain_replicates: int = 0
-    """Source networks, one per replicate; those of the search are used, the rest trained. 0: all use --model-uri's."""
+    """Source networks, one per replicate; those of searches and other sweeps are used. 0: all use --model-uri's."""
     epochs: int | None = None
     """Passes over the training images; default: as many as the network of --model-uri was trained for."""
     learning_rate: float | None = None
