@@ -1,4 +1,4 @@
-"""The answer in one picture: where pretraining helps and where it hurts, and the verdicts on the four claims."""
+"""Where pretraining helps and where it hurts: the answer in one picture, with the verdicts, and the controls."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,11 +6,12 @@ from functools import partial
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.transforms import Bbox
 
 from sweeps.analysis.claims import CLAIMS
 from sweeps.analysis.comparison import LOSS_MARGIN, Comparison, in_percent
-from sweeps.grid import TRAITS
+from sweeps.grid import TRAITS, traits
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
@@ -24,28 +25,48 @@ VERDICT_COLOURS = {
     "cannot be told": ("#e0e0e0", "black"),
 }
 NO_VERDICT = "no verdict yet"
-MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test")}
+MARKERS = {Score.VAL_LOSS: ("o", "validation"), Score.TEST_LOSS: ("s", "test"), Score.HELDOUT_LOSS: ("o", "held-out")}
+APART = Score.VAL_LOSS, Score.TEST_LOSS
+Panel = tuple[str, Comparison, tuple[Score, ...]]  # its title, what it compares, and by which losses
 
 
 def answer_figure(sweeps: Sequence[LoggedSweep]) -> Figure:
     """Draw loss differences of sweeps with replicates, with simultaneous 95 % intervals, above their verdicts."""
-    is_single, panels = len(sweeps) == 1, [(sweep.run_id[:8], sweep.pair, tuple(MARKERS)) for sweep in sweeps]
+    is_single = len(sweeps) == 1
+    panels: list[Panel] = [(sweep.run_id[:8], sweep.pair, APART) for sweep in sweeps]
     if is_single:  # a panel each for validation and test
-        panels = [(f"{label} images", sweeps[0].pair, (score,)) for score, (_, label) in MARKERS.items()]
+        panels = [(f"{MARKERS[score][1]} images", sweeps[0].pair, (score,)) for score in APART]
+    sides, below = ("pretraining helps", "pretraining hurts"), 0.27 * (len(CLAIMS) + (not is_single))
+    figure, places = _differences_figure(panels, "pretrained's", sides, below)
+    _draw_verdicts(figure.add_subplot(places[-1, :]), sweeps)
+    return figure
+
+
+def controls_figure(sweep: LoggedSweep) -> Figure | None:
+    """Draw the loss difference of each init that trains all layers, in a panel of its own; None without controls."""
+    inits = [init for init in sweep.inits if init != "random" and traits(init).n_trainings]
+    inits.sort(key=lambda init: init != "pretrained")
+    panels: list[Panel] = [(init, pair, (pair.loss,)) for init in inits if (pair := sweep.comparison(init)).n]
+    return _differences_figure(panels, "the init's", ("it helps", "it hurts"))[0] if len(panels) > 1 else None
+
+
+def _differences_figure(
+    panels: Sequence[Panel], own: str, sides: tuple[str, str], below: float = 0.0
+) -> tuple[Figure, GridSpec]:
+    """Draw the panels in rows, with an empty row of `below` inches under them. sides: words above and below 0."""
     n_columns = min(PER_ROW, len(panels))
-    heights = [2.9] * -(-len(panels) // n_columns) + [0.27 * (len(CLAIMS) + (not is_single))]
+    heights = [2.9] * -(-len(panels) // n_columns) + [below] * bool(below)
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
     places = figure.add_gridspec(len(heights), n_columns, height_ratios=heights)
     for i, (title, pair, scores) in enumerate(panels):
         axes = figure.add_subplot(places[divmod(i, n_columns)], sharey=figure.axes[0] if i else None)
         axes.set_title(title, fontsize=10)
         _draw_differences(axes, pair, scores)
-        axes.set_ylabel("" if i % n_columns else "random's loss against\npretrained's (%)")
-    _write_sides(figure.axes)
-    _draw_verdicts(figure.add_subplot(places[-1, :]), sweeps)
+        axes.set_ylabel("" if i % n_columns else f"random's loss against\n{own} (%)")
+    _write_sides(figure.axes, *sides)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
-    return figure
+    return figure, places
 
 
 def log_percents(axes: Axes, percents: Sequence[int]) -> None:
@@ -76,15 +97,15 @@ def _draw_differences(axes: Axes, pair: Comparison, scores: Sequence[Score]) -> 
     log_percents(axes, pair.percents)
 
 
-def _write_sides(panels: Sequence[Axes]) -> None:
+def _write_sides(panels: Sequence[Axes], above: str, below: str) -> None:
     """Widen the shared y axis so that the words on its sides do not cover dots, and write them."""
     low, high = panels[0].get_ylim()
     margin = 0.13 * (max(high, 15) - min(low, -15))
     panels[0].set_ylim(min(low, -15) - margin, max(high, 15) + margin)
     for axes in panels:
         write = partial(axes.text, 0.97, transform=axes.transAxes, ha="right", weight="bold", fontsize=9)
-        write(0.97, "▲ pretraining helps", color=PRETRAINED, va="top")
-        write(0.03, "▼ pretraining hurts", color=RANDOM, va="bottom")
+        write(0.97, f"▲ {above}", color=PRETRAINED, va="top")
+        write(0.03, f"▼ {below}", color=RANDOM, va="bottom")
 
 
 def _draw_verdicts(axes: Axes, sweeps: Sequence[LoggedSweep]) -> None:

@@ -14,9 +14,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from fmnist_transfer.store.runs import Store
 from sweeps.analysis.comparison import Comparison
 from sweeps.grid import REPORTED, TRAITS, Init
-from sweeps.report.answer import PRETRAINED, RANDOM, WIDTH, answer_figure, log_percents
+from sweeps.report.answer import PRETRAINED, RANDOM, WIDTH, answer_figure, controls_figure, log_percents
 from sweeps.report.findings import Table, effective_data
-from sweeps.results.figures import PANELS, scores_figure
+from sweeps.results.figures import scores_figure
 from sweeps.results.read import LoggedSweep
 from sweeps.rows import Score
 
@@ -30,8 +30,7 @@ def report_figures(
 ) -> dict[str, Figure]:
     """Map names to figures, in order; empty if no cell is finished. curves: from `read_curves`."""
     pair, figures = sweep.pair, dict[str, Figure]()
-    finished = [row for row in sweep.rows if row.status == "finished"]
-    reported = [row for row in finished if row.cell.init in REPORTED]
+    reported = [row for row in sweep.rows if row.status == "finished" and row.cell.init in REPORTED]
     compared = [each for each in (sweep, *others) if each.pair.n]
     if pair.n:
         figures["answer"] = answer_figure([sweep])
@@ -45,8 +44,8 @@ def report_figures(
         figures["effective_data"] = effective_figure(pair, table)
     if pair.n and all((percent, init) in sweep.confusions for percent in pair.percents for init in REPORTED):
         figures["classes"] = classes_figure(sweep)
-    if len(reported) < len(finished):
-        figures["inits"] = scores_figure(finished, PANELS)
+    if controls := controls_figure(sweep):
+        figures["controls"] = controls
     return figures
 
 

@@ -13,7 +13,7 @@ from fmnist_transfer.store.runs import Store
 from sweeps.analysis.claims import CLAIMS
 from sweeps.analysis.comparison import Comparison
 from sweeps.grid import Cell
-from sweeps.report.answer import VERDICT_COLOURS, answer_figure
+from sweeps.report.answer import VERDICT_COLOURS, answer_figure, controls_figure
 from sweeps.report.figures import curves_figure, effective_figure, read_curves
 from sweeps.report.findings import effective_data
 from sweeps.rows import Row, Score, from_csv, to_csv
@@ -44,6 +44,19 @@ def test_several_sweeps_have_a_panel_each_and_one_of_them_no_verdict_yet(pair: C
     figure = answer_figure([*sweeps[:3], dataclasses.replace(sweeps[3], is_complete=False)])
     assert [axes.get_title() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
     assert texts(figure).count("no verdict yet") == len(CLAIMS)
+
+
+def test_controls_have_a_panel_each_beside_pretrained(pair: Comparison) -> None:
+    inits = ("pretrained", "random", "frozen", "pretrained@1", "selffer")
+    table = rows(6, GAINS, noise=0.004, inits=inits)
+    logged = sweep(table)
+    figure = controls_figure(logged)
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["pretrained", "pretrained@1", "selffer"]
+    means = np.asarray(figure.axes[1].collections[0].get_offsets())
+    expected = logged.comparison("pretrained@1").difference(Score.HELDOUT_LOSS).mean
+    assert means[:, 1] == pytest.approx(100 * np.expm1(expected))
+    assert controls_figure(sweep(pair.rows)) is None
 
 
 def test_the_answer_is_drawn_from_a_table_alone(pair: Comparison) -> None:
