@@ -138,7 +138,9 @@ def device_of_tasks(settings: TrainingSettings) -> str:
 
         return str(choose_device(settings.device, settings.precision))
     device = settings.device
-    if device.startswith("cuda") and not settings.gpus_per_task:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device} --engine ray: use auto, cpu or cuda; which GPU a task gets is up to Ray")
+    if device == "cuda" and not settings.gpus_per_task:
         raise UsageError(f"--device {device} --engine ray: Ray assigns GPUs by --gpus-per-task; give it, too")
     if device == "auto":
         device = "cuda" if settings.gpus_per_task else "cpu"

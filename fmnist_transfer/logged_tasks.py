@@ -13,7 +13,7 @@ from fmnist_transfer.identity import identity
 from fmnist_transfer.network.cnn2 import CNN2Spec
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.store.model_format import WEIGHTS_FILE, pack_weights
-from fmnist_transfer.store.roles import SECONDS, TEST_ACCURACY, VAL_ACCURACY, Role, result_rows, settings_params
+from fmnist_transfer.store.roles import TEST_ACCURACY, VAL_ACCURACY, Role, result_rows, settings_params
 from fmnist_transfer.store.runs import Key, OpenRuns, Run, Store
 from fmnist_transfer.terminal.output import say
 from fmnist_transfer.terminal.progress import Progress
@@ -137,7 +137,6 @@ class Trained(NamedTuple):
     run_id: str
     val_accuracy: float
     test_accuracy: float
-    seconds: float
 
 
 class TrainedNetworks(Generic[Key]):
@@ -195,7 +194,7 @@ class TrainedNetworks(Generic[Key]):
         files = {WEIGHTS_FILE: pack_weights(result.final_state)}
         if run_id := self._runs.end(task, "FINISHED", metrics=result_rows(result), tags=tags, files=files):
             accuracies = result.val.accuracy, result.test.accuracy
-            self._trained[self._training(task).key] = Trained(run_id, *accuracies, result.seconds)
+            self._trained[self._training(task).key] = Trained(run_id, *accuracies)
         return ""
 
     def close(self) -> None:
@@ -207,6 +206,6 @@ def _finished(runs: Iterable[Run]) -> dict[str, Trained]:
     trained = {}
     for run in sorted(runs, key=lambda run: run.info.start_time, reverse=True):
         if run.info.status == "FINISHED":
-            scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY, SECONDS))
+            scores = (run.data.metrics[key] for key in (VAL_ACCURACY, TEST_ACCURACY))
             trained[run.data.tags.get(WORK_KEY, "")] = Trained(str(run.info.run_id), *scores)
     return trained

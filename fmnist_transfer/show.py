@@ -1,6 +1,7 @@
 """Show a store in a browser: MLflow's UI at the latest sweep, and the command for Optuna's dashboard of a search."""
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,7 @@ def is_free(port: int) -> bool:
     return False
 
 
-def command(args: Sequence[str] | None = None) -> int:
-    return run_command(ShowSettings, main, "fmnist_transfer.show", args)
+command = functools.partial(run_command, ShowSettings, main, "fmnist_transfer.show")
 
 
 if __name__ == "__main__":

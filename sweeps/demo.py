@@ -6,8 +6,8 @@ Reads docs/results/ of the repository; writes mlruns/demo/, apart from the resul
 """
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,18 +40,21 @@ def main(settings: DemoSettings) -> int:
         raise DataError(f"no {' and no '.join(missing)} in {TABLES}: run this command in a clone of the repository")
     say("Loading mlflow ...")
     with StopSignal() as stop:
+        from fmnist_transfer.store.lock import locked
         from fmnist_transfer.store.opening import open_for_work
         from fmnist_transfer.store.roles import TRANSFER, Role
 
         uri = settings.tracking_uri or str(default_folder() / "demo" / "mlflow.db")
         retry = RetryPolicy(settings.store_timeout, stop.is_set)
         store = open_for_work(uri, TRANSFER, retry, mend_copy=settings.mend_copy)
-        copies = store.find(TRANSFER, role=Role.SWEEP, copy_of=CELLS)
-        for unfinished in [run for run in copies if run.info.status != "FINISHED"]:
-            store.client.delete_run(unfinished.info.run_id)
-            copies.remove(unfinished)
-        if not copies:
-            _copy(store, stop)
+        with locked(store.uri, "demo", "demo"):
+            copies = store.find(TRANSFER, role=Role.SWEEP, copy_of=CELLS)
+            for unfinished in [run for run in copies if run.info.status != "FINISHED"]:
+                for run in [*store.find(TRANSFER, parent=unfinished.info.run_id), unfinished]:
+                    store.client.delete_run(run.info.run_id)
+                copies.remove(unfinished)
+            if not copies:
+                _copy(store, stop)
         print_pairs("Look next", {"in a browser": store.show_command})
     return 0
 
@@ -91,8 +94,7 @@ def _copy(store: "Store", stop: StopSignal) -> None:
         write_report(store, sweep, stop=stop)
 
 
-def command(args: Sequence[str] | None = None) -> int:
-    return run_command(DemoSettings, main, "sweeps.demo", args)
+command = functools.partial(run_command, DemoSettings, main, "sweeps.demo")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fmnist_transfer.errors import UsageError
+from fmnist_transfer.store.roles import TAG_LENGTH
 
 Init = str  # a name in INITS, or pretrained@K
 REPORTED: tuple[Init, ...] = ("pretrained", "random")  # the two inits of the original report
@@ -133,9 +134,6 @@ def by_fraction(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(group) for _, group in itertools.groupby(ordered, key=lambda cell: cell.percent)]
 
 
-NO_GRID = Grid((), (), 0, (), 0)  # the plan of a sweep that was stopped before it made one
-
-
 def grids_of(tags: Mapping[str, str]) -> list[Grid]:
     """Read every plan so far, in order, from the tags of the sweep's parent run."""
     plans = json.loads(tags.get("grids", "[]"))
@@ -143,10 +141,12 @@ def grids_of(tags: Mapping[str, str]) -> list[Grid]:
 
 
 def grid_tags(tags: Mapping[str, str], new_grid: Grid) -> dict[str, Any]:
-    """Return the tags after the new grid has become the last of the plans."""
+    """Return the tags after the new grid has become the last of the plans; the earliest go if there is no room."""
     grids = [*(grid for grid in grids_of(tags) if grid != new_grid), new_grid]
+    while len(text := json.dumps(grids, separators=(",", ":"))) > TAG_LENGTH:
+        del grids[0]
     return {
-        "grids": json.dumps(grids, separators=(",", ":")),
+        "grids": text,
         "fractions": " ".join(map(str, sorted({percent for grid in grids for percent in grid.percents}))),
         "inits": " ".join(sorted({init for grid in grids for init in grid.inits})),
         "replicates": max(grid.n_replicates for grid in grids),

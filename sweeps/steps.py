@@ -12,9 +12,8 @@ from fmnist_transfer.errors import SAME_COMMAND
 from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
 from fmnist_transfer.logged_tasks import Together, TrainedNetworks, Training, run_logged
 from fmnist_transfer.network.cnn2 import CNN2
-from fmnist_transfer.network.weights import State
 from fmnist_transfer.store.lock import locked
-from fmnist_transfer.store.model_format import TrainedModel, load_weights
+from fmnist_transfer.store.model_format import TrainedModel, load_weights, pack_weights
 from fmnist_transfer.store.opening import open_for_work, open_store
 from fmnist_transfer.store.registry import load, note_sweep, resolve
 from fmnist_transfer.store.retry import RetryPolicy
@@ -148,7 +147,7 @@ def _rows(context: SweepContext, ledger: Ledger) -> tuple[list[Row], list[Row]]:
     return rows, tried
 
 
-def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
+def _sources(context: SweepContext, run_id: str) -> dict[int, bytes]:
     """Return the weights that each replicate starts from: the registered, or those of a source network of its own.
 
     Networks that a search or another sweep trained are used; the rest are trained. A replicate whose training fails is
@@ -157,7 +156,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
     settings, store, model, workers = context.settings, context.store, context.model, context.workers
     replicates = [*range(settings.replicates), *(TUNING_REPLICATES if settings.recipe == "tuned" else ())]
     if not settings.pretrain_replicates:
-        return dict.fromkeys(replicates, model.state)
+        return dict.fromkeys(replicates, pack_weights(model.state))
     half = workers.share(context.source)
     seed = int(model.facts.get("seed", settings.seed))
     plan = replace(context.plan, half=half, spec=model.spec, recipe=model.recipe, seed=seed, source_test=None)
@@ -179,7 +178,8 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, State]:
         run_logged(workers, pretrain, plan, tasks, log=Together(log), progress=progress, debug=settings.debug)
     trained = log.collect(replicates, "source networks", workers.stop)
     context.stopwatch.lap("source networks")
-    return {replicate: load_weights(store, network.run_id, plan.spec) for replicate, network in trained.items()}
+    states = {replicate: load_weights(store, network.run_id, plan.spec) for replicate, network in trained.items()}
+    return {replicate: pack_weights(state) for replicate, state in states.items()}
 
 
 def _train(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:
@@ -198,7 +198,7 @@ def _train(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: s
     context.stopwatch.lap("resume check")
     tasks = by_fraction(todo) if plan.stack else [(cell,) for cell in todo]
     sizes = {task: sum(cell.work(plan.budget) for cell in task) for task in tasks}
-    with Progress(f"{noun}s", len(tasks), sizes) as progress:
+    with Progress("fractions" if plan.stack else f"{noun}s", len(tasks), sizes) as progress:
         run_logged(workers, train_cells, plan, tasks, log=Together(ledger), progress=progress, debug=settings.debug)
     rows = ledger.rows(cells)
     n_done = sum(row.status != "open" for row in rows)

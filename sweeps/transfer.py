@@ -5,8 +5,8 @@
 Writes one MLflow run per fraction x init x replicate; their parent run gets curves, table and verdicts.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 
 from fmnist_transfer.flags import device_of_tasks, workers_for
 from fmnist_transfer.terminal.command import run_command
@@ -38,8 +38,7 @@ def main(settings: TransferSettings) -> int:
     return 1 if n_failed else 0
 
 
-def command(args: Sequence[str] | None = None) -> int:
-    return run_command(TransferSettings, main, "sweeps.transfer", args)
+command = functools.partial(run_command, TransferSettings, main, "sweeps.transfer")
 
 
 if __name__ == "__main__":

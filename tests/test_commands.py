@@ -450,7 +450,7 @@ def test_report_recomputes_everything_from_the_store(
     assert {"report/report.html", "report/report.md", "report/report.csv", "report/answer.png"} <= files
     folder = Path(project.store.client.download_artifacts(swept["sweep_run_id"], "report", str(tmp_path)))
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7  # the report has seven figures
+    assert page.count("data:image/png;base64,") == 6  # the report has six figures
     assert [one["run_id"] for one in result["compared_with"]] == [other["sweep_run_id"]]
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert swept["sweep_run_id"] in page
@@ -653,6 +653,7 @@ def test_bad_flags_of_the_sweep(
     [
         (["--trials", "0"], r"--trials 0.*\b1\b"),
         (["--max-cost", "0.1"], r"--max-cost 0\.1\b.*\b0\.42\b.*none"),
+        (["--max-cost", "0.1", "--dry-run"], r"--max-cost 0\.1\b"),
         (["--max-cost", "nan"], r"--max-cost nan.*\b0\b"),
         (["--split", "0-4/0-4"], "--split 0-4/0-4.*SOURCE/TARGET"),
         (["--timeout", "-3"], r"--timeout -3\b.*\b0\b"),

@@ -32,7 +32,7 @@ from fmnist_transfer import (
     weights_digest,
 )
 from fmnist_transfer.data.split import DEFAULT_SPLIT
-from fmnist_transfer.store.model_format import TrainedModel
+from fmnist_transfer.store.model_format import TrainedModel, pack_weights
 from fmnist_transfer.store.registry import register, set_best
 from fmnist_transfer.store.roles import TUNING
 from fmnist_transfer.store.runs import Store
@@ -77,7 +77,7 @@ def test_ten_lines_give_what_the_sweep_gives(
 
     source, target = load_half(data_dir, (0, 1, 2, 3, 4)), load_half(data_dir, (5, 6, 7, 8, 9))
     registered = train_on_half(CNN2Spec(), source, Recipe(), Streams(0), "cpu").final_state
-    plan = CellPlan(target, CNN2Spec(), Recipe(), {0: registered}, "epochs", 0, "cpu")
+    plan = CellPlan(target, CNN2Spec(), Recipe(), {0: pack_weights(registered)}, "epochs", 0, "cpu")
     for init, line in zip(("pretrained", "random"), printed, strict=True):
         (cell,) = train_cells(plan, (Cell(10, init, 0),), lambda epoch: None, lambda: False)
         assert isinstance(cell, CellResult)

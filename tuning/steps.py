@@ -140,6 +140,7 @@ def dry_run(settings: SearchSettings) -> dict[str, Any]:
     """Print what is done and what would run. Creates, changes and downloads nothing."""
     retry, study, n_done, n_to_run = RetryPolicy(settings.store_timeout), settings.study, 0, 0
     if settings.is_search:
+        affordable(settings.cost_limit)  # raises UsageError if there is no such network
         with contextlib.suppress(NoStoreError):  # raises StoreError for a deleted experiment
             open_store(settings.tracking_uri, retry, may_write=False).find(TUNING, study=study)
         folder = (sqlite_path(store_uri(settings.tracking_uri)) or default_folder() / "mlflow.db").parent

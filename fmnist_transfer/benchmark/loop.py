@@ -17,7 +17,7 @@ from fmnist_transfer.terminal.output import say
 from fmnist_transfer.training.device import resolve_precision
 from fmnist_transfer.training.recipe import HAND_MADE_RECIPE, REFERENCE_RECIPE, Recipe
 from fmnist_transfer.training.score import Epoch
-from fmnist_transfer.workers.run import Workers, available_cores
+from fmnist_transfer.workers.run import Workers
 
 SPEED_SPEC = CNN2Spec(channels=(32, 64), kernel_size=3, normalisation="batch")
 SPEED_RECIPE = Recipe(batch_size=256, learning_rate=3e-3, weight_decay=1e-2, epochs=2)
@@ -39,7 +39,7 @@ class Contenders:
     def measure(self, half: Half, data_dir: Path, device: str, parts: Collection[str], quick: bool) -> None:
         precision, reason = resolve_precision("auto", device)
         say(f"Precision {precision}: {reason}")
-        work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, precision, available_cores())
+        work = Workload(SPEED_SPEC, SPEED_RECIPE, half, device, data_dir, precision)
         if "loop" in parts:
             n_train, n_val, n_rounds = (4_000, 1_000, 3) if quick else (10_000, len(half.val), 5)
             self.measure_loop(work.first(n_train, n_val), n_rounds)

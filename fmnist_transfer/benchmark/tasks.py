@@ -20,7 +20,7 @@ from fmnist_transfer.training.device import autocast
 from fmnist_transfer.training.fit import fit
 from fmnist_transfer.training.recipe import Precision, Recipe
 from fmnist_transfer.training.score import Epoch
-from fmnist_transfer.workers.run import Workers
+from fmnist_transfer.workers.run import Workers, available_cores
 from fmnist_transfer.workers.task import Report
 
 STOPPED = "the benchmark was stopped and keeps nothing; run it again"
@@ -35,7 +35,6 @@ class Workload:
     device: str
     data_dir: Path  # of the images of `half`, for the notebook's loop
     precision: Precision = "float32"
-    n_threads: int = 1  # of the notebook's loop
 
     def training(self, spec: CNN2Spec, recipe: Recipe) -> "Workload":
         """Return this workload with another network and two epochs of another recipe."""
@@ -90,7 +89,7 @@ def matrix_product(work: Workload, seed: int, report: Report, should_stop: Shoul
 
 def run_notebook(work: Workload, seed: int, report: Report, should_stop: ShouldStop) -> list[Epoch]:
     """Train as `fit`, without augmentation and `prepare_process`; the precision holds in evaluation too."""
-    torch.set_num_threads(work.n_threads)
+    torch.set_num_threads(available_cores())
     recipe, device = work.recipe, torch.device(work.device)
     train, val = notebook_data(work)
     torch.manual_seed(seed)

@@ -17,6 +17,7 @@ BEST_VAL_LOSS, SCALED_VAL_LOSS = "best/val_loss", "final/val_scaled_loss"
 TEST_ACCURACY, SECONDS = "test/accuracy", "cost/seconds"
 NOTE, KIND = "mlflow.note.content", "mlflow.experimentKind"  # tags; the first is the description
 VIEW_TAG = "mlflow.sharedViewState."  # + name of a view: tag of an experiment
+TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
 MetricRow = tuple[str, float, int]  # key, value, step
 # Both have their names in lower case as values: a run's tag `role`, and the keys of the experiments' saved views.
 Role = StrEnum("Role", "STUDY TRIAL RETRAINED SWEEP SOURCE CELL CURVE BENCHMARK")

@@ -23,7 +23,7 @@ from fmnist_transfer.store.links import experiment_tags
 from fmnist_transfer.store.lock import Owner, provenance
 from fmnist_transfer.store.places import ARTIFACTS
 from fmnist_transfer.store.retry import RetryPolicy
-from fmnist_transfer.store.roles import NOTE, MetricRow, Role
+from fmnist_transfer.store.roles import NOTE, TAG_LENGTH, MetricRow, Role
 from fmnist_transfer.terminal.output import masked, warn
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Store", "already_there"]
 METRICS_PER_CALL, TEXTS_PER_CALL = 800, 100  # MLflow takes 1,000 items per call, among them 100 params and 100 tags
-TAG_LENGTH = 5_000  # characters, the limit of MLflow's tags
 DPI, INLINE_DPI = 150, 90  # the UI shows pictures in descriptions at their natural size
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, Any] | None  # or params; values are written by str()

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, started before this process imports torch: all import it in parallel."""
+"""Worker processes on this machine, connected by pipes."""
 
 import contextlib
 import multiprocessing
@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 from fmnist_transfer.errors import UsageError
@@ -71,8 +72,9 @@ class _Process(Worker):
     def send(self, job: Job, task: Any) -> None:
         self._cancelled.value = 0
         new_job = None if self._job is job else (job.function, job.shared)
+        content = ForkingPickler.dumps((new_job, task))  # may fail, for want of open files for example
         with contextlib.suppress(OSError):  # it died while idle; `message` reports that
-            self.connection.send((new_job, task))
+            self.connection.send_bytes(content)
             self._job = job
 
     def cancel(self) -> None:

@@ -6,8 +6,8 @@
 Reads only logged runs; logs a page, its numbers and figures to `report/` among the artifacts of the sweep's parent run.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmnist_transfer.flags import CommandFlags, OutputFlags, StoreFlags, SweepFlags
@@ -48,8 +48,7 @@ def main(settings: ReportSettings) -> int:
     return 0
 
 
-def command(args: Sequence[str] | None = None) -> int:
-    return run_command(ReportSettings, main, "sweeps.report", args)
+command = functools.partial(run_command, ReportSettings, main, "sweeps.report")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where pretraining helps and where it hurts: the answer in one picture, with the verdicts, and the controls."""
+"""The answer in one picture: loss differences that show where pretraining helps, and the verdicts; and the controls."""
 
 from collections.abc import Sequence
 from functools import partial

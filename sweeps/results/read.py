@@ -16,7 +16,7 @@ from fmnist_transfer.training.recipe import Recipe, still_known
 from sweeps.analysis.claims import Verdict, judge
 from sweeps.analysis.comparison import Comparison, ImageVariances, compare
 from sweeps.analysis.statistics import Array
-from sweeps.grid import NO_GRID, REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
+from sweeps.grid import REPORTED, TUNING_REPLICATE, Cell, Grid, Init, RecipeChange, grids_of, verdicts_at
 from sweeps.rows import GROUPS, Row, Status
 from sweeps.training.recipes import Chosen, choose, tuned_cells, tuning_cells
 
@@ -135,7 +135,8 @@ def read_sweep(store: Store, run_id: str, asked: Grid | None = None) -> LoggedSw
     open_cells = [row.cell for row in of_grid if row.status == "open"]
     plans = [grid for grid in grids if {*REPORTED} <= {*grid.inits}]  # without both, there is nothing to judge
     complete = [grid for grid in plans if not any(map(grid.has, open_cells))]
-    judged = asked if asked in plans else next(iter([*complete[-1:], *plans, *grids]), NO_GRID)
+    no_plan = Grid((), (), 0, (), 0)  # of a sweep that was stopped before it made one
+    judged = asked if asked in plans else [*complete[-1:], *plans, *grids, no_plan][0]
     finished = [runs[row.cell].data.tags for row in of_grid if row.status == "finished"]
     return LoggedSweep(
         run_id=run_id,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import safetensors.torch
+
 from fmnist_transfer.data.examples import Examples, Half, fraction, on_device
 from fmnist_transfer.network.cnn2 import CLASSIFIER, CNN2, CNN2Spec, fresh_network
 from fmnist_transfer.network.weights import State, copy_state, weights_digest
@@ -29,13 +31,18 @@ class CellPlan:
     half: Half  # the target half; for source networks the source half
     spec: CNN2Spec
     recipe: Recipe
-    sources: Mapping[int, State]  # replicate -> weights and buffers that its inits copy from
+    # replicate -> weights and buffers that its inits copy from, as `model_format.pack_weights` writes them: each tensor
+    # that is sent to a worker would need an open file
+    sources: Mapping[int, bytes]
     budget: Literal["epochs", "steps"]
     seed: int
     device: str
     precision: Precision = "float32"
     stack: bool = False  # train the cells of a fraction as one computation
     source_test: Examples | None = None  # test images of the source half, to measure forgetting
+
+    def source(self, replicate: int) -> State:
+        return safetensors.torch.load(self.sources[replicate]) if replicate in self.sources else {}
 
 
 class CellResult(NamedTuple):
@@ -74,7 +81,7 @@ def source_accuracies(plan: CellPlan, cell: Cell, final_state: State) -> dict[st
     """Measure forgetting: test accuracies on the source half, by the source's classifier, before and after the cell."""
     if plan.source_test is None:
         return {}
-    source, test = plan.sources[cell.replicate], plan.source_test.to(plan.device)
+    source, test = plan.source(cell.replicate), plan.source_test.to(plan.device)
     network = CNN2(dataclasses.replace(plan.spec, n_classes=len(source[f"{CLASSIFIER}.bias"]))).to(plan.device)
     network.load_state_dict(source)
     before = evaluate(network, test).accuracy
@@ -96,7 +103,7 @@ def _train(
     streams = Streams(plan.seed, cell.replicate, stage)
     train = fraction(half.train, cell.percent, streams)
     recipe = dataclasses.replace(plan.recipe, **cell.setting)
-    options |= {"init": cell.init, "source": plan.sources.get(cell.replicate, {})}
+    options |= {"init": cell.init, "source": plan.source(cell.replicate)}
     return [train_arm(partial(fresh_network, plan.spec), train, half, recipe, streams, **options)]
 
 
@@ -106,7 +113,7 @@ def _train_together(
     """Train cells of one fraction, sorted by replicate, then score each."""
     groups, draw = [], partial(fresh_network, plan.spec)
     for replicate, of_replicate in itertools.groupby(cells, key=lambda cell: cell.replicate):
-        streams, source = Streams(plan.seed, replicate, stage), plan.sources.get(replicate, {})
+        streams, source = Streams(plan.seed, replicate, stage), plan.source(replicate)
         networks = (starting_network(cell.init, draw, source, streams).to(plan.device) for cell in of_replicate)
         groups.append(Group(tuple(networks), fraction(half.train, cells[0].percent, streams), streams))
     trained = fit_stacked(groups, half.val, plan.recipe, **options)

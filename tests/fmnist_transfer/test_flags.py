@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_transfer.benchmark.__main__ import BenchmarkFlags, BenchmarkSettings
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.flags import TrainingFlags, count_workers, workers_for
+from fmnist_transfer.flags import TrainingFlags, count_workers, device_of_tasks, workers_for
 from fmnist_transfer.workers.run import available_cores
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps.settings import TransferFlags, TransferSettings
@@ -63,6 +63,14 @@ def test_workers_are_as_many_as_cores_and_tasks_allow() -> None:
     assert count_workers("3", "cuda", 1_000) == 3
     assert count_workers("3", "cpu", 2) == 2
     assert count_workers("auto", "cpu", 0) == 1
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "gpu", "mps"])
+def test_ray_assigns_gpus_itself(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if Ray were installed
+    with pytest.raises(UsageError, match=f"--device {device} --engine ray"):
+        device_of_tasks(SearchSettings(engine="ray", gpus_per_task=1.0, device=device))
+    assert device_of_tasks(SearchSettings(engine="ray", gpus_per_task=1.0)) == "cuda"
 
 
 def test_a_dry_run_starts_no_process() -> None:

@@ -14,7 +14,7 @@ from tuning.trainings import Candidate, Plan
 from tuning.winner import Retrained, winner_key
 
 CANDIDATE = Candidate("trial 003", CNN2Spec(), Recipe(), trial=3, search_score=0.9)
-FIRST, SECOND = Trained("run", 0.8, 0.75, 1.0), Trained("second", 0.7, 0.75, 1.0)
+FIRST, SECOND = Trained("run", 0.8, 0.75), Trained("second", 0.7, 0.75)
 RETRAINED = Retrained(CANDIDATE, (FIRST, SECOND))
 
 
@@ -25,7 +25,7 @@ def plan(half: Half) -> Plan:
 
 def test_equal_work_with_equal_results_has_one_key(plan: Plan) -> None:
     renumbered = dataclasses.replace(CANDIDATE, name="trial 007", trial=7, search_score=0.95)  # of another study
-    elsewhere = Retrained(renumbered, (FIRST._replace(run_id="another", seconds=9.0), SECOND))
+    elsewhere = Retrained(renumbered, (FIRST._replace(run_id="another"), SECOND))
     assert winner_key([RETRAINED], plan, 2) == winner_key([elsewhere], plan, 2)
 
 

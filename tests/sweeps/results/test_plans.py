@@ -102,6 +102,14 @@ def test_the_planned_number_stays_judged_until_an_extension_is_complete(ledger: 
     assert read_sweep(store, run_id).tags["verdicts_at"] == "6 7"
 
 
+def test_the_earliest_plans_go_when_there_is_no_room_for_more(ledger: Ledger, store: Store) -> None:
+    for n in range(1, 151):
+        add_grid(store, ledger.run_id, Grid((60, 100), REPORTED, n, (100,), 1))
+    kept = [grid.n_replicates for grid in grids_of(read_sweep(store, ledger.run_id).tags)]
+    assert kept == [*range(151 - len(kept), 151)]
+    assert 50 < len(kept) < 150
+
+
 def test_a_plan_of_controls_is_not_judged(ledger: Ledger, store: Store) -> None:
     run_id = ledger.run_id
     add_grid(store, run_id, SMALL)

@@ -1,7 +1,9 @@
 """Cells: pairing, budgets, own sources and recipes, and that nothing else decides what comes out."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from synthetic import SMALL_SPEC as SPEC
 from fmnist_transfer.data.examples import Half, load_half
 from fmnist_transfer.network.weights import weights_digest
 from fmnist_transfer.seeding import Streams
+from fmnist_transfer.store.model_format import pack_weights
 from fmnist_transfer.training import fit
 from fmnist_transfer.training.fit import train_on_half
 from fmnist_transfer.training.recipe import Recipe
@@ -29,7 +32,7 @@ def train_cell(plan: CellPlan, cell: Cell) -> CellResult:
 
 @pytest.fixture
 def plan(half: Half, registered: dict[str, torch.Tensor]) -> CellPlan:
-    return CellPlan(half, SPEC, RECIPE, dict.fromkeys(range(3), registered), "epochs", 0, "cpu")
+    return CellPlan(half, SPEC, RECIPE, dict.fromkeys(range(3), pack_weights(registered)), "epochs", 0, "cpu")
 
 
 @pytest.fixture
@@ -62,7 +65,9 @@ def test_a_source_network_is_that_of_a_search(budget: str, plan: CellPlan) -> No
 def test_forgetting_is_measured_on_the_source_with_its_classifier(plan: CellPlan, data_dir: Path) -> None:
     source, recipe = load_half(data_dir, (0, 1, 2, 3, 4)), Recipe(epochs=4, batch_size=16, learning_rate=1e-2)
     trained = train_on_half(SPEC, source, recipe, Streams(0), "cpu")
-    plan = dataclasses.replace(plan, sources={0: trained.final_state}, source_test=source.test, recipe=recipe)
+    plan = dataclasses.replace(
+        plan, sources={0: pack_weights(trained.final_state)}, source_test=source.test, recipe=recipe
+    )
     own = train_cell(plan, Cell(100, "pretrained", 0)).source_accuracies
     assert own["accuracy_before"] == trained.test.accuracy > 0.5
     assert own["accuracy_after"] < trained.test.accuracy
@@ -70,7 +75,8 @@ def test_forgetting_is_measured_on_the_source_with_its_classifier(plan: CellPlan
 
 
 def test_selffer_trains_twice_and_not_from_the_registered(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
-    other = dataclasses.replace(plan, sources={0: {name: tensor + 1 for name, tensor in registered.items()}})
+    changed = pack_weights({name: tensor + 1 for name, tensor in registered.items()})
+    other = dataclasses.replace(plan, sources={0: changed})
     cell = Cell(40, "selffer", 0)
     assert train_cell(plan, cell).weights_digest == train_cell(other, cell).weights_digest
     random = train_cell(plan, Cell(40, "random", 0))
@@ -79,10 +85,22 @@ def test_selffer_trains_twice_and_not_from_the_registered(plan: CellPlan, regist
 
 def test_each_replicate_may_have_its_own_source(plan: CellPlan, registered: dict[str, torch.Tensor]) -> None:
     other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in registered.items()}
-    one, two = plan, dataclasses.replace(plan, sources={0: registered, 1: other})
+    sources = {0: pack_weights(registered), 1: pack_weights(other)}
+    one, two = plan, dataclasses.replace(plan, sources=sources)
     zero, first = Cell(40, "pretrained", 0), Cell(40, "pretrained", 1)
     assert train_cell(one, zero).weights_digest == train_cell(two, zero).weights_digest
     assert train_cell(one, first).weights_digest != train_cell(two, first).weights_digest
+
+
+def test_sources_need_no_open_files_on_their_way_to_a_worker(
+    plan: CellPlan, registered: dict[str, torch.Tensor]
+) -> None:
+    """Of 100 replicates, which as tensors would need 3,400."""
+    plan.half.share_memory()
+    many = dataclasses.replace(plan, sources={i: pack_weights(registered) for i in range(100)})
+    before = len(os.listdir("/dev/fd"))
+    assert len(ForkingPickler.dumps(many)) > 100 * len(many.sources[0])
+    assert len(os.listdir("/dev/fd")) - before <= 12  # of the half's six tensors
 
 
 def test_a_cell_trains_by_its_change(plan: CellPlan) -> None:
