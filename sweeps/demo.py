@@ -87,7 +87,7 @@ def _copy(store: "Store", stop: StopSignal) -> None:
             )
             store.log(own, metrics=[(key, value, 0) for key, value in row.scores.items()])
             store.end(own)
-        SweepFigures(store, run_id, lambda: rows, NAME).draw(rows)
+        SweepFigures(store, run_id, NAME).draw(rows)
         variances = variances_from_csv((TABLES / IMAGE_VARIANCES).read_text())
         sweep = dataclasses.replace(read_sweep(store, run_id), image_variances={"pretrained": variances})
         log_curves(store, sweep)

@@ -113,8 +113,9 @@ def _sweep(context: SweepContext, ledger: Ledger) -> dict[str, Any]:
     settings, store, stopwatch, run_id = context.settings, context.store, context.stopwatch, ledger.run_id
     store.log_data(run_id, context.plan.half, "target")
     store.log(run_id, tags=grid_tags(store.client.get_run(run_id).data.tags, settings.grid))
-    figures = SweepFigures(store, run_id, lambda: read_sweep(store, run_id).rows, context.name)
-    ledger.on_report, ledger.on_end = partial(stopwatch.mark, FIRST_STEP), figures.refresh
+    figures = SweepFigures(store, run_id, context.name)
+    ledger.on_report = partial(stopwatch.mark, FIRST_STEP)
+    ledger.on_end = partial(figures.refresh, lambda: read_sweep(store, run_id).rows)
     rows, tried = _rows(context, ledger)
     logged = read_sweep(store, run_id, settings.grid)  # with the rows of all commands of this sweep
     figures.draw(logged.rows)
@@ -178,8 +179,7 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, bytes]:
         run_logged(workers, pretrain, plan, tasks, log=Together(log), progress=progress, debug=settings.debug)
     trained = log.collect(replicates, "source networks", workers.stop)
     context.stopwatch.lap("source networks")
-    states = {replicate: load_weights(store, network.run_id, plan.spec) for replicate, network in trained.items()}
-    return {replicate: pack_weights(state) for replicate, state in states.items()}
+    return {i: pack_weights(load_weights(store, network.run_id, plan.spec)) for i, network in trained.items()}
 
 
 def _train(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:

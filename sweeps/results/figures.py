@@ -19,17 +19,17 @@ PANELS = (Score.TRAIN_LOSS, Score.VAL_LOSS, Score.VAL_ACCURACY)  # their labels 
 
 
 class SweepFigures:
-    """Draws the parent run's figures and writes its `results.csv`, from the rows that `read_rows` returns."""
+    """Draws the parent run's figures and writes its `results.csv`."""
 
-    def __init__(self, store: Store, run_id: str, read_rows: Callable[[], Sequence[Row]], title: str):
-        self._store, self._run_id, self._read_rows, self._title = store, run_id, read_rows, title
+    def __init__(self, store: Store, run_id: str, title: str):
+        self._store, self._run_id, self._title = store, run_id, title
         self._start, self._next_draw = time.monotonic(), 0.0
 
-    def refresh(self) -> None:
-        """Draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
+    def refresh(self, read_rows: Callable[[], Sequence[Row]]) -> None:
+        """Read and draw every `REFRESH_SECONDS`, once `FEWEST_CELLS` are finished."""
         if (now := time.monotonic()) < self._next_draw:
             return
-        rows = self._read_rows()
+        rows = read_rows()
         if sum(row.status == "finished" for row in rows) >= FEWEST_CELLS:
             self.draw(rows)
             if not self._next_draw:
