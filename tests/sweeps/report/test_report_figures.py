@@ -59,6 +59,15 @@ def test_controls_have_a_panel_each_beside_pretrained(pair: Comparison) -> None:
     assert controls_figure(sweep(pair.rows)) is None
 
 
+def test_controls_of_a_single_fraction_stand_in_one_row() -> None:
+    inits = ("pretrained", "random", "pretrained@1", "pretrained@2", "selffer", "matched")
+    table = [row for row in rows(6, GAINS, noise=0.004, inits=inits) if row.cell.percent == 100]
+    figure = controls_figure(sweep(table))
+    assert figure is not None
+    bottoms = {axes.get_position().y0 for axes in figure.axes}
+    assert (len(figure.axes), len(bottoms)) == (5, 1)
+
+
 def test_the_answer_is_drawn_from_a_table_alone(pair: Comparison) -> None:
     read = compared(from_csv(to_csv(pair.rows)), judged=PERCENTS, n_replicates=6)
     for score in (Score.TRAIN_LOSS, Score.HELDOUT_LOSS):
