@@ -1,11 +1,13 @@
-"""Flags that several commands share, and the workers and devices that they select. Imports no torch and no mlflow."""
+"""Flags that several commands share, and how a command trains by them. Imports no torch and no mlflow."""
 
+import contextlib
 import importlib.util
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmnist_transfer.errors import UsageError
 from fmnist_transfer.store.places import POSTGRESQL
@@ -112,23 +114,40 @@ class TrainingSettings(CommandFlags, OutputFlags, StoreFlags, MachineFlags, Trai
     """Shared flags of the commands that train and log."""
 
 
+class Machine(NamedTuple):
+    """Device, precision and workers of a command that trains."""
+
+    device: str
+    precision: Precision
+    workers: Workers
+
+
 def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local") -> int:
     """Return the number of workers for `--workers`, at most one per task; a cluster starts as many of them as fit."""
     available = n_tasks if engine == "ray" else available_cores() if device == "cpu" else 1
     return max(1, min(available if text == "auto" else int(text), n_tasks))
 
 
-def workers_for(settings: TrainingSettings, device: str, n_tasks: int, stop: StopSignal) -> Workers:
-    """Make the workers that the flags describe. A dry run starts no process and contacts no cluster."""
-    if settings.dry_run:
-        return Workers(1, stop)
-    n, gpus = count_workers(settings.workers, device, n_tasks, settings.engine), settings.gpus_per_task
-    if settings.engine == "local":
-        return Workers(n, stop, apart=device != "cpu")
+@contextlib.contextmanager
+def machine_for(settings: TrainingSettings, n_tasks: int, stop: StopSignal) -> Iterator[Machine]:
+    """Choose device and precision, say why, and make the workers. A dry run starts no process, contacts no cluster."""
+    say("Loading torch and mlflow ...")
     from fmnist_transfer.training.device import resolve_precision
 
-    precision, _ = resolve_precision(settings.precision, device)
-    return Workers(n, stop, engine="ray", gpus_per_task=gpus, bf16_on=device if precision == "bf16" else None)
+    device = device_of_tasks(settings)
+    precision, reason = resolve_precision(settings.precision, device)
+    if settings.precision == "auto":
+        say(f"Precision {precision}: {reason}")
+    n = count_workers(settings.workers, device, n_tasks, settings.engine)
+    if settings.dry_run:
+        workers = Workers(1, stop)
+    elif settings.engine == "local":
+        workers = Workers(n, stop, apart=device != "cpu")
+    else:
+        bf16_on = device if precision == "bf16" else None
+        workers = Workers(n, stop, engine="ray", gpus_per_task=settings.gpus_per_task, bf16_on=bf16_on)
+    with workers:
+        yield Machine(device, precision, workers)
 
 
 def device_of_tasks(settings: TrainingSettings) -> str:
@@ -147,16 +166,6 @@ def device_of_tasks(settings: TrainingSettings) -> str:
     if settings.precision == "tf32" and device != "cuda":
         raise UsageError(f"--precision tf32: {device} has none; use auto, or give --gpus-per-task")
     return device
-
-
-def precision_of_tasks(settings: TrainingSettings, device: str) -> Precision:
-    """Return the number format to train in, and say what `auto` chose and why."""
-    from fmnist_transfer.training.device import resolve_precision
-
-    precision, reason = resolve_precision(settings.precision, device)
-    if settings.precision == "auto":
-        say(f"Precision {precision}: {reason}")
-    return precision
 
 
 def check_driver(flag: str, uri: str | None) -> None:

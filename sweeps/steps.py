@@ -9,7 +9,7 @@ from fmnist_transfer.data.examples import Half, load_half, n_train
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import digits
 from fmnist_transfer.errors import SAME_COMMAND
-from fmnist_transfer.flags import ONE_TIME, precision_of_tasks
+from fmnist_transfer.flags import ONE_TIME, Machine
 from fmnist_transfer.logged_tasks import Together, TrainedNetworks, Training, run_logged
 from fmnist_transfer.network.cnn2 import CNN2
 from fmnist_transfer.store.lock import locked
@@ -53,8 +53,9 @@ class SweepContext:
     stopwatch: Stopwatch
 
 
-def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: Stopwatch) -> dict[str, Any]:
+def sweep(settings: TransferSettings, machine: Machine, stopwatch: Stopwatch) -> dict[str, Any]:
     """Run what is not done yet, or print it with `--dry-run`; return what `--json` writes, and `n_failed`."""
+    workers = machine.workers
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     if settings.dry_run:
         store = open_store(settings.tracking_uri, retry, mend_copy=settings.mend_copy, may_write=False)
@@ -67,7 +68,7 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
     source, target = (
         load_half(data_dir, own, fetch=not settings.dry_run) for own in (model.split.source, model.split.target)
     )
-    plan = replace(_plan(settings, model, workers.share(target), device), source_test=source.test)
+    plan = replace(_plan(settings, model, workers.share(target), machine), source_test=source.test)
     name = f"{version.pinned.removeprefix('models:/')} on classes {digits(plan.half.classes)}"
     context = SweepContext(settings, store, model, source, plan, name, workers, stopwatch)
     work = identify_sweep(model, plan, settings)
@@ -89,7 +90,7 @@ def sweep(settings: TransferSettings, workers: Workers, device: str, stopwatch: 
     return result | {"model_uri": version.pinned, "split": str(model.split)}
 
 
-def _plan(settings: TransferSettings, model: TrainedModel, half: Half, device: str) -> CellPlan:
+def _plan(settings: TransferSettings, model: TrainedModel, half: Half, machine: Machine) -> CellPlan:
     """Plan the trainings on the target half, but for what they start from. Raises UsageError if one can't run."""
     for percent in settings.fractions:
         n_train(half.train, percent)  # raises UsageError if a class gets no image
@@ -101,7 +102,7 @@ def _plan(settings: TransferSettings, model: TrainedModel, half: Half, device: s
         copied_tensors(init, trunk_of(network.state_dict()))  # raises UsageError for more layers than there are
     if (n := model.spec.n_classes) != spec.n_classes:
         say(f"The model has {n} outputs and the target {spec.n_classes} classes; the classifier is reset in any case")
-    precision = precision_of_tasks(settings, device)
+    device, precision = machine.device, machine.precision
     if not settings.dry_run:
         network.load_state_dict(model.state)
         check_precision(network, half.val.images, precision, device)

@@ -8,7 +8,7 @@ Writes one MLflow run per fraction x init x replicate; their parent run gets cur
 import functools
 import sys
 
-from fmnist_transfer.flags import device_of_tasks, workers_for
+from fmnist_transfer.flags import machine_for
 from fmnist_transfer.terminal.command import run_command
 from fmnist_transfer.terminal.output import say, write_json
 from fmnist_transfer.terminal.progress import Stopwatch
@@ -20,16 +20,13 @@ from sweeps.settings import TransferSettings
 def main(settings: TransferSettings) -> int:
     """Run the sweep. Returns the exit status: 0, or 1 if a cell failed."""
     stopwatch = Stopwatch()
-    with StopSignal() as stop:
-        say("Loading torch and mlflow ...")
-        device = device_of_tasks(settings)
-        n_tasks = len(settings.fractions) if settings.stack else len(settings.grid.cells())
-        n_tuning = N_TUNING * len(settings.inits) if settings.recipe == "tuned" else 0
-        n_most = 1 if settings.dry_run else max(n_tasks, n_tuning, settings.pretrain_replicates)
-        with workers_for(settings, device, n_most, stop) as workers:
-            from sweeps.steps import FIRST_STEP, sweep
+    n_tasks = len(settings.fractions) if settings.stack else len(settings.grid.cells())
+    n_tuning = N_TUNING * len(settings.inits) if settings.recipe == "tuned" else 0
+    n_most = max(n_tasks, n_tuning, settings.pretrain_replicates)
+    with StopSignal() as stop, machine_for(settings, n_most, stop) as machine:
+        from sweeps.steps import FIRST_STEP, sweep
 
-            result = sweep(settings, workers, device, stopwatch)
+        result = sweep(settings, machine, stopwatch)
     say(f"The sweep took {stopwatch}")
     n_failed = result.pop("n_failed")
     if settings.json:

@@ -8,7 +8,7 @@ python -m tuning.search --split even/odd --like models:/cnn2/best    # a registe
 import functools
 import sys
 
-from fmnist_transfer.flags import device_of_tasks, workers_for
+from fmnist_transfer.flags import machine_for
 from fmnist_transfer.terminal.command import run_command
 from fmnist_transfer.terminal.output import say, write_json
 from fmnist_transfer.terminal.progress import Stopwatch
@@ -19,14 +19,11 @@ from tuning.settings import SearchSettings
 def main(settings: SearchSettings) -> int:
     """Run the search. Returns the exit status: 0, or 1 if a trial or a re-training failed."""
     stopwatch = Stopwatch()
-    say("Loading torch, mlflow and optuna ...")
-    with StopSignal() as stop:
-        device = device_of_tasks(settings)
-        n_tasks = max(settings.trials if settings.is_search else 1, settings.n_seeds)
-        with workers_for(settings, device, n_tasks, stop) as workers:
-            from tuning.steps import dry_run, search
+    n_tasks = max(settings.trials if settings.is_search else 1, settings.n_seeds)
+    with StopSignal() as stop, machine_for(settings, n_tasks, stop) as machine:
+        from tuning.steps import dry_run, search
 
-            result = dry_run(settings) if settings.dry_run else search(settings, device, workers, stopwatch)
+        result = dry_run(settings) if settings.dry_run else search(settings, machine, stopwatch)
     say(f"The search took {stopwatch}")
     failed = result.pop("n_failed")
     if settings.json:

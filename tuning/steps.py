@@ -13,7 +13,7 @@ from fmnist_transfer.data.examples import load_half
 from fmnist_transfer.data.files import default_data_dir
 from fmnist_transfer.data.split import Split, digits, parse_split
 from fmnist_transfer.errors import SAME_COMMAND, NoStoreError, UsageError, UserError
-from fmnist_transfer.flags import precision_of_tasks
+from fmnist_transfer.flags import Machine
 from fmnist_transfer.identity import identity
 from fmnist_transfer.logged_tasks import run_logged
 from fmnist_transfer.network.cnn2 import HAND_MADE_SPEC, REFERENCE_SPEC, fresh_network
@@ -29,7 +29,6 @@ from fmnist_transfer.terminal.output import counted, print_pairs, say
 from fmnist_transfer.terminal.progress import Progress, Stopwatch
 from fmnist_transfer.training.evaluation import check_precision
 from fmnist_transfer.training.recipe import REFERENCE_RECIPE
-from fmnist_transfer.workers.run import Workers
 from tuning.settings import SearchSettings
 from tuning.space import SPACE_VERSION, affordable, on_edge, starts
 from tuning.study import SETTINGS, counting, open_storage, open_study, requeue
@@ -38,18 +37,18 @@ from tuning.trials import SearchContext, Trials, candidate, expected_best, study
 from tuning.winner import register_best
 
 
-def search(settings: SearchSettings, device: str, workers: Workers, stopwatch: Stopwatch) -> dict[str, Any]:
+def search(settings: SearchSettings, machine: Machine, stopwatch: Stopwatch) -> dict[str, Any]:
     """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`."""
-    split = parse_split(settings.split)
+    split, (device, precision, workers) = parse_split(settings.split), machine
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
-    plan = Plan(half, split, settings.seed, device, precision_of_tasks(settings, device))
+    plan = Plan(half, split, settings.seed, device, precision)
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)
     store = open_for_work(settings.tracking_uri, TUNING, retry, mend_copy=settings.mend_copy)
     store.end_orphans(TUNING)
     context = SearchContext(settings, store, plan, workers, stopwatch)
     fixed = None if settings.is_search else _fixed_candidate(store, settings.like, split)
     network = fresh_network(fixed[0].spec if fixed else HAND_MADE_SPEC, Streams(plan.seed))
-    check_precision(network, half.val.images, plan.precision, device)
+    check_precision(network, half.val.images, precision, device)
     result = _train_one(context, *fixed) if fixed else _tune(context)
     stopwatch.lap("registering")
     place = f" --tracking-uri {shlex.quote(settings.tracking_uri)}" if settings.tracking_uri else ""

@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_transfer.benchmark.__main__ import BenchmarkFlags, BenchmarkSettings
 from fmnist_transfer.errors import UsageError
-from fmnist_transfer.flags import TrainingFlags, count_workers, device_of_tasks, workers_for
+from fmnist_transfer.flags import TrainingFlags, count_workers, device_of_tasks, machine_for
 from fmnist_transfer.workers.run import available_cores
 from fmnist_transfer.workers.stop import StopSignal
 from sweeps.settings import TransferFlags, TransferSettings
@@ -74,5 +74,5 @@ def test_ray_assigns_gpus_itself(device: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_dry_run_starts_no_process() -> None:
-    with StopSignal() as stop, workers_for(SearchSettings(dry_run=True, workers="3"), "cpu", 9, stop) as workers:
-        assert (workers.n, multiprocessing.active_children()) == (1, [])
+    with StopSignal() as stop, machine_for(SearchSettings(dry_run=True, workers="3"), 9, stop) as machine:
+        assert (machine.workers.n, multiprocessing.active_children()) == (1, [])
