@@ -7,15 +7,15 @@ from typing import Literal
 import torch
 
 Purpose = Literal["subset", "trunk", "classifier", "batches", "augmentation", "dropout", "sampler", "matched"]
-Stage = Literal["source", "target", "pretraining", "selffer"]
+Stage = Literal["source", "target", "selffer"]
 
 
 @dataclass(frozen=True)
 class Streams:
     """The random streams of one replicate (counted from 0) of `--seed`, shared by all its inits.
 
-    Each half, and each kind of network that a sweep trains before its cells, has its own stage: with one for all,
-    `random` would start as the very network that `pretrained` grew from.
+    Each half, and the first training of `selffer`, has its own stage: with one for all, `random` would start as the
+    very network that `pretrained` grew from.
     """
 
     root_seed: int

@@ -103,7 +103,7 @@ def test_the_networks_of_a_group_share_their_masks_and_groups_do_not() -> None:
 def test_source_networks_of_different_replicates_train_together_as_each_alone(half: Half) -> None:
     """Groups of one network, each with its own order of the whole half; evaluated at twenty points only."""
     recipe, points = dataclasses.replace(ADAMW, epochs=40, batch_size=128, learning_rate=1e-3), []
-    replicates = [Streams(3, replicate, "pretraining") for replicate in range(3)]
+    replicates = [Streams(3, replicate) for replicate in range(3)]
     groups = [Group((fresh_network(DROPPING, s),), fraction(half.train, 100, s), s) for s in replicates]
     together = fit_stacked(groups, half.val, recipe, on_epoch=points.append)
     assert points == list(range(2, 41, 2))
