@@ -1,4 +1,4 @@
-"""Flags that several commands share, and how a command trains by them. Imports no torch and no mlflow."""
+"""Flags that several commands share, and the device, precision and workers that they select. Imports torch late."""
 
 import contextlib
 import importlib.util
@@ -130,11 +130,11 @@ def count_workers(text: str, device: str, n_tasks: int, engine: Engine = "local"
 
 @contextlib.contextmanager
 def machine_for(settings: TrainingSettings, n_tasks: int, stop: StopSignal) -> Iterator[Machine]:
-    """Choose device and precision, say why, and make the workers. A dry run starts no process, contacts no cluster."""
+    """Yield device, precision and workers until the block ends. A dry run starts no process and contacts no cluster."""
     say("Loading torch and mlflow ...")
+    device = device_of_tasks(settings)
     from fmnist_transfer.training.device import resolve_precision
 
-    device = device_of_tasks(settings)
     precision, reason = resolve_precision(settings.precision, device)
     if settings.precision == "auto":
         say(f"Precision {precision}: {reason}")

@@ -180,7 +180,8 @@ def _sources(context: SweepContext, run_id: str) -> dict[int, bytes]:
         run_logged(workers, pretrain, plan, tasks, log=Together(log), progress=progress, debug=settings.debug)
     trained = log.collect(replicates, "source networks", workers.stop)
     context.stopwatch.lap("source networks")
-    return {i: pack_weights(load_weights(store, network.run_id, plan.spec)) for i, network in trained.items()}
+    weights = {replicate: load_weights(store, network.run_id, plan.spec) for replicate, network in trained.items()}
+    return {replicate: pack_weights(state) for replicate, state in weights.items()}
 
 
 def _train(context: SweepContext, ledger: Ledger, cells: Sequence[Cell], noun: str) -> list[Row]:

@@ -39,7 +39,8 @@ from tuning.winner import register_best
 
 def search(settings: SearchSettings, machine: Machine, stopwatch: Stopwatch) -> dict[str, Any]:
     """Search, or train one network without a search. Returns what `--json` writes, and `n_failed`."""
-    split, (device, precision, workers) = parse_split(settings.split), machine
+    device, precision, workers = machine
+    split = parse_split(settings.split)
     half = workers.share(load_half(settings.data_dir or default_data_dir(), split.source))
     plan = Plan(half, split, settings.seed, device, precision)
     retry = RetryPolicy(settings.store_timeout, workers.stop.is_set)

@@ -55,8 +55,8 @@ def _differences_figure(
     panels: Sequence[Panel], own: str, sides: tuple[str, str], below: float = 0.0
 ) -> tuple[Figure, GridSpec]:
     """Draw the panels in rows, with an empty row of `below` inches under them. sides: words above and below 0."""
-    has_one = all(len(pair.percents) == 1 for _, pair, _ in panels)
-    n_columns = min(NARROW_PER_ROW if has_one else PER_ROW, len(panels))
+    are_narrow = all(len(pair.percents) == 1 for _, pair, _ in panels)
+    n_columns = min(NARROW_PER_ROW if are_narrow else PER_ROW, len(panels))
     heights = [2.9] * -(-len(panels) // n_columns) + [below] * bool(below)
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.6), layout="constrained")
     places = figure.add_gridspec(len(heights), n_columns, height_ratios=heights)
@@ -67,7 +67,7 @@ def _differences_figure(
         axes.set_ylabel("" if i % n_columns else f"random's loss against\n{own} (%)")
         if n_columns > PER_ROW:
             axes.set_xlabel("% of the images")
-        axes.tick_params(labelleft=i % n_columns == 0)
+            axes.tick_params(labelleft=i % n_columns == 0)
     _write_sides(figure.axes, *sides)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
